@@ -1,0 +1,22 @@
+"""Batches of byte buffers and file ranges, sent in as few system calls as possible."""
+
+from iobatch._batch import IOB_AGAIN, IOB_DONE, IOB_ERROR, IOBatch
+from iobatch._entries import TruncatedFileError
+from iobatch._send import COPY_LIMIT, SEND_LIMIT, iob_send, iob_sendmsg
+from iobatch._sendall import iob_sendall
+from iobatch._write import WRITE_LIMIT, iob_write
+
+__all__ = [
+    "COPY_LIMIT",
+    "IOB_AGAIN",
+    "IOB_DONE",
+    "IOB_ERROR",
+    "SEND_LIMIT",
+    "WRITE_LIMIT",
+    "IOBatch",
+    "TruncatedFileError",
+    "iob_send",
+    "iob_sendall",
+    "iob_sendmsg",
+    "iob_write",
+]

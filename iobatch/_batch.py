@@ -1,0 +1,516 @@
+"""The batch: what is left to send, in order. Accounting only; no socket is ever seen here."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections import deque
+from contextlib import suppress
+from functools import partial
+from io import FileIO
+from itertools import islice
+from selectors import EVENT_WRITE
+from typing import TYPE_CHECKING, Final
+
+from attrs import define, field
+
+from iobatch._entries import (
+    MAX_BYTES,
+    Entry,
+    FileRange,
+    Release,
+    Releases,
+    TruncatedFileError,
+    file_size,
+    fileno,
+    flatten,
+    hooks,
+    natural,
+    pread,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import TracebackType
+    from typing import Self
+
+    from typing_extensions import Buffer
+
+    from iobatch._entries import HasFileno, OpenFile
+
+IOB_DONE: Final = 0
+IOB_AGAIN: Final = -1
+IOB_ERROR: Final = -3
+
+# One system call takes no more buffers than IOV_MAX (writev(2): EINVAL; sendmsg(2): EMSGSIZE).
+IOV_MAX: Final = os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") else 16
+# The most bytes that are made ready in front of a file range that is read: so one system call
+# reads no more of files than this, and neither does a slow reader's batch hold more of them.
+STAGE_LIMIT: Final = 128 * 1024
+# Up to here copying neighbours into one offer costs less than the record or the system call that
+# it saves.
+JOIN_LIMIT: Final = 32 * 1024
+
+_fadvise = getattr(os, "posix_fadvise", None)
+
+
+@define(eq=False, repr=False)
+class IOBatch:
+    """An ordered list of byte buffers and file ranges that are still to be written.
+
+    Add pieces, then call iob_send, iob_write or iob_sendall until the batch is empty. Buffers are
+    held, not copied: the caller must not change them until they are released. An entry is released
+    as soon as its last byte was accepted, or by reset(), or when the batch is collected; that is
+    the moment at which its on_release runs and an owned file is closed. on_release is called
+    without arguments, exactly once, after the accounting; it may add entries, but may not send or
+    reset this batch (RuntimeError). It must not raise: if it does, sys.unraisablehook reports it.
+
+    What is refused raises before anything changes. One batch belongs to one thread at a time.
+    """
+
+    _queue: deque[Entry] = field(init=False, factory=deque)
+    _left: int = field(init=False, default=0)
+    _sent: int = field(init=False, default=0)
+    _error: OSError | None = field(init=False, default=None)
+    _wants: int = field(init=False, default=EVENT_WRITE)
+    # A callback that said "again" was offered the first so many bytes of the head, which is a
+    # buffer then, and must be offered just these again (SSL_write(3): "bad write retry").
+    _pin: int = field(init=False, default=0)
+    # The batch is being sent, or runs its hooks.
+    _busy: bool = field(init=False, default=False)
+
+    @property
+    def bytesleft(self) -> int:
+        """The bytes that are still to be written."""
+        return self._left
+
+    @property
+    def bytessent(self) -> int:
+        """The bytes that were written since creation or reset()."""
+        return self._sent
+
+    @property
+    def error(self) -> OSError | None:
+        """The permanent error: why calls return IOB_ERROR, until reset()."""
+        return self._error
+
+    @property
+    def wants(self) -> int:
+        """What to wait for after IOB_AGAIN: selectors.EVENT_WRITE, or EVENT_READ (TLS)."""
+        return self._wants
+
+    def __bool__(self) -> bool:
+        return self._left > 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.reset()
+
+    def __repr__(self) -> str:
+        parts = [f"{self._left} bytes left", f"{self._sent} sent"]
+        if self._queue:
+            head = self._queue[0]
+            what = f"{len(head)} bytes" if isinstance(head, bytes | memoryview) else head
+            entries = sum(type(entry) is not Release for entry in self._queue)
+            parts.append(f"{entries} entries, the first: {what}")
+        if self._error is not None:
+            parts.append(repr(self._error))
+        return f"<IOBatch {', '.join(parts)}>"
+
+    def __del__(self) -> None:
+        # There is no queue where __init__ was given an argument.
+        queue = getattr(self, "_queue", ())
+        if any(type(entry) is Release and entry.closes for entry in queue):
+            warnings.warn(f"unclosed file in {self!r}", ResourceWarning, source=self, stacklevel=2)
+        if queue:
+            self._drop()
+
+    # Adding
+
+    def addbuf(self, data: Buffer, *, on_release: Callable[[], object] | None = None) -> None:
+        """Add a buffer: any object with a C-contiguous buffer, held and not copied.
+
+        Args:
+            data: the bytes; of an array, all bytes of its items.
+            on_release: called once, without arguments, when the batch needs data no longer.
+
+        Raises:
+            TypeError: data has no buffer (a str: use adds), or on_release can't be called.
+            BufferError: data is not C-contiguous.
+            OverflowError: more than 2**63 - 1 bytes would be left.
+
+        """
+        if type(data) is bytes and on_release is None:
+            self._append(data, len(data), ())
+            return
+        releases = hooks(on_release)
+        entry = flatten(data)
+        self._append(entry, len(entry), releases)
+
+    def adds(self, text: str, encoding: str = "utf-8") -> None:
+        """Add a str, encoded.
+
+        Raises:
+            TypeError: text is no str.
+            UnicodeEncodeError: text can't be encoded.
+            LookupError: there is no such encoding.
+            OverflowError: as for addbuf.
+
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"a str is required, not {type(text).__name__!r}")
+        self.addbuf(text.encode(encoding))
+
+    def addfile(
+        self,
+        file: int | str | os.PathLike[str] | HasFileno,
+        offset: int = 0,
+        count: int | None = None,
+        *,
+        on_release: Callable[[], object] | None = None,
+    ) -> None:
+        """Add a range of a file, by its descriptor, by an object that has one, or by its path.
+
+        A descriptor and an object with fileno() are borrowed: they must stay open until released;
+        the object is referenced as long. A path is opened here, owned, and closed when released.
+        The file's own position is neither used nor moved.
+
+        Args:
+            file: an int, an object with fileno(), a str or a path object.
+            offset: where in the file the range starts, in bytes.
+            count: its length in bytes; None: up to the end of the file as of now. A file that
+                turns out to be shorter is an error when it is sent (TruncatedFileError).
+            on_release: called once, without arguments, when the batch needs the file no longer.
+
+        Raises:
+            TypeError: file, offset, count or on_release is of no such kind.
+            ValueError: offset or count is negative, or the descriptor is; or count is None for
+                what is no regular file and has no end that could be known.
+            IsADirectoryError: file is a directory. For a descriptor or object given with a count
+                it costs no system call to add it, so sending reports this instead.
+            OSError: the file can't be opened, or its size can't be told.
+            OverflowError: the range would end past 2**63 - 1, or as for addbuf.
+
+        """
+        releases = hooks(on_release)
+        if type(file) is not int and isinstance(file, str | os.PathLike):
+            self._addowned(FileIO(file), offset, count, releases)
+        else:
+            self._addrange(file, offset, count, releases)
+
+    def addfile_close(
+        self,
+        file: int | str | os.PathLike[str] | OpenFile,
+        offset: int = 0,
+        count: int | None = None,
+    ) -> None:
+        """Add a range of a file, and own the file from now on.
+
+        It is closed when released, and at once if the range is empty or an exception is raised:
+        an int by os.close, an object by its close().
+
+        Args and Raises: as for addfile. An object without close(): TypeError.
+        """
+        if isinstance(file, str | os.PathLike):
+            self.addfile(file, offset, count)
+        else:
+            self._addowned(file, offset, count, ())
+
+    def extend(self, other: IOBatch) -> None:
+        """Move all entries of another batch behind the entries of this one.
+
+        The other batch ends empty. Its error stays where it is, so this also takes what a failed
+        batch still holds.
+
+        Raises:
+            TypeError: other is no IOBatch.
+            ValueError: other is this batch.
+            RuntimeError: other is being sent: this is its hook or callback.
+            OverflowError: as for addbuf.
+
+        """
+        if not isinstance(other, IOBatch):
+            raise TypeError(f"an IOBatch is required, not {type(other).__name__!r}")
+        if other is self:
+            raise ValueError("a batch can't be moved behind itself")
+        other._refuse_if_busy()
+        left = self._sum(other._left)
+        if not self._queue:
+            # What was the head of the one is the head of the other: a retry must stay the same.
+            self._pin = other._pin
+        self._queue.extend(other._queue)
+        self._left = left
+        other._queue.clear()
+        other._left = other._pin = 0
+
+    def prepend(self, data: Buffer, *, on_release: Callable[[], object] | None = None) -> None:
+        """Add a buffer in front of what is left. Args and Raises: as for addbuf.
+
+        Raises:
+            RuntimeError: bytes were offered to a callback of iob_write that said "again", or are
+                being offered now; they must come first in its next offer.
+
+        """
+        if self._pin:
+            raise RuntimeError("what was offered to a callback has to be offered again first")
+        releases = hooks(on_release)
+        entry = flatten(data)
+        left = self._sum(len(entry))
+        if entry:
+            self._queue.extendleft((*reversed(releases), entry))
+            self._left = left
+        else:
+            self._run(releases)
+
+    # Managing
+
+    def prefetch(self, nbytes: int) -> None:
+        """Tell the kernel that file ranges will be read soon (posix_fadvise(2), WILLNEED).
+
+        It starts at the current position and goes from range to range; buffers don't count. Where
+        the system or the file knows no such advice, nothing happens.
+
+        Args:
+            nbytes: how many bytes of file ranges.
+
+        Raises:
+            TypeError, ValueError: nbytes is no int, or negative.
+
+        """
+        nbytes = natural(nbytes, "nbytes")
+        if _fadvise is None:
+            return
+        for entry in self._queue:
+            if type(entry) is FileRange:
+                if not nbytes:
+                    return
+                count = min(entry.count, nbytes)
+                # It is advice only: a descriptor that has a fault shows it when it is sent.
+                with suppress(OSError):
+                    _fadvise(entry.fd, entry.offset, count, os.POSIX_FADV_WILLNEED)
+                nbytes -= count
+
+    def reset(self) -> None:
+        """Drop what is left, close what is owned, clear error and counts.
+
+        The batch is as new, and can be used again.
+
+        Raises:
+            RuntimeError: this is a hook or callback of the batch itself.
+
+        """
+        self._refuse_if_busy()
+        self._drop()
+
+    # What follows is for the functions that send.
+
+    def _stage(
+        self, room: int, small: int = MAX_BYTES, *, whole: bool = False
+    ) -> tuple[list[bytes | memoryview], int, bool]:
+        """Turn what is at the head into buffers for one system call.
+
+        A file range of at most `small` bytes (or one that sendfile refused) is read, and what was
+        read takes its place in the queue, so that it is never read again. A larger range ends the
+        run; if it is at the head, there are no buffers.
+
+        A fault of a file, and its end before the end of the range, shows only when the range is
+        at the head: what stands in front of it is sent first, whatever the sizes.
+
+        Args:
+            room: the most bytes to give.
+            small: the longest range that is read.
+            whole: for one message: as many buffers as there are, and any fault shows at once.
+
+        Returns:
+            The buffers, how many bytes they have, and whether all of them are `bytes`.
+
+        Raises:
+            OSError: the range at the head can't be read.
+            TruncatedFileError: its file has ended.
+
+        """
+        most, stop = (MAX_BYTES, room) if whole else (IOV_MAX, min(room, STAGE_LIMIT))
+        queue = self._queue
+        pieces: list[bytes | memoryview] = []
+        size = 0
+        plain = True
+        for i, entry in enumerate(queue):
+            if type(entry) is FileRange:
+                want = min(entry.count, stop - size)
+                if want <= 0 or (entry.count > small and not entry.refused):
+                    break
+                try:
+                    data = pread(entry.fd, want, entry.offset)
+                    if not data:
+                        raise TruncatedFileError(entry.fd, entry.offset, entry.count)
+                except OSError:
+                    if pieces and not whole:
+                        break
+                    raise
+                pieces.append(data)
+                size += len(data)
+                if len(data) < entry.count:
+                    entry.offset += len(data)
+                    entry.count -= len(data)
+                    queue.insert(i, data)
+                    break
+                queue[i] = data  # Unlike an insertion, this leaves the iterator valid.
+            elif type(entry) is not Release:
+                if type(entry) is memoryview:
+                    plain = False
+                size += len(entry)
+                if size > room:
+                    pieces.append(memoryview(entry)[: room - size])
+                    return pieces, room, False
+                pieces.append(entry)
+            else:
+                continue
+            if size == room or len(pieces) == most:
+                break
+        return pieces, size, plain
+
+    def _offer(self, room: int) -> memoryview:
+        """Give the buffer to offer to a callback, and pin it.
+
+        Raises: as for _stage.
+        """
+        if not self._pin:
+            head = self._queue[0]
+            if type(head) is bytes and len(head) < JOIN_LIMIT:
+                # No more of a file than can be joined; its rest goes in offers of its own.
+                room = min(room, JOIN_LIMIT)
+                self._stage(room)
+                self._join()
+            elif type(head) is FileRange:
+                self._stage(room)
+                self._join()
+            self._pin = min(len(self._queue[0]), room)  # type: ignore[arg-type]  # a buffer now
+        return memoryview(self._queue[0])[: self._pin].toreadonly()  # type: ignore[arg-type]
+
+    def _join(self) -> None:
+        """Make one entry of the small `bytes` at the head."""
+        queue = self._queue
+        count = size = 0
+        for entry in queue:
+            if type(entry) is not bytes or size + len(entry) > JOIN_LIMIT:
+                break
+            count += 1
+            size += len(entry)
+        if count > 1:
+            joined = b"".join(islice(queue, count))  # type: ignore[arg-type]  # all are bytes
+            for _ in range(count):
+                queue.popleft()
+            queue.appendleft(joined)
+
+    def _advance(self, nbytes: int) -> None:
+        """Account for bytes that were accepted, and release the entries that they end."""
+        self._left -= nbytes
+        self._sent += nbytes
+        queue = self._queue
+        releases = []
+        while queue:
+            entry = queue[0]
+            if type(entry) is Release:
+                releases.append(entry)
+            elif not nbytes:
+                break
+            elif type(entry) is FileRange:
+                entry.offset += nbytes
+                entry.count -= nbytes
+                if entry.count:
+                    break
+                nbytes = 0
+            else:
+                if nbytes < len(entry):
+                    queue[0] = memoryview(entry)[nbytes:]
+                    nbytes = 0
+                else:
+                    nbytes -= len(entry)
+                    queue.popleft()
+                if type(entry) is memoryview:
+                    entry.release()
+                continue
+            queue.popleft()
+        if releases:
+            self._run(releases)
+
+    def _fail(self, error: OSError) -> None:
+        """Keep a permanent error, without the frames and views that its traceback holds."""
+        error.__traceback__ = error.__context__ = error.__cause__ = None
+        self._error = error
+        self._pin = 0
+
+    def _refuse_if_busy(self) -> None:
+        if self._busy:
+            raise RuntimeError("the batch is being sent: this is its own hook or callback")
+
+    # What follows is for this class.
+
+    def _sum(self, count: int) -> int:
+        """Return the bytes left after an addition."""
+        left = self._left + count
+        if left > MAX_BYTES:
+            raise OverflowError("a batch holds at most 2**63 - 1 bytes")
+        return left
+
+    def _append(self, entry: bytes | memoryview | FileRange, size: int, releases: Releases) -> None:
+        """Add an entry; one without bytes is released at once."""
+        left = self._sum(size)
+        if size:
+            self._queue.append(entry)
+            self._queue.extend(releases)
+            self._left = left
+        else:
+            self._run(releases)
+
+    def _addrange(self, file: object, offset: int, count: int | None, releases: Releases) -> None:
+        fd = file if type(file) is int else fileno(file)
+        offset = natural(offset, "offset")
+        count = max(0, file_size(fd) - offset) if count is None else natural(count, "count")
+        if offset + count > MAX_BYTES:
+            raise OverflowError("a file has at most 2**63 - 1 bytes")
+        self._append(FileRange(fd, offset, count, file), count, releases)
+
+    def _addowned(self, file: object, offset: int, count: int | None, releases: Releases) -> None:
+        close = partial(os.close, file) if isinstance(file, int) else getattr(file, "close", None)
+        if not callable(close):
+            raise TypeError(f"a file that can be closed is required, not {type(file).__name__!r}")
+        try:
+            self._addrange(file, offset, count, (Release(close, closes=True), *releases))
+        except BaseException:
+            # The error that says what was wrong is the one to see.
+            with suppress(OSError):
+                close()
+            raise
+
+    def _run(self, releases: Iterable[Release]) -> None:
+        """Run hooks, with the batch locked against sending and resetting."""
+        busy, self._busy = self._busy, True
+        for release in releases:
+            try:
+                release.run()
+            except BaseException as exc:  # noqa: BLE001 # as in __del__: there is nobody to raise it to
+                sys.unraisablehook(
+                    sys.UnraisableHookArgs(  # type: ignore[misc, call-arg]  # a tuple, not a Protocol
+                        (type(exc), exc, exc.__traceback__, "Exception ignored in", release.run)
+                    )
+                )
+        self._busy = busy
+
+    def _drop(self) -> None:
+        dropped, self._queue = self._queue, deque()
+        self._left = self._sent = self._pin = 0
+        self._error = None
+        self._wants = EVENT_WRITE
+        for entry in dropped:
+            if type(entry) is memoryview:
+                entry.release()
+        self._run(entry for entry in dropped if type(entry) is Release)

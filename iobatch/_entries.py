@@ -1,0 +1,166 @@
+"""What stands in a batch's queue, and how what callers give becomes it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from operator import index
+from pickle import PickleBuffer
+from stat import S_ISDIR, S_ISREG
+from typing import TYPE_CHECKING, Final, final
+
+from attrs import define
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol, Self
+
+    from typing_extensions import Buffer
+
+    class HasFileno(Protocol):
+        """A file or socket object."""
+
+        def fileno(self) -> int:
+            """Return its descriptor."""
+
+    class OpenFile(HasFileno, Protocol):
+        """A file object that can be closed."""
+
+        def close(self) -> object:
+            """Close it."""
+
+
+MAX_BYTES: Final = 2**63 - 1  # the largest off_t
+
+
+class TruncatedFileError(OSError):
+    """A file ended before the range that was to be sent from it did.
+
+    Attributes:
+        fd: the file's descriptor.
+        offset: where the file ended: the offset of the first byte that is missing.
+        missing: how many bytes of the range are missing.
+
+    """
+
+    def __init__(self, fd: int, offset: int, missing: int) -> None:
+        """Say which file ended, where, and how many bytes too early."""
+        super().__init__(
+            errno.EIO,
+            f"file descriptor {fd} ended at offset {offset}, {missing} bytes before its range",
+        )
+        self.fd = fd
+        self.offset = offset
+        self.missing = missing
+
+    def __reduce__(self) -> tuple[type[Self], tuple[int, int, int]]:
+        return type(self), (self.fd, self.offset, self.missing)
+
+
+@final
+@define(eq=False)
+class FileRange:
+    """A range of a file, read or handed to sendfile when its turn comes."""
+
+    fd: int
+    offset: int
+    count: int
+    # The object that the descriptor came from: while it lives, its number is not reused.
+    file: object
+    # sendfile will not take this file, so it is staged whatever its size.
+    refused: bool = False
+
+
+@final
+@define(eq=False)
+class Release:
+    """Stands behind the entry that it belongs to, and runs when it comes to the head."""
+
+    run: Callable[[], object]
+    # It closes a file that the batch owns.
+    closes: bool = False
+
+
+# Three kinds of thing stand in the queue. Bytes to be written are plain `bytes`, or a
+# one-dimensional memoryview of unsigned bytes that belongs to the batch; a FileRange will become
+# bytes or go by sendfile; a Release is no bytes at all. No entry is empty, and a Release is never
+# at the head, except for the moment in which `_advance` takes it off.
+Entry = bytes | memoryview | FileRange | Release
+Releases = tuple[Release, ...]
+
+
+def flatten(data: Buffer) -> bytes | memoryview:
+    """Return what stands for a buffer in the queue: itself, or a view of single bytes."""
+    if type(data) is bytes:
+        return data
+    view = memoryview(data)
+    if not view.c_contiguous:
+        raise BufferError("a C-contiguous buffer is required")
+    if view.format == "B" and view.ndim == 1:
+        return view
+    # memoryview.cast refuses some formats and an empty dimension; PickleBuffer takes them all.
+    # It exports `view`, not `data`: a memoryview that the caller gave stays free to be released.
+    return PickleBuffer(view).raw()
+
+
+def hooks(on_release: Callable[[], object] | None) -> Releases:
+    """Return what stands behind an entry in the queue to call on_release."""
+    if on_release is None:
+        return ()
+    if not callable(on_release):
+        raise TypeError(f"on_release must be callable, not {type(on_release).__name__!r}")
+    return (Release(on_release),)
+
+
+def natural(number: int, name: str) -> int:
+    """Return an int that is not negative."""
+    number = index(number)
+    if number < 0:
+        raise ValueError(f"{name} must not be negative: {number}")
+    return number
+
+
+def positive(limit: int | None) -> int:
+    """Return a limit in bytes, where None is none."""
+    if limit is None:
+        return MAX_BYTES
+    limit = index(limit)
+    if limit < 1:
+        raise ValueError(f"limit must be at least 1: {limit}")
+    return limit
+
+
+def fileno(file: object) -> int:
+    """Return the descriptor of a file object."""
+    if isinstance(file, int):
+        return natural(file, "a file descriptor")
+    method = getattr(file, "fileno", None)
+    if method is None:
+        raise TypeError(
+            f"a descriptor, a path or an object with fileno() is required, "
+            f"not {type(file).__name__!r}"
+        )
+    return natural(method(), "a file descriptor")
+
+
+def file_size(fd: int) -> int:
+    """Return where a regular file ends now."""
+    status = os.fstat(fd)
+    if S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not S_ISREG(status.st_mode):
+        raise ValueError("count is required: only a regular file has an end")
+    return status.st_size
+
+
+def _seek_and_read(fd: int, nbytes: int, offset: int) -> bytes:
+    """Do what pread does where there is none (Windows): the position is put back."""
+    position = os.lseek(fd, 0, os.SEEK_CUR)
+    try:
+        os.lseek(fd, offset, os.SEEK_SET)
+        return os.read(fd, nbytes)
+    finally:
+        os.lseek(fd, position, os.SEEK_SET)
+
+
+pread = getattr(os, "pread", _seek_and_read)
