@@ -18,7 +18,6 @@ from attrs import define, field
 from iobatch._entries import (
     MAX_BYTES,
     Entry,
-    FileRange,
     Release,
     Releases,
     TruncatedFileError,
@@ -51,6 +50,8 @@ STAGE_LIMIT: Final = 128 * 1024
 # Up to here copying neighbours into one offer costs less than the record or the system call that
 # it saves.
 JOIN_LIMIT: Final = 32 * 1024
+
+TOO_LONG: Final = "neither a batch nor a file has more than 2**63 - 1 bytes"
 
 _fadvise = getattr(os, "posix_fadvise", None)
 
@@ -149,11 +150,23 @@ class IOBatch:
 
         """
         if type(data) is bytes and on_release is None:
-            self._append(data, len(data), ())
-            return
-        releases = hooks(on_release)
-        entry = flatten(data)
-        self._append(entry, len(entry), releases)
+            # Most of what is sent comes this way, so it takes no call.
+            left = self._left + len(data)
+            if left > MAX_BYTES:
+                raise OverflowError(TOO_LONG)
+            if data:
+                self._left = left
+                self._queue.append(data)
+        else:
+            releases = hooks(on_release)
+            entry = flatten(data)
+            left = self._sum(len(entry))
+            if entry:
+                self._left = left
+                self._queue.append(entry)
+                self._queue.extend(releases)
+            else:
+                self._run(releases)
 
     def adds(self, text: str, encoding: str = "utf-8") -> None:
         """Add a str, encoded.
@@ -200,6 +213,19 @@ class IOBatch:
             OverflowError: the range would end past 2**63 - 1, or as for addbuf.
 
         """
+        if (
+            type(file) is int
+            and type(count) is int
+            and on_release is None
+            and count
+            and (file | offset | count) >= 0  # none is negative
+        ):
+            # What a server adds for each response takes no call.
+            left = self._left + count
+            if left + offset <= MAX_BYTES:
+                self._left = left
+                self._queue.append((file, offset, count, None, False))
+                return
         releases = hooks(on_release)
         if type(file) is not int and isinstance(file, str | os.PathLike):
             self._addowned(FileIO(file), offset, count, releases)
@@ -289,14 +315,12 @@ class IOBatch:
         if _fadvise is None:
             return
         for entry in self._queue:
-            if type(entry) is FileRange:
-                if not nbytes:
-                    return
-                count = min(entry.count, nbytes)
+            if type(entry) is tuple and nbytes:
+                fd, offset, count, _, _ = entry
                 # It is advice only: a descriptor that has a fault shows it when it is sent.
                 with suppress(OSError):
-                    _fadvise(entry.fd, entry.offset, count, os.POSIX_FADV_WILLNEED)
-                nbytes -= count
+                    _fadvise(fd, offset, min(count, nbytes), os.POSIX_FADV_WILLNEED)
+                nbytes -= min(count, nbytes)
 
     def reset(self) -> None:
         """Drop what is left, close what is owned, clear error and counts.
@@ -330,52 +354,66 @@ class IOBatch:
             whole: for one message: as many buffers as there are, and any fault shows at once.
 
         Returns:
-            The buffers, how many bytes they have, and whether all of them are `bytes`.
+            The buffers, how many bytes they have, and whether this is plainly all: the batch has
+            nothing else, neither behind them nor to be released with them, and they are `bytes`.
 
         Raises:
             OSError: the range at the head can't be read.
             TruncatedFileError: its file has ended.
 
         """
-        most, stop = (MAX_BYTES, room) if whole else (IOV_MAX, min(room, STAGE_LIMIT))
+        stop, most = STAGE_LIMIT, IOV_MAX
+        if whole:
+            stop = most = MAX_BYTES
         queue = self._queue
         pieces: list[bytes | memoryview] = []
-        size = 0
+        releases = size = 0
         plain = True
-        for i, entry in enumerate(queue):
-            if type(entry) is FileRange:
-                want = min(entry.count, stop - size)
-                if want <= 0 or (entry.count > small and not entry.refused):
+        for entry in queue:
+            if type(entry) is bytes:
+                pieces.append(entry)
+                size += len(entry)
+            elif type(entry) is tuple:
+                fd, offset, count, file, refused = entry
+                want = (stop if stop < room else room) - size
+                if want >= count:
+                    want = count
+                elif want <= 0:
+                    break
+                if count > small and not refused:
                     break
                 try:
-                    data = pread(entry.fd, want, entry.offset)
+                    data = pread(fd, want, offset)
                     if not data:
-                        raise TruncatedFileError(entry.fd, entry.offset, entry.count)
+                        raise TruncatedFileError(fd, offset, count)
                 except OSError:
                     if pieces and not whole:
                         break
                     raise
+                # Unlike an insertion, an assignment leaves the iterator valid.
+                queue[len(pieces) + releases] = data
                 pieces.append(data)
-                size += len(data)
-                if len(data) < entry.count:
-                    entry.offset += len(data)
-                    entry.count -= len(data)
-                    queue.insert(i, data)
+                got = len(data)
+                size += got
+                if got < count:
+                    rest = (fd, offset + got, count - got, file, refused)
+                    queue.insert(len(pieces) + releases, rest)
                     break
-                queue[i] = data  # Unlike an insertion, this leaves the iterator valid.
-            elif type(entry) is not Release:
-                if type(entry) is memoryview:
-                    plain = False
-                size += len(entry)
-                if size > room:
-                    pieces.append(memoryview(entry)[: room - size])
-                    return pieces, room, False
+            elif type(entry) is memoryview:
                 pieces.append(entry)
+                size += len(entry)
+                plain = False
             else:
-                continue
-            if size == room or len(pieces) == most:
+                releases += 1
+                plain = False
+            if size >= room or len(pieces) == most:
                 break
-        return pieces, size, plain
+        else:
+            return pieces, size, plain
+        if size > room:
+            pieces[-1] = memoryview(pieces[-1])[: room - size]
+            size = room
+        return pieces, size, False
 
     def _offer(self, room: int) -> memoryview:
         """Give the buffer to offer to a callback, and pin it.
@@ -389,7 +427,7 @@ class IOBatch:
                 room = min(room, JOIN_LIMIT)
                 self._stage(room)
                 self._join()
-            elif type(head) is FileRange:
+            elif type(head) is tuple:
                 self._stage(room)
                 self._join()
             self._pin = min(len(self._queue[0]), room)  # type: ignore[arg-type]  # a buffer now
@@ -410,34 +448,48 @@ class IOBatch:
                 queue.popleft()
             queue.appendleft(joined)
 
-    def _advance(self, nbytes: int) -> None:
-        """Account for bytes that were accepted, and release the entries that they end."""
+    def _advance(self, nbytes: int, plain: bool = False) -> None:
+        """Account for bytes that were accepted, and release the entries that they end.
+
+        Args:
+            nbytes: how many.
+            plain: what _stage said of them.
+
+        """
         self._left -= nbytes
         self._sent += nbytes
         queue = self._queue
-        releases = []
-        while queue:
-            entry = queue[0]
-            if type(entry) is Release:
-                releases.append(entry)
-            elif not nbytes:
-                break
-            elif type(entry) is FileRange:
-                entry.offset += nbytes
-                entry.count -= nbytes
-                if entry.count:
-                    break
-                nbytes = 0
-            else:
-                if nbytes < len(entry):
-                    queue[0] = memoryview(entry)[nbytes:]
-                    nbytes = 0
-                else:
-                    nbytes -= len(entry)
-                    queue.popleft()
+        if plain and not self._left:
+            queue.clear()
+            return
+        releases: list[Release] = []
+        if not self._left:
+            # The common end: nothing to look at but what must be released.
+            for entry in queue:
                 if type(entry) is memoryview:
                     entry.release()
-                continue
+                elif type(entry) is Release:
+                    releases.append(entry)
+            queue.clear()
+            nbytes = 0
+        while nbytes:
+            entry = queue.popleft()
+            if type(entry) is bytes or type(entry) is memoryview:
+                nbytes -= len(entry)
+                if nbytes < 0:
+                    queue.appendleft(memoryview(entry)[nbytes:])
+                    nbytes = 0
+                if type(entry) is memoryview:
+                    entry.release()
+            elif type(entry) is tuple:
+                fd, offset, count, file, refused = entry
+                if count > nbytes:
+                    queue.appendleft((fd, offset + nbytes, count - nbytes, file, refused))
+                nbytes = 0
+            elif isinstance(entry, Release):
+                releases.append(entry)
+        while queue and isinstance(entry := queue[0], Release):
+            releases.append(entry)
             queue.popleft()
         if releases:
             self._run(releases)
@@ -458,26 +510,27 @@ class IOBatch:
         """Return the bytes left after an addition."""
         left = self._left + count
         if left > MAX_BYTES:
-            raise OverflowError("a batch holds at most 2**63 - 1 bytes")
+            raise OverflowError(TOO_LONG)
         return left
 
-    def _append(self, entry: bytes | memoryview | FileRange, size: int, releases: Releases) -> None:
-        """Add an entry; one without bytes is released at once."""
-        left = self._sum(size)
-        if size:
-            self._queue.append(entry)
-            self._queue.extend(releases)
+    def _addrange(self, file: object, offset: int, count: int | None, releases: Releases) -> None:
+        fd = file if type(file) is int and file >= 0 else fileno(file)
+        if type(offset) is not int or offset < 0:
+            offset = natural(offset, "offset")
+        if count is None:
+            count = max(0, file_size(fd) - offset)
+        elif type(count) is not int or count < 0:
+            count = natural(count, "count")
+        left = self._left + count
+        if left > MAX_BYTES or offset + count > MAX_BYTES:
+            raise OverflowError(TOO_LONG)
+        if count:
             self._left = left
+            self._queue.append((fd, offset, count, file, False))
+            if releases:
+                self._queue.extend(releases)
         else:
             self._run(releases)
-
-    def _addrange(self, file: object, offset: int, count: int | None, releases: Releases) -> None:
-        fd = file if type(file) is int else fileno(file)
-        offset = natural(offset, "offset")
-        count = max(0, file_size(fd) - offset) if count is None else natural(count, "count")
-        if offset + count > MAX_BYTES:
-            raise OverflowError("a file has at most 2**63 - 1 bytes")
-        self._append(FileRange(fd, offset, count, file), count, releases)
 
     def _addowned(self, file: object, offset: int, count: int | None, releases: Releases) -> None:
         close = partial(os.close, file) if isinstance(file, int) else getattr(file, "close", None)
@@ -506,11 +559,8 @@ class IOBatch:
         self._busy = busy
 
     def _drop(self) -> None:
-        dropped, self._queue = self._queue, deque()
-        self._left = self._sent = self._pin = 0
+        self._pin = 0
         self._error = None
         self._wants = EVENT_WRITE
-        for entry in dropped:
-            if type(entry) is memoryview:
-                entry.release()
-        self._run(entry for entry in dropped if type(entry) is Release)
+        self._advance(self._left)
+        self._sent = 0

@@ -59,20 +59,6 @@ class TruncatedFileError(OSError):
 
 @final
 @define(eq=False)
-class FileRange:
-    """A range of a file, read or handed to sendfile when its turn comes."""
-
-    fd: int
-    offset: int
-    count: int
-    # The object that the descriptor came from: while it lives, its number is not reused.
-    file: object
-    # sendfile will not take this file, so it is staged whatever its size.
-    refused: bool = False
-
-
-@final
-@define(eq=False)
 class Release:
     """Stands behind the entry that it belongs to, and runs when it comes to the head."""
 
@@ -81,6 +67,10 @@ class Release:
     closes: bool = False
 
 
+# A file range: the descriptor, the offset, the count, the object that the descriptor came from
+# (while it lives, its number is not reused), and whether sendfile refused the file. A tuple, since
+# an object of a class takes five times as long to make, and most responses need one.
+FileRange = tuple[int, int, int, object, bool]
 # Three kinds of thing stand in the queue. Bytes to be written are plain `bytes`, or a
 # one-dimensional memoryview of unsigned bytes that belongs to the batch; a FileRange will become
 # bytes or go by sendfile; a Release is no bytes at all. No entry is empty, and a Release is never

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import define
 
 from iobatch._batch import IOB_AGAIN, IOB_DONE, IOB_ERROR, IOV_MAX, IOBatch
-from iobatch._entries import MAX_BYTES, FileRange, TruncatedFileError, fileno, positive
+from iobatch._entries import MAX_BYTES, TruncatedFileError, fileno, positive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -90,18 +90,18 @@ def iob_send(
         return IOB_ERROR
     if not batch._left:
         return IOB_DONE
-    # Flags reach what is read and sent, sendfile has none.
-    small = COPY_LIMIT if _sendfile is not None and not flags else MAX_BYTES
-    nbytes: int
+    # sendfile takes no flags, so with flags all ranges are read.
+    small = MAX_BYTES if flags or _sendfile is None else COPY_LIMIT
+    room = limit
     sent = 0
+    nbytes: int
     held = False  # sent with MSG_MORE, and nothing sent behind it yet
     corked: bool | None = None  # None: not tried
     batch._busy = True
     batch._pin = 0
     try:
         while True:
-            room = min(limit - sent, _MAX_CALL)
-            pieces, size, plain = batch._stage(room, small)
+            pieces, size, plain = batch._stage(room if room < _MAX_CALL else _MAX_CALL, small)
             if pieces:
                 if len(pieces) > 1:
                     if plain and size <= JOIN_LIMIT:
@@ -109,7 +109,7 @@ def iob_send(
                     elif not _sendmsg:
                         size = len(pieces[0])
                         del pieces[1:]
-                more = size < batch._left and size < limit - sent
+                more = size < batch._left and size < room
                 how = _NOSIGNAL | _MORE if more else _NOSIGNAL
                 if flags:
                     how |= flags
@@ -121,31 +121,35 @@ def iob_send(
             else:
                 head = batch._queue[0]
                 if TYPE_CHECKING:
-                    assert type(head) is FileRange
+                    assert type(head) is tuple
                     assert _sendfile is not None
+                fd, offset, count, file, _ = head
+                # sendfile knows no MSG_NOSIGNAL either.
                 if (
                     type(to) is not _Descriptor
                     and signal.getsignal(signal.SIGPIPE) is signal.SIG_DFL
                 ):
                     small = MAX_BYTES
                     continue
-                size = min(head.count, room)
-                if corked is None and size < batch._left and size < limit - sent:
+                size = min(count, room, _MAX_CALL)
+                more = size < batch._left and size < room
+                if more and corked is None:
                     corked = _cork(to)
                 try:
-                    nbytes = _sendfile(to.fileno(), head.fd, head.offset, size)
+                    nbytes = _sendfile(to.fileno(), fd, offset, size)
                 except OSError as exc:
                     if exc.errno not in _REFUSED:
                         raise
-                    head.refused = True
+                    batch._queue[0] = (fd, offset, count, file, True)
                     continue
                 if not nbytes:
-                    raise TruncatedFileError(head.fd, head.offset, head.count)
-                held = False
-            batch._advance(nbytes)
+                    raise TruncatedFileError(fd, offset, count)
+                held = plain = False
+            batch._advance(nbytes, plain)
             sent += nbytes
-            if nbytes < size or sent >= limit or not batch._left:
+            if nbytes < size or not more:
                 return sent
+            room -= nbytes
     except OSError as exc:
         code = _ended(batch, exc)
         return sent or code
