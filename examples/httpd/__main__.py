@@ -1,0 +1,62 @@
+"""A static file server: `python examples/httpd DIRECTORY [--bind ADDR] [--port N]`."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+
+from files import Files
+from server import Server, listen, url
+
+
+def port_number(text: str) -> int:
+    """Return a port from the command line."""
+    number = int(text)
+    if not 0 <= number <= 0xFFFF:
+        raise ValueError(text)
+    return number
+
+
+def main() -> int:
+    """Serve until SIGINT or SIGTERM; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="httpd", description="Serve the files of a directory over HTTP."
+    )
+    parser.add_argument("directory", help="what to serve; nothing outside of it is")
+    parser.add_argument(
+        "--bind", metavar="ADDR", default="127.0.0.1", help="address to listen on (%(default)s)"
+    )
+    parser.add_argument(
+        "--port",
+        metavar="N",
+        type=port_number,
+        default=8000,
+        help="port to listen on (%(default)s); 0: any that is free",
+    )
+    args = parser.parse_args()
+    try:
+        files = Files(args.directory)
+    except OSError as exc:
+        print(f"httpd: {args.directory}: {exc.strerror}", file=sys.stderr)
+        return 2
+    try:
+        listener = listen(args.bind, args.port)
+    except OSError as exc:
+        print(f"httpd: {args.bind} port {args.port}: {exc.strerror}", file=sys.stderr)
+        return 1
+    server = Server(listener, files)
+    # The handlers do nothing, and are installed so that the signals, even if they were ignored,
+    # write a byte to the descriptor, which stops the loop.
+    signal.set_wakeup_fd(server.stopper.fileno())
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    print(f"Serving {args.directory} on {url(listener)} (Ctrl-C stops it)", flush=True)
+    server.run()
+    server.close()
+    files.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,223 @@
+"""One connection: bytes come in, requests are parsed out of them, and batches go out."""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from selectors import EVENT_READ, EVENT_WRITE
+from time import time
+from typing import TYPE_CHECKING
+
+from attrs import define, field
+from httptools import (
+    HttpParserCallbackError,
+    HttpParserError,
+    HttpParserUpgrade,
+    HttpRequestParser,
+)
+
+import responses
+from files import split_path, split_target
+from iobatch import IOB_ERROR, IOBatch, iob_send
+from responses import Request, head_end
+
+if TYPE_CHECKING:
+    from files import Files
+
+READ_SIZE = 16 * 1024
+# RFC 9112 3: at least 8000 should be supported.
+MAX_TARGET = 8000
+# Of one request's head. As only what still has no end is counted, up to READ_SIZE more may pass.
+MAX_HEAD = 32 * 1024
+# So many responses are made ready at once: pipelined requests hold no more open files than that.
+MAX_ANSWERS = 16
+# When the last response is sent, what still comes in is thrown away, up to so many bytes and
+# seconds: closing at once would reset the connection, and the client might never see the response
+# (RFC 9112 9.6).
+LINGER_BYTES = 8 * 1024 * 1024
+LINGER_SECONDS = 5.0
+
+
+class Refused(Exception):  # noqa: N818  # the client's fault, not ours
+    """What comes in is not going to become a request."""
+
+    def __init__(self, status: int) -> None:
+        """Say what to answer."""
+        self.status = status
+
+
+@define(eq=False)
+class Connection:
+    """A client's connection. It reads, or sends, or waits for the client to close; never two.
+
+    While responses are unsent nothing is read. So what a client can make us hold is one piece of
+    input, and the batch made of a few of the requests in it.
+
+    It is itself what httptools calls back: on_url, on_header and on_headers_complete.
+    """
+
+    sock: socket.socket
+    _files: Files
+    _timeout: float
+    # When it is given up (time.monotonic): only progress puts it off. Progress is a response, or
+    # a part of one, that the client took; not the next byte of a request that never ends.
+    deadline: float
+    _parser: HttpRequestParser = field(init=False)
+    _batch: IOBatch = field(init=False, factory=IOBatch)
+    # Parsed and not yet answered.
+    _requests: deque[Request] = field(init=False, factory=deque)
+    # No further request is answered.
+    _last: bool = field(init=False, default=False)
+    # Everything was sent and thrown away since: how many bytes. -1: not there yet.
+    _drained: int = field(init=False, default=-1)
+    # The request that is being parsed, and how many bytes were read since the last one's head.
+    _target: bytes = field(init=False, default=b"")
+    _headers: dict[bytes, bytes] = field(init=False, factory=dict)
+    _unfinished: int = field(init=False, default=0)
+
+    def __attrs_post_init__(self) -> None:
+        self._parser = HttpRequestParser(self)
+
+    def close(self) -> None:
+        """Close the socket, and let go what was to be sent."""
+        self._batch.reset()
+        self.sock.close()
+        del self._parser  # it refers to this object
+
+    def step(self, now: float) -> int:
+        """Go on as far as the socket is ready for it.
+
+        Args:
+            now: time.monotonic().
+
+        Returns:
+            What to wait for: EVENT_READ or EVENT_WRITE. 0: it is over; close it.
+
+        """
+        if not self._batch and not self._requests:
+            try:
+                data = self.sock.recv(READ_SIZE)
+            except BlockingIOError:
+                return EVENT_READ
+            except OSError:
+                return 0
+            if not data:
+                return 0
+            if self._drained >= 0:
+                self._drained += len(data)
+                return EVENT_READ if self._drained < LINGER_BYTES else 0
+            self._feed(data)
+            if not self._requests:
+                return EVENT_READ
+        return self._send(now)
+
+    def _send(self, now: float) -> int:
+        batch = self._batch
+        requests = self._requests
+        if not batch:
+            for _ in range(min(len(requests), MAX_ANSWERS)):
+                self._answer(requests.popleft(), now)
+        nbytes = iob_send(self.sock, batch)
+        if nbytes == IOB_ERROR:
+            return 0
+        if nbytes > 0:
+            self.deadline = now + self._timeout
+        if batch or requests:
+            # Not at once, even if it could take more: the others come first.
+            return EVENT_WRITE
+        if self._last:
+            try:
+                self.sock.shutdown(socket.SHUT_WR)
+            except OSError:
+                return 0
+            self._drained = 0
+            self.deadline = now + LINGER_SECONDS
+        return EVENT_READ
+
+    def _answer(self, request: Request, now: float) -> None:
+        """Add the response to the batch."""
+        batch = self._batch
+        end = head_end(int(time()), request.version, request.keep_alive)
+        try:
+            if request.refused:
+                head, body = responses.error(request.refused)
+            else:
+                file = self._files.get(request.target, now)
+                if not file.head:
+                    file.head = responses.file_head(
+                        file.content_type, file.size, file.modified, time()
+                    )
+                batch.addbuf(file.head + end)
+                if request.method == b"GET":
+                    batch.addfile(file, 0, file.size)
+                return
+        except IsADirectoryError:
+            path, query = split_target(request.target)
+            head, body = responses.redirect(split_path(path), query)
+        except OSError as exc:
+            head, body = responses.error(responses.status_of(exc))
+        batch.addbuf(head + end if request.method == b"HEAD" else head + end + body)
+
+    # Parsing
+
+    def _feed(self, data: bytes) -> None:
+        """Parse what was read; what is no request becomes one that is refused."""
+        self._unfinished += len(data)
+        try:
+            self._parser.feed_data(data)
+            if self._unfinished > MAX_HEAD:
+                raise Refused(431)
+        except Refused as exc:
+            self._refuse(exc.status)
+        except HttpParserCallbackError as exc:
+            if not isinstance(exc.__context__, Refused):
+                raise
+            self._refuse(exc.__context__.status)
+        except HttpParserError:
+            self._refuse(400)
+        except HttpParserUpgrade:
+            pass  # That request was the last one.
+
+    def _refuse(self, status: int) -> None:
+        # Behind the last request anything may come.
+        if not self._last:
+            self._last = True
+            self._requests.append(Request(b"", b"", "1.1", {}, keep_alive=False, refused=status))
+
+    def on_url(self, data: bytes) -> None:
+        """Take a part of the target; mostly it is the whole."""
+        self._target += data
+        if len(self._target) > MAX_TARGET:
+            raise Refused(414)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header."""
+        name = name.lower()
+        headers = self._headers
+        headers[name] = headers[name] + b", " + value if name in headers else value
+
+    def on_headers_complete(self) -> None:
+        """Take a request: its head is all that matters."""
+        if self._last:
+            return
+        parser = self._parser
+        request = Request(
+            parser.get_method(),
+            self._target,
+            parser.get_http_version(),
+            self._headers,
+            parser.should_keep_alive(),
+        )
+        request.refused = responses.refusal(request)
+        # Neither a body nor another protocol is understood, so nothing behind them is either.
+        if (
+            request.refused not in {0, 405}
+            or parser.should_upgrade()
+            or responses.has_body(request)
+        ):
+            request.keep_alive = False
+        self._last = not request.keep_alive
+        self._requests.append(request)
+        self._target = b""
+        self._headers = {}
+        self._unfinished = 0

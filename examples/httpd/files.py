@@ -1,0 +1,245 @@
+"""The files below one directory: from a request's target to a file that is open."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import deque
+from contextlib import suppress
+from mimetypes import guess_type
+from stat import S_ISDIR, S_ISLNK, S_ISREG
+from typing import TYPE_CHECKING
+from urllib.parse import unquote_to_bytes
+
+from attrs import define, field
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+INDEX = b"index.html"
+# An open file is used again without asking the file system for so many seconds, and so many files
+# are kept open for that.
+FRESH = 1.0
+MAX_OPEN = 256
+# MAXSYMLINKS of Linux (path_resolution(7)).
+MAX_LINKS = 40
+
+# A file that is compressed is served as what it is, not as what it will be when it is unpacked.
+_TYPE_OF_ENCODING = {
+    "br": "application/x-brotli",
+    "bzip2": "application/x-bzip2",
+    "compress": "application/x-compress",
+    "gzip": "application/gzip",
+    "xz": "application/x-xz",
+}
+
+
+@define(eq=False)
+class OpenFile:
+    """A regular file, open for reading until nothing refers to it any more.
+
+    So one that has left the cache stays open as long as a batch still sends it.
+    """
+
+    fd: int
+    size: int
+    modified: float
+    content_type: str
+    # Until when it is used without another look at the file system (time.monotonic).
+    fresh_until: float
+    # The head of its response: kept here because it lives just as long.
+    head: bytes = b""
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self.fd
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
+def real_path(path: str | os.PathLike[str]) -> bytes:
+    """Return an absolute path without links."""
+    return os.path.realpath(os.fsencode(path))
+
+
+@define(eq=False)
+class Files:
+    """The regular files below one directory, with the descriptors of those asked for lately."""
+
+    directory: bytes = field(converter=real_path)
+    _root: int = field(init=False)
+    # In the order in which they were opened.
+    _cache: dict[bytes, OpenFile] = field(init=False, factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        self._root = os.open(self.directory, os.O_PATH | os.O_DIRECTORY)
+
+    def close(self) -> None:
+        """Close the directory, and the files that no batch refers to."""
+        self._cache.clear()
+        os.close(self._root)
+
+    def __len__(self) -> int:
+        return len(self._cache)
+
+    def sweep(self, now: float) -> None:
+        """Let go the files that would not be used again without being opened again."""
+        cache = self._cache
+        while cache and (oldest := next(iter(cache.values()))).fresh_until <= now:
+            del cache[next(iter(cache))]
+            del oldest
+
+    def get(self, target: bytes, now: float) -> OpenFile:
+        """Return the file for a request's target.
+
+        Args:
+            target: as the request has it.
+            now: time.monotonic().
+
+        Raises:
+            OSError: there is none that may be served; with EINVAL, the target is no path.
+            IsADirectoryError: it is a directory, and the target has no slash at its end.
+
+        """
+        file = self._cache.get(target)
+        if file is not None and now < file.fresh_until:
+            return file
+        path, _ = split_target(target)
+        file = self._cache.pop(path, None)
+        if file is None or file.fresh_until <= now:
+            try:
+                file = self._open(path, now)
+            except OSError as exc:
+                if exc.errno in {errno.EMFILE, errno.ENFILE}:
+                    self._cache.clear()  # so that there are some for the next one
+                raise
+        if len(self._cache) >= MAX_OPEN:
+            del self._cache[next(iter(self._cache))]
+        self._cache[path] = file
+        return file
+
+    def _open(self, path: bytes, now: float) -> OpenFile:
+        """Open what a path stands for, which for a directory is its index."""
+        names = split_path(path)
+        file = self._open_below(names, now)
+        if not path.endswith(b"/"):
+            if file is None:
+                raise _failure(errno.EISDIR)
+            return file
+        if file is not None:
+            raise _failure(errno.ENOTDIR)
+        with suppress(FileNotFoundError):
+            file = self._open_below([*names, INDEX], now)
+        if file is None:
+            raise _failure(errno.EACCES)
+        return file
+
+    def _open_below(self, names: Sequence[bytes], now: float) -> OpenFile | None:
+        """Open a regular file; None: it is a directory.
+
+        The way from the root is walked here, name by name and link by link, each name relative to
+        a directory that is open: so it ends inside, whatever links say, and whoever moves and
+        replaces what while this runs.
+        """
+        todo = deque(names)
+        trail = [self._root]  # the directories from the root to here, and at the end the file
+        links = 0
+        last = b""
+        try:
+            while todo:
+                name = todo.popleft()
+                if name in {b"", b"."}:
+                    continue
+                if name == b"..":  # A link says so, and means what is here, not in a path's text.
+                    if len(trail) == 1:
+                        raise _failure(errno.EACCES)
+                    os.close(trail.pop())
+                    continue
+                here = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=trail[-1])
+                trail.append(here)
+                last = name
+                if S_ISLNK(os.fstat(here).st_mode):
+                    links += 1
+                    if links > MAX_LINKS:
+                        raise _failure(errno.ELOOP)
+                    link = os.readlink(b"", dir_fd=here)
+                    os.close(trail.pop())
+                    if link.startswith(b"/"):
+                        link = self._inside(link)
+                        while len(trail) > 1:
+                            os.close(trail.pop())
+                    todo.extendleft(reversed(link.split(b"/")))
+            mode = os.fstat(trail[-1]).st_mode
+            if S_ISDIR(mode):
+                return None
+            if not S_ISREG(mode):
+                raise _failure(errno.EACCES)
+            # O_NONBLOCK: it may have become a named pipe since.
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+            fd = os.open(last, flags, dir_fd=trail[-2])
+        finally:
+            for here in trail[1:]:
+                os.close(here)
+        status = os.fstat(fd)
+        file = OpenFile(fd, status.st_size, status.st_mtime, content_type(names[-1]), now + FRESH)
+        if not S_ISREG(status.st_mode):
+            raise _failure(errno.EACCES)
+        return file
+
+    def _inside(self, link: bytes) -> bytes:
+        """Return the rest of an absolute link that points into the directory."""
+        prefix = self.directory.rstrip(b"/")
+        if link != prefix and not link.startswith(prefix + b"/"):
+            raise _failure(errno.EACCES)
+        return link[len(prefix) :]
+
+
+def split_target(target: bytes) -> tuple[bytes, bytes]:
+    """Return the path and the query ("?" included) of a request's target (RFC 9112 3.2).
+
+    Raises:
+        OSError: EINVAL: it is neither a path nor an absolute http address.
+
+    """
+    if not target.startswith(b"/"):
+        scheme, _, rest = target.partition(b"://")
+        if scheme.lower() not in {b"http", b"https"}:
+            raise _failure(errno.EINVAL)
+        # The path may be empty, with a query or without.
+        end = min((i for i in (rest.find(b"/"), rest.find(b"?")) if i >= 0), default=len(rest))
+        target = rest[end:]
+        if not target.startswith(b"/"):
+            target = b"/" + target
+    path, mark, query = target.partition(b"?")
+    return path, mark + query
+
+
+def split_path(path: bytes) -> list[bytes]:
+    """Return the decoded names of a path.
+
+    Raises:
+        OSError: EINVAL: a name is none that a file could have, or a step to elsewhere. Clients
+            take out "." and ".." themselves (RFC 3986 5.2.4).
+
+    """
+    names = [unquote_to_bytes(name) for name in path.split(b"/") if name]
+    for name in names:
+        if name in {b".", b".."} or b"/" in name or b"\0" in name:
+            raise _failure(errno.EINVAL)
+    return names
+
+
+def content_type(name: bytes) -> str:
+    """Return the media type for a file's name."""
+    # The slash: otherwise "a:b" would be taken for an address.
+    media_type, encoding = guess_type("/" + os.fsdecode(name), strict=False)
+    if encoding is not None:
+        return _TYPE_OF_ENCODING.get(encoding, "application/octet-stream")
+    if media_type is None:
+        return "application/octet-stream"
+    return f"{media_type}; charset=utf-8" if media_type.startswith("text/") else media_type
+
+
+def _failure(number: int) -> OSError:
+    return OSError(number, os.strerror(number))

@@ -1,0 +1,35 @@
+"""Send a file to everyone who connects: `python selectors_loop.py FILE [PORT]`."""
+
+import socket
+import sys
+from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
+
+from iobatch import IOBatch, iob_send
+
+
+def main(path: str, port: int = 8000) -> None:
+    """Serve forever."""
+    selector = DefaultSelector()
+    listener = socket.create_server(("127.0.0.1", port))
+    selector.register(listener, EVENT_READ)
+    print(f"listening on {listener.getsockname()}", flush=True)
+    while True:
+        for key, _ in selector.select():
+            if key.data is None:
+                sock, _ = listener.accept()
+                sock.setblocking(False)
+                batch = IOBatch()
+                batch.adds(f"Here is {path}:\n")
+                batch.addfile(path)
+                selector.register(sock, EVENT_WRITE, (sock, batch))
+            else:
+                sock, batch = key.data
+                iob_send(sock, batch)
+                if not batch or batch.error:
+                    selector.unregister(sock)
+                    batch.reset()
+                    sock.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], *map(int, sys.argv[2:]))
