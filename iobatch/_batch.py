@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from collections import deque
 from contextlib import suppress
@@ -27,6 +26,7 @@ from iobatch._entries import (
     hooks,
     natural,
     pread,
+    report_unraisable,
 )
 
 if TYPE_CHECKING:
@@ -130,8 +130,11 @@ class IOBatch:
         # There is no queue where __init__ was given an argument.
         queue = getattr(self, "_queue", ())
         if any(type(entry) is Release and entry.closes for entry in queue):
-            warnings.warn(f"unclosed file in {self!r}", ResourceWarning, source=self, stacklevel=2)
-        if queue:
+            try:
+                warnings.warn(f"unclosed file in {self!r}", ResourceWarning, 2, self)
+            finally:  # also where warnings are errors
+                self._drop()
+        elif queue:
             self._drop()
 
     # Adding
@@ -166,7 +169,7 @@ class IOBatch:
                 self._queue.append(entry)
                 self._queue.extend(releases)
             else:
-                self._run(releases)
+                self._release_empty(entry, releases)
 
     def adds(self, text: str, encoding: str = "utf-8") -> None:
         """Add a str, encoded.
@@ -291,10 +294,10 @@ class IOBatch:
         entry = flatten(data)
         left = self._sum(len(entry))
         if entry:
-            self._queue.extendleft((*reversed(releases), entry))
+            self._queue.extendleft((*releases, entry))
             self._left = left
         else:
-            self._run(releases)
+            self._release_empty(entry, releases)
 
     # Managing
 
@@ -415,23 +418,35 @@ class IOBatch:
             size = room
         return pieces, size, False
 
-    def _offer(self, room: int) -> memoryview:
-        """Give the buffer to offer to a callback, and pin it.
+    def _head(self, room: int) -> bytes | memoryview:
+        """Make one buffer of what is at the head, for what takes no more at a time.
 
-        Raises: as for _stage.
+        Args:
+            room: the most bytes to read; a buffer that was there may be longer.
+
+        Raises: as _stage.
         """
-        if not self._pin:
+        head = self._queue[0]
+        if type(head) is bytes and len(head) < JOIN_LIMIT:
+            # No more of a file than can be joined; its rest comes by itself.
+            self._stage(min(room, JOIN_LIMIT))
+            self._join()
+        elif type(head) is tuple:
+            self._stage(room)
+            self._join()
+        return self._queue[0]  # type: ignore[return-value]  # it is a buffer now
+
+    def _offer(self, room: int) -> memoryview:
+        """Give what to offer to a callback, and pin it.
+
+        Raises: as _stage.
+        """
+        if self._pin:
             head = self._queue[0]
-            if type(head) is bytes and len(head) < JOIN_LIMIT:
-                # No more of a file than can be joined; its rest goes in offers of its own.
-                room = min(room, JOIN_LIMIT)
-                self._stage(room)
-                self._join()
-            elif type(head) is tuple:
-                self._stage(room)
-                self._join()
-            self._pin = min(len(self._queue[0]), room)  # type: ignore[arg-type]  # a buffer now
-        return memoryview(self._queue[0])[: self._pin].toreadonly()  # type: ignore[arg-type]
+        else:
+            head = self._head(room)
+            self._pin = min(len(head), room)
+        return memoryview(head)[: self._pin].toreadonly()  # type: ignore[arg-type]  # see above
 
     def _join(self) -> None:
         """Make one entry of the small `bytes` at the head."""
@@ -544,23 +559,27 @@ class IOBatch:
                 close()
             raise
 
+    def _release_empty(self, entry: bytes | memoryview, releases: Releases) -> None:
+        if type(entry) is memoryview:
+            entry.release()
+        self._run(releases)
+
     def _run(self, releases: Iterable[Release]) -> None:
         """Run hooks, with the batch locked against sending and resetting."""
         busy, self._busy = self._busy, True
-        for release in releases:
-            try:
-                release.run()
-            except BaseException as exc:  # noqa: BLE001 # as in __del__: there is nobody to raise it to
-                sys.unraisablehook(
-                    sys.UnraisableHookArgs(  # type: ignore[misc, call-arg]  # a tuple, not a Protocol
-                        (type(exc), exc, exc.__traceback__, "Exception ignored in", release.run)
-                    )
-                )
-        self._busy = busy
+        try:
+            for release in releases:
+                try:
+                    release.run()
+                except BaseException as exc:  # noqa: BLE001 # there is nobody to raise it to
+                    report_unraisable(exc)
+        finally:
+            self._busy = busy
 
     def _drop(self) -> None:
         self._pin = 0
         self._error = None
         self._wants = EVENT_WRITE
+        # What is dropped is accounted for as if it were sent, from a sum that it brings to 0.
+        self._sent = -self._left
         self._advance(self._left)
-        self._sent = 0

@@ -102,6 +102,21 @@ def hooks(on_release: Callable[[], object] | None) -> Releases:
     return (Release(on_release),)
 
 
+@define(eq=False)
+class _Unraisable:
+    """Raises where the interpreter calls sys.unraisablehook: nobody else can make its argument."""
+
+    exc: BaseException
+
+    def __del__(self) -> None:
+        raise self.exc
+
+
+def report_unraisable(exc: BaseException) -> None:
+    """Hand an exception to sys.unraisablehook."""
+    _Unraisable(exc)
+
+
 def natural(number: int, name: str) -> int:
     """Return an int that is not negative."""
     number = index(number)

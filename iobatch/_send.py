@@ -101,14 +101,16 @@ def iob_send(
     batch._pin = 0
     try:
         while True:
-            pieces, size, plain = batch._stage(room if room < _MAX_CALL else _MAX_CALL, small)
+            if _sendmsg:
+                pieces, size, plain = batch._stage(room if room < _MAX_CALL else _MAX_CALL, small)
+            else:
+                piece = batch._head(min(room, _MAX_CALL))
+                size = min(len(piece), room, _MAX_CALL)
+                pieces = [piece if size == len(piece) else memoryview(piece)[:size]]
+                plain = False
             if pieces:
-                if len(pieces) > 1:
-                    if plain and size <= JOIN_LIMIT:
-                        pieces = [b"".join(pieces)]
-                    elif not _sendmsg:
-                        size = len(pieces[0])
-                        del pieces[1:]
+                if len(pieces) > 1 and plain and size <= JOIN_LIMIT:
+                    pieces = [b"".join(pieces)]
                 more = size < batch._left and size < room
                 how = _NOSIGNAL | _MORE if more else _NOSIGNAL
                 if flags:
@@ -148,7 +150,8 @@ def iob_send(
             batch._advance(nbytes, plain)
             sent += nbytes
             if nbytes < size or not more:
-                return sent
+                # A send that took nothing and had no error is not the end of the batch.
+                return sent or IOB_AGAIN
             room -= nbytes
     except OSError as exc:
         code = _ended(batch, exc)
@@ -215,7 +218,7 @@ def iob_sendmsg(
                 pieces = [b"".join(pieces)]
         nbytes = sock.sendmsg(pieces, ancdata, _NOSIGNAL | int(flags), address)
         batch._advance(nbytes)
-        return nbytes
+        return nbytes or IOB_AGAIN
     except OSError as exc:
         return _ended(batch, exc)
     finally:
