@@ -8,7 +8,6 @@ from collections import deque
 from contextlib import suppress
 from functools import partial
 from io import FileIO
-from itertools import islice
 from selectors import EVENT_WRITE
 from typing import TYPE_CHECKING, Final
 
@@ -19,13 +18,11 @@ from iobatch._entries import (
     Entry,
     Release,
     Releases,
-    TruncatedFileError,
     file_size,
     fileno,
     flatten,
     hooks,
     natural,
-    pread,
     report_unraisable,
 )
 
@@ -41,15 +38,6 @@ if TYPE_CHECKING:
 IOB_DONE: Final = 0
 IOB_AGAIN: Final = -1
 IOB_ERROR: Final = -3
-
-# One system call takes no more buffers than IOV_MAX (writev(2): EINVAL; sendmsg(2): EMSGSIZE).
-IOV_MAX: Final = os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") else 16
-# The most bytes that are made ready in front of a file range that is read: so one system call
-# reads no more of files than this, and neither does a slow reader's batch hold more of them.
-STAGE_LIMIT: Final = 128 * 1024
-# Up to here copying neighbours into one offer costs less than the record or the system call that
-# it saves.
-JOIN_LIMIT: Final = 32 * 1024
 
 TOO_LONG: Final = "neither a batch nor a file has more than 2**63 - 1 bytes"
 
@@ -338,130 +326,6 @@ class IOBatch:
         self._drop()
 
     # What follows is for the functions that send.
-
-    def _stage(
-        self, room: int, small: int = MAX_BYTES, *, whole: bool = False
-    ) -> tuple[list[bytes | memoryview], int, bool]:
-        """Turn what is at the head into buffers for one system call.
-
-        A file range of at most `small` bytes (or one that sendfile refused) is read, and what was
-        read takes its place in the queue, so that it is never read again. A larger range ends the
-        run; if it is at the head, there are no buffers.
-
-        A fault of a file, and its end before the end of the range, shows only when the range is
-        at the head: what stands in front of it is sent first, whatever the sizes.
-
-        Args:
-            room: the most bytes to give.
-            small: the longest range that is read.
-            whole: for one message: as many buffers as there are, and any fault shows at once.
-
-        Returns:
-            The buffers, how many bytes they have, and whether this is plainly all: the batch has
-            nothing else, neither behind them nor to be released with them, and they are `bytes`.
-
-        Raises:
-            OSError: the range at the head can't be read.
-            TruncatedFileError: its file has ended.
-
-        """
-        stop, most = STAGE_LIMIT, IOV_MAX
-        if whole:
-            stop = most = MAX_BYTES
-        queue = self._queue
-        pieces: list[bytes | memoryview] = []
-        releases = size = 0
-        plain = True
-        for entry in queue:
-            if type(entry) is bytes:
-                pieces.append(entry)
-                size += len(entry)
-            elif type(entry) is tuple:
-                fd, offset, count, file, refused = entry
-                want = (stop if stop < room else room) - size
-                if want >= count:
-                    want = count
-                elif want <= 0:
-                    break
-                if count > small and not refused:
-                    break
-                try:
-                    data = pread(fd, want, offset)
-                    if not data:
-                        raise TruncatedFileError(fd, offset, count)
-                except OSError:
-                    if pieces and not whole:
-                        break
-                    raise
-                # Unlike an insertion, an assignment leaves the iterator valid.
-                queue[len(pieces) + releases] = data
-                pieces.append(data)
-                got = len(data)
-                size += got
-                if got < count:
-                    rest = (fd, offset + got, count - got, file, refused)
-                    queue.insert(len(pieces) + releases, rest)
-                    break
-            elif type(entry) is memoryview:
-                pieces.append(entry)
-                size += len(entry)
-                plain = False
-            else:
-                releases += 1
-                plain = False
-            if size >= room or len(pieces) == most:
-                break
-        else:
-            return pieces, size, plain
-        if size > room:
-            pieces[-1] = memoryview(pieces[-1])[: room - size]
-            size = room
-        return pieces, size, False
-
-    def _head(self, room: int) -> bytes | memoryview:
-        """Make one buffer of what is at the head, for what takes no more at a time.
-
-        Args:
-            room: the most bytes to read; a buffer that was there may be longer.
-
-        Raises: as _stage.
-        """
-        head = self._queue[0]
-        if type(head) is bytes and len(head) < JOIN_LIMIT:
-            # No more of a file than can be joined; its rest comes by itself.
-            self._stage(min(room, JOIN_LIMIT))
-            self._join()
-        elif type(head) is tuple:
-            self._stage(room)
-            self._join()
-        return self._queue[0]  # type: ignore[return-value]  # it is a buffer now
-
-    def _offer(self, room: int) -> memoryview:
-        """Give what to offer to a callback, and pin it.
-
-        Raises: as _stage.
-        """
-        if self._pin:
-            head = self._queue[0]
-        else:
-            head = self._head(room)
-            self._pin = min(len(head), room)
-        return memoryview(head)[: self._pin].toreadonly()  # type: ignore[arg-type]  # see above
-
-    def _join(self) -> None:
-        """Make one entry of the small `bytes` at the head."""
-        queue = self._queue
-        count = size = 0
-        for entry in queue:
-            if type(entry) is not bytes or size + len(entry) > JOIN_LIMIT:
-                break
-            count += 1
-            size += len(entry)
-        if count > 1:
-            joined = b"".join(islice(queue, count))  # type: ignore[arg-type]  # all are bytes
-            for _ in range(count):
-                queue.popleft()
-            queue.appendleft(joined)
 
     def _advance(self, nbytes: int, plain: bool = False) -> None:
         """Account for bytes that were accepted, and release the entries that they end.

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attrs import define
 
-from iobatch._batch import IOB_AGAIN, IOB_DONE, IOB_ERROR, IOV_MAX, IOBatch
+from iobatch._batch import IOB_AGAIN, IOB_DONE, IOB_ERROR, IOBatch
 from iobatch._entries import MAX_BYTES, TruncatedFileError, fileno, positive
+from iobatch._stage import IOV_MAX, head, stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -102,9 +103,9 @@ def iob_send(
     try:
         while True:
             if _sendmsg:
-                pieces, size, plain = batch._stage(room if room < _MAX_CALL else _MAX_CALL, small)
+                pieces, size, plain = stage(batch, room if room < _MAX_CALL else _MAX_CALL, small)
             else:
-                piece = batch._head(min(room, _MAX_CALL))
+                piece = head(batch, min(room, _MAX_CALL))
                 size = min(len(piece), room, _MAX_CALL)
                 pieces = [piece if size == len(piece) else memoryview(piece)[:size]]
                 plain = False
@@ -121,11 +122,11 @@ def iob_send(
                     nbytes = to.sendmsg(pieces, (), how)
                 held = more and not flags & _MORE
             else:
-                head = batch._queue[0]
+                first = batch._queue[0]
                 if TYPE_CHECKING:
-                    assert type(head) is tuple
+                    assert type(first) is tuple
                     assert _sendfile is not None
-                fd, offset, count, file, _ = head
+                fd, offset, count, file, _ = first
                 # sendfile knows no MSG_NOSIGNAL either.
                 if (
                     type(to) is not _Descriptor
@@ -207,13 +208,13 @@ def iob_sendmsg(
     batch._pin = 0
     try:
         if sock.type == socket.SOCK_STREAM:
-            pieces, size, _ = batch._stage(_MAX_CALL)
+            pieces, size, _ = stage(batch, _MAX_CALL)
         else:
             if batch._left > _MAX_CALL:
                 raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
             size = 0
             while size < batch._left:  # a read may be short
-                pieces, size, _ = batch._stage(batch._left, whole=True)
+                pieces, size, _ = stage(batch, batch._left, whole=True)
             if len(pieces) > IOV_MAX:
                 pieces = [b"".join(pieces)]
         nbytes = sock.sendmsg(pieces, ancdata, _NOSIGNAL | int(flags), address)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from iobatch._batch import IOB_AGAIN, IOB_DONE, IOB_ERROR, IOBatch
 from iobatch._entries import positive
+from iobatch._stage import offer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,7 +95,7 @@ def _offer(
     pin = batch._pin
     offered = 0
     try:
-        view = batch._offer(room)
+        view = offer(batch, room)
         offered = len(view)
         try:
             nbytes = callback(sock, view)
