@@ -8,10 +8,12 @@
  *
  * Compile with: cc -O2 -o owfat owfat.c -lowfat    (Debian: libowfat-dev)
  */
+#define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <iob.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,6 +27,15 @@ static void need(int ok, const char *what) {
     perror(what);
     exit(1);
   }
+}
+
+/* The sender has processor 0 and the reader 1: what a send costs depends on where its reader runs.
+ * Where there is no processor 1, they share. */
+static void pin(int processor) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(processor, &set);
+  sched_setaffinity(0, sizeof set, &set);
 }
 
 static int listen_on(struct sockaddr_in *address, int maxseg) {
@@ -42,6 +53,7 @@ static int listen_on(struct sockaddr_in *address, int maxseg) {
 static void drop_all(int peer) {
   static char drop[1 << 20];
   need(peer >= 0, "accept");
+  pin(1);
   while (read(peer, drop, sizeof drop) > 0);
 }
 
@@ -58,6 +70,7 @@ static int connect_to_reader(int maxseg) {
     _exit(0);
   }
   close(listener);
+  pin(0);
   return sock;
 }
 
