@@ -218,7 +218,8 @@ class IOBatch:
                 self._queue.append((file, offset, count, None, False))
                 return
         releases = hooks(on_release)
-        if type(file) is not int and isinstance(file, str | os.PathLike):
+        # fileno first: it takes a third of the time to find out.
+        if not hasattr(file, "fileno") and isinstance(file, str | os.PathLike):
             self._addowned(FileIO(file), offset, count, releases)
         else:
             self._addrange(file, offset, count, releases)

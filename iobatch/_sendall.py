@@ -74,7 +74,7 @@ def iob_sendall(
                 if nbytes > 0 and progress is not None and source is batch:
                     progress(nbytes)
                 left = None if deadline is None else deadline - monotonic()
-                if left is not None and left <= 0 and source.bytesleft:
+                if left is not None and left <= 0 and (source.bytesleft or nbytes == IOB_AGAIN):
                     raise TimeoutError(f"{source.bytesleft} bytes were left after {timeout} s")
                 if nbytes == IOB_AGAIN:
                     # Not before: what never says "again", as a regular file, can't be waited for.
