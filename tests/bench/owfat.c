@@ -2,7 +2,8 @@
  *
  *   owfat buffers COUNT ROUNDS          CPU microseconds for each batch of COUNT 200-byte buffers
  *   owfat file BYTES ROUNDS             the same for a 200-byte buffer and a file of BYTES
- *   owfat segs HEADER FILE TRAILER      TCP data segments of one batch, with an MSS of 1460
+ *   owfat segs HEADER PATH TRAILER      TCP data segments of HEADER bytes, a file and TRAILER bytes,
+ *                                       with an MSS of 1460
  *   owfat reader                        prints a port of 127.0.0.1, and drops what comes there: the
  *                                       same reader for the programs that this one is measured with
  *
@@ -10,6 +11,7 @@
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <iob.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
@@ -18,6 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -100,12 +103,15 @@ int main(int argc, char **argv) {
     return 0;
   }
   if (argc == 5 && !strcmp(argv[1], "segs")) {
-    long header = atol(argv[2]), bytes = atol(argv[3]), trailer = atol(argv[4]);
+    long header = atol(argv[2]), trailer = atol(argv[4]);
+    int file = open(argv[3], O_RDONLY);
+    struct stat status;
+    need(file >= 0 && !fstat(file, &status), argv[3]);
     int on = 1, sock = connect_to_reader(1460);
     setsockopt(sock, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     io_batch *batch = iob_new(3);
     if (header) iob_addbuf(batch, calloc(1, header), header);
-    if (bytes) iob_addfile(batch, make_file(bytes), 0, bytes);
+    iob_addfile(batch, file, 0, status.st_size);
     if (trailer) iob_addbuf(batch, calloc(1, trailer), trailer);
     io_fd(sock);
     send_all(sock, batch);
@@ -119,7 +125,7 @@ int main(int argc, char **argv) {
     return 0;
   }
   if (argc != 4 || (strcmp(argv[1], "buffers") && strcmp(argv[1], "file"))) {
-    fputs("usage: owfat buffers COUNT ROUNDS | file BYTES ROUNDS | segs HEADER FILE TRAILER | reader\n",
+    fputs("usage: owfat buffers COUNT ROUNDS | file BYTES ROUNDS | segs HEADER PATH TRAILER | reader\n",
           stderr);
     return 2;
   }
