@@ -18,6 +18,7 @@ from iobatch._entries import (
     Entry,
     Release,
     Releases,
+    describe,
     file_size,
     fileno,
     flatten,
@@ -28,7 +29,6 @@ from iobatch._entries import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from types import TracebackType
     from typing import Self
 
     from typing_extensions import Buffer
@@ -95,21 +95,14 @@ class IOBatch:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exc_info: object) -> None:
         self.reset()
 
     def __repr__(self) -> str:
         parts = [f"{self._left} bytes left", f"{self._sent} sent"]
         if self._queue:
-            head = self._queue[0]
-            what = f"{len(head)} bytes" if isinstance(head, bytes | memoryview) else head
-            entries = sum(type(entry) is not Release for entry in self._queue)
-            parts.append(f"{entries} entries, the first: {what}")
+            parts.append(f"{sum(type(entry) is not Release for entry in self._queue)} entries")
+            parts.append(f"the first: {describe(self._queue[0])}")
         if self._error is not None:
             parts.append(repr(self._error))
         return f"<IOBatch {', '.join(parts)}>"
@@ -204,16 +197,10 @@ class IOBatch:
             OverflowError: the range would end past 2**63 - 1, or as for addbuf.
 
         """
-        if (
-            type(file) is int
-            and type(count) is int
-            and on_release is None
-            and count
-            and (file | offset | count) >= 0  # none is negative
-        ):
+        if type(file) is type(offset) is type(count) is int and on_release is None:
             # What a server adds for each response takes no call.
             left = self._left + count
-            if left + offset <= MAX_BYTES:
+            if count and (file | offset | count) >= 0 and left + offset <= MAX_BYTES:
                 self._left = left
                 self._queue.append((file, offset, count, None, False))
                 return
@@ -333,7 +320,7 @@ class IOBatch:
 
         Args:
             nbytes: how many.
-            plain: what _stage said of them.
+            plain: what stage said of them.
 
         """
         self._left -= nbytes
@@ -343,15 +330,6 @@ class IOBatch:
             queue.clear()
             return
         releases: list[Release] = []
-        if not self._left:
-            # The common end: nothing to look at but what must be released.
-            for entry in queue:
-                if type(entry) is memoryview:
-                    entry.release()
-                elif type(entry) is Release:
-                    releases.append(entry)
-            queue.clear()
-            nbytes = 0
         while nbytes:
             entry = queue.popleft()
             if type(entry) is bytes or type(entry) is memoryview:
@@ -363,9 +341,10 @@ class IOBatch:
                     entry.release()
             elif type(entry) is tuple:
                 fd, offset, count, file, refused = entry
-                if count > nbytes:
-                    queue.appendleft((fd, offset + nbytes, count - nbytes, file, refused))
-                nbytes = 0
+                nbytes -= count
+                if nbytes < 0:
+                    queue.appendleft((fd, offset + count + nbytes, -nbytes, file, refused))
+                    nbytes = 0
             elif isinstance(entry, Release):
                 releases.append(entry)
         while queue and isinstance(entry := queue[0], Release):
@@ -394,21 +373,16 @@ class IOBatch:
         return left
 
     def _addrange(self, file: object, offset: int, count: int | None, releases: Releases) -> None:
-        fd = file if type(file) is int and file >= 0 else fileno(file)
-        if type(offset) is not int or offset < 0:
-            offset = natural(offset, "offset")
-        if count is None:
-            count = max(0, file_size(fd) - offset)
-        elif type(count) is not int or count < 0:
-            count = natural(count, "count")
-        left = self._left + count
-        if left > MAX_BYTES or offset + count > MAX_BYTES:
+        fd = fileno(file)
+        offset = natural(offset, "offset")
+        count = max(0, file_size(fd) - offset) if count is None else natural(count, "count")
+        left = self._sum(count)
+        if offset + count > MAX_BYTES:
             raise OverflowError(TOO_LONG)
         if count:
-            self._left = left
             self._queue.append((fd, offset, count, file, False))
-            if releases:
-                self._queue.extend(releases)
+            self._queue.extend(releases)
+            self._left = left
         else:
             self._run(releases)
 

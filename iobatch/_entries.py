@@ -79,6 +79,14 @@ Entry = bytes | memoryview | FileRange | Release
 Releases = tuple[Release, ...]
 
 
+def describe(entry: Entry) -> str:
+    """Return what repr says of an entry."""
+    if type(entry) is tuple:
+        fd, offset, count, _, _ = entry
+        return f"{count} bytes of descriptor {fd} from offset {offset}"
+    return f"a buffer of {len(entry)} bytes"  # type: ignore[arg-type]  # never a Release
+
+
 def flatten(data: Buffer) -> bytes | memoryview:
     """Return what stands for a buffer in the queue: itself, or a view of single bytes."""
     if type(data) is bytes:
@@ -142,8 +150,7 @@ def fileno(file: object) -> int:
     method = getattr(file, "fileno", None)
     if method is None:
         raise TypeError(
-            f"a descriptor, a path or an object with fileno() is required, "
-            f"not {type(file).__name__!r}"
+            f"a descriptor or an object with fileno() is required, not {type(file).__name__!r}"
         )
     return natural(method(), "a file descriptor")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack, contextmanager, suppress
+from copy import copy
 from functools import partial
 from selectors import DefaultSelector
 from time import monotonic
@@ -44,8 +45,8 @@ def iob_sendall(
         The bytes sent by this call.
 
     Raises:
-        OSError: batch.error, or the callback's. What was sent is in batch.bytessent, what was not
-            is still in the batch.
+        OSError: a copy of batch.error, or of the callback's error. What was sent is in
+            batch.bytessent, what was not is still in the batch.
         TimeoutError: the time is over. The batch can go on from there.
         ValueError: timeout is negative.
         Exception: what iob_send, iob_write and progress raise.
@@ -70,7 +71,8 @@ def iob_sendall(
         for step, source in steps:
             while nbytes := step():
                 if nbytes == IOB_ERROR:
-                    raise source.error
+                    # A copy: what the batch keeps shall not refer to this frame, and so to itself.
+                    raise copy(source.error)
                 if nbytes > 0 and progress is not None and source is batch:
                     progress(nbytes)
                 left = None if deadline is None else deadline - monotonic()
