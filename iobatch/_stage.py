@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from iobatch._entries import MAX_BYTES, TruncatedFileError, pread
@@ -22,7 +21,7 @@ JOIN_LIMIT: Final = 32 * 1024
 
 
 def stage(
-    batch: IOBatch, room: int, small: int = MAX_BYTES, *, whole: bool = False
+    batch: IOBatch, room: int, small: int = MAX_BYTES, *, whole: bool = False, alike: bool = False
 ) -> tuple[list[bytes | memoryview], int, bool]:
     """Turn what is at the head into buffers for one system call.
 
@@ -38,6 +37,8 @@ def stage(
         room: the most bytes to give.
         small: the longest range that is read.
         whole: for one message: as many buffers as there are, and any fault shows at once.
+        alike: only neighbours that can be joined: nothing but `bytes`, nothing to be released
+            between them.
 
     Returns:
         The buffers, how many bytes they have, and whether this is plainly all: the batch has
@@ -85,6 +86,8 @@ def stage(
                 rest = (fd, offset + got, count - got, file, refused)
                 queue.insert(len(pieces) + releases, rest)
                 break
+        elif alike:
+            break
         elif type(entry) is memoryview:
             pieces.append(entry)
             size += len(entry)
@@ -111,15 +114,22 @@ def head(batch: IOBatch, room: int) -> bytes | memoryview:
 
     Raises: as for stage.
     """
-    first = batch._queue[0]
+    queue = batch._queue
+    first = queue[0]
     if type(first) is bytes and len(first) < JOIN_LIMIT:
         # No more of a file than can be joined; its rest comes by itself.
-        stage(batch, min(room, JOIN_LIMIT))
-        _join(batch)
-    elif type(first) is tuple:
-        stage(batch, room)
-        _join(batch)
-    return batch._queue[0]  # type: ignore[return-value]  # it is a buffer now
+        room = min(room, JOIN_LIMIT)
+    elif type(first) is not tuple:
+        return first  # type: ignore[return-value]  # never a Release
+    pieces, _, _ = stage(batch, room, alike=True)
+    if type(pieces[-1]) is memoryview:
+        pieces.pop()  # cut off for want of room: it stays as it is
+    if len(pieces) > 1:
+        joined = b"".join(pieces)
+        for _ in pieces:
+            queue.popleft()
+        queue.appendleft(joined)
+    return queue[0]  # type: ignore[return-value]  # it is a buffer now
 
 
 def offer(batch: IOBatch, room: int) -> memoryview:
@@ -130,19 +140,3 @@ def offer(batch: IOBatch, room: int) -> memoryview:
     if not batch._pin:
         batch._pin = min(len(head(batch, room)), room)
     return memoryview(batch._queue[0])[: batch._pin].toreadonly()  # type: ignore[arg-type]
-
-
-def _join(batch: IOBatch) -> None:
-    """Make one entry of the small `bytes` at the head."""
-    queue = batch._queue
-    count = size = 0
-    for entry in queue:
-        if type(entry) is not bytes or size + len(entry) > JOIN_LIMIT:
-            break
-        count += 1
-        size += len(entry)
-    if count > 1:
-        joined = b"".join(islice(queue, count))  # type: ignore[arg-type]  # all are bytes
-        for _ in range(count):
-            queue.popleft()
-        queue.appendleft(joined)

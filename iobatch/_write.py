@@ -115,7 +115,9 @@ def _offer(
         nbytes = IOB_AGAIN
     except (BlockingIOError, SSLWantWriteError) as exc:
         # A buffered file that is full tells so how much it took all the same.
-        nbytes = getattr(exc, "characters_written", 0) or IOB_AGAIN
+        nbytes = getattr(exc, "characters_written", 0)
+        if not 0 < nbytes <= offered:
+            nbytes = IOB_AGAIN
     except OSError as exc:
         if exc.errno is None and isinstance(exc, TimeoutError):
             nbytes = IOB_AGAIN
