@@ -66,6 +66,8 @@ class Connection:
     _batch: IOBatch = field(init=False, factory=IOBatch)
     # Parsed and not yet answered.
     _requests: deque[Request] = field(init=False, factory=deque)
+    # Not everything that was parsed is answered and sent.
+    _sending: bool = field(init=False, default=False)
     # No further request is answered.
     _last: bool = field(init=False, default=False)
     # Everything was sent and thrown away since: how many bytes. -1: not there yet.
@@ -94,7 +96,7 @@ class Connection:
             What to wait for: EVENT_READ or EVENT_WRITE. 0: it is over; close it.
 
         """
-        if not self._batch and not self._requests:
+        if not self._sending:
             try:
                 data = self.sock.recv(READ_SIZE)
             except BlockingIOError:
@@ -123,8 +125,10 @@ class Connection:
         if nbytes > 0:
             self.deadline = now + self._timeout
         if batch or requests:
-            # Not at once, even if it could take more: the others come first.
+            # Even if it could take more now: the others come first.
+            self._sending = True
             return EVENT_WRITE
+        self._sending = False
         if self._last:
             try:
                 self.sock.shutdown(socket.SHUT_WR)

@@ -102,27 +102,28 @@ class Files:
             IsADirectoryError: it is a directory, and the target has no slash at its end.
 
         """
-        file = self._cache.get(target)
-        if file is not None and now < file.fresh_until:
-            return file
-        path, _ = split_target(target)
-        file = self._cache.pop(path, None)
+        cache = self._cache
+        file = cache.get(target)
         if file is None or file.fresh_until <= now:
-            try:
+            path, _ = split_target(target)
+            file = cache.get(path)
+            if file is None or file.fresh_until <= now:
                 file = self._open(path, now)
-            except OSError as exc:
-                if exc.errno in {errno.EMFILE, errno.ENFILE}:
-                    self._cache.clear()  # so that there are some for the next one
-                raise
-        if len(self._cache) >= MAX_OPEN:
-            del self._cache[next(iter(self._cache))]
-        self._cache[path] = file
+                cache.pop(path, None)
+                if len(cache) >= MAX_OPEN:
+                    del cache[next(iter(cache))]
+                cache[path] = file
         return file
 
     def _open(self, path: bytes, now: float) -> OpenFile:
         """Open what a path stands for, which for a directory is its index."""
         names = split_path(path)
-        file = self._open_below(names, now)
+        try:
+            file = self._open_below(names, now)
+        except OSError as exc:
+            if exc.errno in {errno.EMFILE, errno.ENFILE}:
+                self._cache.clear()  # so that the next one finds some
+            raise
         if not path.endswith(b"/"):
             if file is None:
                 raise _failure(errno.EISDIR)

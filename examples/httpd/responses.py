@@ -14,6 +14,8 @@ from attrs import define
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+METHODS = frozenset({b"GET", b"HEAD"})
+
 # The status for an error of the file system, where it isn't 500.
 _STATUS_OF_ERRNO = {
     errno.ENOENT: 404,
@@ -54,17 +56,17 @@ def refusal(request: Request) -> int:
     elif request.version != "1.0":
         return 505
     # RFC 9112 6.3: without "chunked" at its end nobody can tell where such a body ends.
-    if headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
+    if b"transfer-encoding" in headers and headers[b"transfer-encoding"].lower() != b"chunked":
         return 400
-    return 0 if request.method in {b"GET", b"HEAD"} else 405
+    return 0 if request.method in METHODS else 405
 
 
 def has_body(request: Request) -> bool:
     """Tell whether content follows the head of a request (RFC 9112 6)."""
     headers = request.headers
-    return (
-        b"transfer-encoding" in headers or headers.get(b"content-length", b"0").strip(b"0") != b""
-    )
+    if b"content-length" in headers:
+        return int(headers[b"content-length"]) > 0  # The parser has seen that it is a number.
+    return b"transfer-encoding" in headers
 
 
 def file_head(content_type: str, size: int, modified: float, now: float) -> bytes:
@@ -114,7 +116,7 @@ def error(status: int) -> tuple[bytes, bytes]:
         f"Content-Length: {len(body)}\r\n"
     )
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
-        head += "Allow: GET, HEAD\r\n"
+        head += f"Allow: {b', '.join(sorted(METHODS)).decode()}\r\n"
     return head.encode(), body
 
 
