@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
+import socket
 import sys
 
 from files import Files
@@ -12,10 +14,9 @@ from server import Server, listen, url
 
 def port_number(text: str) -> int:
     """Return a port from the command line."""
-    number = int(text)
-    if not 0 <= number <= 0xFFFF:
-        raise ValueError(text)
-    return number
+    if not text.isdecimal() or int(text) > 0xFFFF:
+        raise argparse.ArgumentTypeError("a port is a number from 0 to 65535")
+    return int(text)
 
 
 def main() -> int:
@@ -43,7 +44,10 @@ def main() -> int:
     try:
         listener = listen(args.bind, args.port)
     except OSError as exc:
-        print(f"httpd: {args.bind} port {args.port}: {exc.strerror}", file=sys.stderr)
+        # What create_server says more than the reason is said here already.
+        unknown = isinstance(exc, socket.gaierror)
+        reason = exc.strerror if unknown else os.strerror(exc.errno or 0)
+        print(f"httpd: {args.bind} port {args.port}: {reason}", file=sys.stderr)
         return 1
     server = Server(listener, files)
     # The handlers do nothing, and are installed so that the signals, even if they were ignored,

@@ -1,0 +1,994 @@
+"""The static file server, by raw sockets, by clients that are not ours, and piece by piece."""
+
+from __future__ import annotations
+
+import errno
+import filecmp
+import http.client
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack, contextmanager
+from email.utils import formatdate, parsedate_to_datetime
+from pathlib import Path
+from selectors import EVENT_READ, EVENT_WRITE
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from tests.helpers import PATIENCE, ROOT, clog, data, fd_count, receive, stream_pair
+
+HTTPD = ROOT / "examples" / "httpd"
+sys.path.insert(0, str(HTTPD))
+
+# The server's modules see each other as siblings, and so they are seen here.
+import responses  # noqa: E402
+from connection import LINGER_BYTES, MAX_ANSWERS, MAX_HEAD, MAX_TARGET, READ_SIZE, Connection  # noqa: E402
+from files import FRESH, MAX_OPEN, Files, content_type, split_path, split_target  # noqa: E402
+from server import TIMEOUT, Server, listen, url  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    Address = tuple[str, int]
+
+SECRET = b"not for you"
+MODIFIED = 1_700_000_000
+
+
+class Response(NamedTuple):
+    """What came back."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+# Setting up
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """Make a folder to serve, with a secret beside it."""
+    (tmp_path / "secret").write_bytes(SECRET)
+    root = tmp_path / "site"
+    (root / "sub" / "deep").mkdir(parents=True)
+    (root / "bare").mkdir()
+    (root / "index.html").write_bytes(b"<h1>home</h1>")
+    (root / "sub" / "index.html").write_bytes(b"<h1>sub</h1>")
+    (root / "sub" / "deep" / "file").write_bytes(b"deep")
+    (root / "a b\xfc?.txt").write_bytes(b"odd")
+    for size in (0, 1, 1024, 32768, 65536, 1 << 20):
+        (root / str(size)).write_bytes(data(size, seed=size))
+        os.utime(root / str(size), (MODIFIED, MODIFIED))
+    return root
+
+
+@contextmanager
+def serving(directory: Path, timeout: float = TIMEOUT) -> Iterator[tuple[Server, Address]]:
+    """Run a server in a thread."""
+    files = Files(directory)
+    listener = listen("127.0.0.1", 0)
+    server = Server(listener, files, timeout)
+    thread = Thread(target=server.run)
+    thread.start()
+    try:
+        yield server, listener.getsockname()
+    finally:
+        server.stopper.send(b"\0")
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+        server.close()
+        files.close()
+
+
+@pytest.fixture
+def address(site: Path) -> Iterator[Address]:
+    """Serve the folder."""
+    with serving(site) as (_, address):
+        yield address
+
+
+@contextmanager
+def program(
+    directory: Path, *options: str, **kwargs: object
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run the server as a program of its own; give the process and the address it says."""
+    with subprocess.Popen(
+        [sys.executable, HTTPD, directory, "--port", "0", *options],
+        stdout=subprocess.PIPE,
+        text=True,
+        **kwargs,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            match = re.search(r"http://\S+", process.stdout.readline())
+            assert match
+            yield process, match[0]
+        finally:
+            process.terminate()
+
+
+def tool(name: str, package: str) -> str:
+    """Return the path of a program, or skip the test."""
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"{name} is missing: install {package}")
+    return path
+
+
+def split(raw: bytes, *methods: str) -> list[Response]:
+    """Cut what a server sent into responses, to GET if not said otherwise."""
+    found = []
+    while raw:
+        head, end, raw = raw.partition(b"\r\n\r\n")
+        assert end, f"cut off: {head!r}"
+        status, *lines = head.decode("latin-1").split("\r\n")
+        headers = dict(line.split(": ", 1) for line in lines)
+        method = methods[len(found)] if len(found) < len(methods) else "GET"
+        size = 0 if method == "HEAD" else int(headers["Content-Length"])
+        assert len(raw) >= size, "cut off"
+        found.append(Response(int(status.split()[1]), headers, raw[:size]))
+        raw = raw[size:]
+    return found
+
+
+def exchange(address: Address, request: bytes) -> bytes:
+    """Send requests, say that there are no more, and return all that comes back."""
+    with socket.create_connection(address, PATIENCE) as sock:
+        sock.sendall(request)
+        sock.shutdown(socket.SHUT_WR)
+        return read_all(sock)
+
+
+def read_all(sock: socket.socket) -> bytes:
+    """Read up to a clean end: a reset raises."""
+    received = bytearray()
+    while piece := sock.recv(1 << 16):
+        received += piece
+    return bytes(received)
+
+
+def fills_until_reset(sock: socket.socket, piece: bytes = bytes(1000)) -> bool:
+    """Send without reading; tell whether the other side ended that."""
+    try:
+        for _ in range(10_000):
+            sock.sendall(piece * 1000)
+    except ConnectionError:
+        return True
+    return False
+
+
+def receive_head(sock: socket.socket) -> bytes:
+    """Read the head of a response, and no more."""
+    head = bytearray()
+    while not head.endswith(b"\r\n\r\n"):
+        head += receive(sock, 1)
+    return bytes(head)
+
+
+def get(address: Address, target: str, method: str = "GET", version: str = "1.1") -> Response:
+    """Send one request with a target as it is."""
+    request = f"{method} {target} HTTP/{version}\r\nHost: here\r\n\r\n"
+    [response] = split(exchange(address, request.encode("latin-1")), method)
+    return response
+
+
+# Files
+
+
+@pytest.mark.parametrize("size", [0, 1, 1024, 32768, 65536, 1 << 20])
+def test_get_and_head(address: Address, size: int) -> None:
+    """GET gives a file's bytes, HEAD the same headers and no body, on one connection."""
+    client = http.client.HTTPConnection(*address, timeout=PATIENCE)
+    headers = []
+    for method in ("GET", "HEAD", "GET"):
+        client.request(method, f"/{size}")
+        response = client.getresponse()
+        assert response.status == 200
+        assert response.read() == (data(size, seed=size) if method == "GET" else b"")
+        headers.append({**response.headers, "Date": ""})
+        date = parsedate_to_datetime(response.headers["Date"])
+        assert date.timestamp() > MODIFIED
+    assert headers[0] == headers[1] == headers[2]
+    assert headers[0] == {
+        "Content-Type": "application/octet-stream",
+        "Content-Length": str(size),
+        "Last-Modified": formatdate(MODIFIED, usegmt=True),
+        "Date": "",
+    }
+    client.close()
+
+
+@pytest.mark.parametrize(
+    ("target", "body"),
+    [
+        ("/", b"<h1>home</h1>"),
+        ("/index.html", b"<h1>home</h1>"),
+        ("/sub/", b"<h1>sub</h1>"),
+        ("//sub///index.html", b"<h1>sub</h1>"),
+        ("/sub/deep/file?query=/../../x", b"deep"),
+        ("/sub/%64eep/file", b"deep"),
+        ("/a%20b%C3%BC%3f.txt", b"odd"),
+        ("http://elsewhere/sub/deep/file", b"deep"),
+        ("HTTPS://elsewhere", b"<h1>home</h1>"),
+        ("http://elsewhere?x=/y", b"<h1>home</h1>"),
+    ],
+)
+def test_targets(address: Address, target: str, body: bytes) -> None:
+    """A target is decoded, its query is left aside, a directory gives its index."""
+    response = get(address, target)
+    assert (response.status, response.body) == (200, body)
+
+
+@pytest.mark.parametrize(
+    ("target", "location"),
+    [
+        ("/sub", "/sub/"),
+        ("/bare", "/bare/"),
+        ("//sub", "/sub/"),
+        ("///sub//deep", "/sub/deep/"),
+        ("/sub?a=b&c", "/sub/?a=b&c"),
+        ("http://elsewhere/sub", "/sub/"),
+        ("/%5cevil.example", "/%5Cevil.example/"),
+        ("/with%0d%0aline", "/with%0D%0Aline/"),
+    ],
+)
+def test_redirect(site: Path, address: Address, target: str, location: str) -> None:
+    """A directory's own address ends in a slash, and it is always on this server."""
+    (site / "\\evil.example").mkdir()
+    (site / "with\r\nline").mkdir()
+    response = get(address, target)
+    assert (response.status, response.headers["Location"]) == (301, location)
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        ("/nothing", 404),
+        ("/sub/nothing/more", 404),
+        ("/1024/", 404),
+        ("/1024/more", 404),
+        ("/" + "x" * 300, 404),
+        ("/bare/", 403),
+        ("/../secret", 400),
+        ("/sub/../../secret", 400),
+        ("/sub/../1024", 400),
+        ("/./1024", 400),
+        ("/%2e%2e/secret", 400),
+        ("/.%2E/secret", 400),
+        ("/..%2fsecret", 400),
+        ("/sub%2f..%2f..%2fsecret", 400),
+        ("/%2e%2e%5csecret", 404),
+        ("/..%5csecret", 404),
+        ("/%252e%252e/secret", 404),
+        ("/%c0%ae%c0%ae/secret", 404),
+        ("/1024%00.html", 400),
+        ("/%00", 400),
+        ("http://x/../secret", 400),
+        ("file:///etc/passwd", 400),
+        ("*", 400),
+    ],
+)
+def test_no_way_out(address: Address, target: str, status: int) -> None:
+    """What is no name of a file in the folder is refused, and the connection goes on."""
+    refused, served = split(
+        exchange(
+            address,
+            f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\nGET /1 HTTP/1.1\r\nHost: x\r\n\r\n".encode(),
+        )
+    )
+    assert refused.status == status
+    assert SECRET not in refused.body
+    assert served.body == data(1, seed=1)
+
+
+def test_absolute_path(site: Path, address: Address) -> None:
+    """An absolute file name behind the host's slash stays below the folder."""
+    assert get(address, f"/{site.parent}/secret").status == 404
+    assert get(address, f"/%2f{site.parent}/secret").status == 400
+
+
+@pytest.mark.parametrize(
+    ("link", "result"),
+    [
+        ("1024", 200),
+        ("./sub/../1024", 200),
+        ("{site}/1024", 200),
+        ("sub/back", 200),
+        ("chain", 200),
+        ("../secret", 403),
+        ("{site}/../secret", 403),
+        ("{site}-not/secret", 403),
+        ("sub/../../secret", 403),
+        ("/etc/passwd", 403),
+        ("..", 403),
+        ("sub", 301),
+        (".", 301),
+        ("{site}", 301),
+        ("nothing", 404),
+        ("link", 404),
+        ("pipe", 403),
+    ],
+)
+def test_links(site: Path, address: Address, link: str, result: int) -> None:
+    """A link is followed as long as it stays inside, step by step; a pipe is not opened."""
+    os.mkfifo(site / "pipe")
+    (site / "sub" / "back").symlink_to("deep/../../1024")
+    (site / "chain").symlink_to("sub/back")
+    (site / "link").symlink_to(link.format(site=site))
+    response = get(address, "/link")
+    assert response.status == result
+    if result == 200:
+        assert response.body == data(1024, seed=1024)
+
+
+def test_directory_link_outside(site: Path, address: Address) -> None:
+    """Nothing is reached through a directory that is a link to the outside."""
+    (site / "out").symlink_to("..")
+    assert get(address, "/out/secret").status == 403
+
+
+def test_folder_given_by_a_link(site: Path, tmp_path: Path) -> None:
+    """The folder itself may be named by a link."""
+    (tmp_path / "alias").symlink_to(site)
+    (site / "link").symlink_to(site / "1")
+    with serving(tmp_path / "alias") as (_, address):
+        assert get(address, "/link").body == data(1, seed=1)
+
+
+@pytest.mark.parametrize("moment", range(5))
+@pytest.mark.parametrize("changed", ["sub", "sub/deep", "sub/deep/file", "pipe"])
+def test_race(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str, moment: int
+) -> None:
+    """A tree that changes before any step of the way never leads outside, nor into a pipe."""
+    outside = tmp_path / "outside"
+    (outside / "sub" / "deep").mkdir(parents=True)
+    (outside / "sub" / "deep" / "file").write_bytes(SECRET)
+    real_open = os.open
+    calls = 0
+
+    def opening(*args: Any, **kwargs: Any) -> int:
+        nonlocal calls
+        if calls == moment:
+            name = site / ("sub/deep/file" if changed == "pipe" else changed)
+            name.rename(site / "old")
+            if changed == "pipe":
+                os.mkfifo(name)
+            else:
+                name.symlink_to(outside / changed)
+        calls += 1
+        return real_open(*args, **kwargs)
+
+    files = Files(site)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", opening)
+        try:
+            file = files.get(b"/sub/deep/file", 0.0)
+        except OSError as exc:
+            assert exc.errno in {errno.EACCES, errno.ELOOP}  # noqa: PT017
+            assert moment < 4
+        else:
+            assert os.pread(file.fd, 100, 0) == b"deep"
+            assert moment > 0
+    assert calls <= 4
+    files.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(errno.EACCES, 403), (errno.EMFILE, 503), (errno.ENFILE, 503), (errno.EIO, 500)],
+)
+def test_failures(
+    address: Address, monkeypatch: pytest.MonkeyPatch, number: int, status: int
+) -> None:
+    """What the file system refuses becomes a status, and the server lives on."""
+
+    def failing(*args: object, **kwargs: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", failing)
+        assert get(address, "/1").status == status
+    assert get(address, "/1").status == 200
+
+
+# The cache
+
+
+def test_cache(site: Path) -> None:
+    """For a while the same open file is given, then what the name stands for by then."""
+    files = Files(site)
+    first = files.get(b"/1", 0.0)
+    (site / "new").write_bytes(b"another")
+    (site / "new").replace(site / "1")
+    assert files.get(b"/1?query", FRESH / 2) is files.get(b"/1", FRESH / 2) is first
+    second = files.get(b"/1", FRESH)
+    assert (first.size, second.size) == (1, 7)
+    assert os.pread(first.fd, 10, 0) == data(1, seed=1)
+    files.close()
+
+
+def test_cache_is_bounded(site: Path, no_leaks: None) -> None:
+    """Only so many files stay open, those that nobody sends are closed when their time is over."""
+    for i in range(MAX_OPEN + 50):
+        (site / f"f{i}").touch()
+    before = fd_count()
+    files = Files(site)
+    kept = files.get(b"/1024", 0.0)
+    for i in range(MAX_OPEN + 50):
+        files.get(b"/f%d" % i, 0.5)
+    assert len(files) == MAX_OPEN
+    assert fd_count() == before + 1 + MAX_OPEN + 1
+    assert os.pread(kept.fd, 2000, 0) == data(1024, seed=1024), "it left the cache, and is open"
+    files.sweep(0.5 + FRESH / 2)
+    assert len(files) == MAX_OPEN
+    files.sweep(0.5 + FRESH)
+    assert len(files) == 0
+    assert fd_count() == before + 2
+    files.close()
+
+
+def test_cache_gives_way(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When no descriptor is to be had, those of the cache are given back."""
+    files = Files(site)
+    files.get(b"/1", 0.0)
+
+    def failing(*args: object, **kwargs: object) -> int:
+        raise OSError(errno.EMFILE, "")
+
+    monkeypatch.setattr(os, "open", failing)
+    with pytest.raises(OSError, match="24"):
+        files.get(b"/1024", 0.0)
+    assert len(files) == 0
+    files.close()
+
+
+def test_truncated_file(site: Path) -> None:
+    """A file that shrinks while it is sent ends the connection: no other bytes take its place."""
+    with serving(site) as (_, address), socket.create_connection(address, PATIENCE) as sock:
+        request = b"GET /1048576 HTTP/1.1\r\nHost: x\r\n\r\n"
+        sock.sendall(request)
+        receive_head(sock)
+        receive(sock, 1 << 20)
+        os.truncate(site / "1048576", 1000)
+        sock.sendall(request)
+        rest = read_all(sock)
+        assert rest.endswith(data(1 << 20, seed=1 << 20)[:1000])
+        assert f"Content-Length: {1 << 20}\r\n".encode() in rest
+
+
+# Requests
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"])
+def test_methods(address: Address, method: str) -> None:
+    """What isn't GET or HEAD is not allowed, and the answer says what is."""
+    response = get(address, "/1", method)
+    assert (response.status, response.headers["Allow"]) == (405, "GET, HEAD")
+    assert "Connection" not in response.headers
+
+
+HOST = b"Host: x\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
+        (b"GET 1024 HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+        (b"BREW / HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+        (b"GET /a b HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+        (b"GET /\0 HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+        (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\n" + HOST * 2 + b"\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost : x\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\n" + HOST + b" folded: x\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\n" + HOST + b"A: \0\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\n" + HOST + b"\n", 400),
+        (b"GET / HTTP/1.1\r\n" + HOST + b"Content-Length: -1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\n" + HOST + b"Content-Length: 1, 1\r\n\r\nx", 400),
+        (b"GET / HTTP/1.1\r\n" + HOST + b"Content-Length: 9" + b"9" * 30 + b"\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\n" + HOST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
+        (
+            b"POST / HTTP/1.1\r\n"
+            + HOST
+            + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            400,
+        ),
+        (
+            b"GET / HTTP/1.1\r\n"
+            + HOST
+            + b"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n",
+            400,
+        ),
+        (b"GET / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: gzip\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: xchunked\r\n\r\n", 400),
+        (b"GET / HTTP/2.0\r\n" + HOST + b"\r\n", 505),
+        (b"GET / HTTP/0.9\r\n\r\n", 505),
+        (b"GET /" + b"x" * MAX_TARGET + b" HTTP/1.1\r\n" + HOST + b"\r\n", 414),
+        (b"GET / HTTP/1.1\r\n" + HOST + b"A: " + b"x" * (MAX_HEAD + 2 * READ_SIZE), 431),
+        (b"GET / HTTP/1.1\r\n" + HOST + b"A: x\r\n" * 20000 + b"\r\n", 431),
+    ],
+)
+def test_bad_requests(address: Address, request_bytes: bytes, status: int) -> None:
+    """What is before a bad request is answered, then it is refused, and nothing behind it heard."""
+    good = b"HEAD /1 HTTP/1.1\r\n" + HOST + b"\r\n"
+    first, refused = split(exchange(address, good + request_bytes + good), "HEAD")
+    assert first.status == 200
+    assert refused.status == status
+    assert refused.headers["Connection"] == "close"
+
+
+def test_longest_target(address: Address) -> None:
+    """A target of the greatest length, and a head of the greatest size, are no reason to refuse."""
+    target = "/1?" + "x" * (MAX_TARGET - 3)
+    assert get(address, target).status == 200
+    fields = b"A: x\r\n" * (MAX_HEAD // 6 - 20)
+    [response] = split(exchange(address, b"GET /1 HTTP/1.1\r\n" + HOST + fields + b"\r\n"))
+    assert response.status == 200
+
+
+@pytest.mark.parametrize(
+    ("version", "header", "answer", "goes_on"),
+    [
+        ("1.1", b"", None, True),
+        ("1.1", b"Connection: close\r\n", "close", False),
+        ("1.0", b"", "close", False),
+        ("1.0", b"Connection: keep-alive\r\n", "keep-alive", True),
+        ("1.1", b"Content-Length: 0\r\n", None, True),
+        ("1.1", b"Content-Length: 5\r\n", "close", False),
+        ("1.1", b"Transfer-Encoding: chunked\r\n", "close", False),
+        ("1.1", b"Connection: Upgrade\r\nUpgrade: h2c\r\n", "close", False),
+    ],
+)
+def test_keep_alive(
+    address: Address, version: str, header: bytes, answer: str | None, goes_on: bool
+) -> None:
+    """The connection goes on if both sides can, and if nothing but a request can come next."""
+    request = b"GET /1 HTTP/%s\r\n" % version.encode() + HOST + header + b"\r\n"
+    responses = split(exchange(address, request + request))
+    assert len(responses) == 1 + goes_on
+    assert {response.status for response in responses} == {200}
+    assert responses[0].headers.get("Connection") == answer
+
+
+def test_upload(address: Address) -> None:
+    """A client that sends all of a large body first still gets the answer that refuses it."""
+    client = http.client.HTTPConnection(*address, timeout=PATIENCE)
+    client.request("POST", "/1", body=bytes(LINGER_BYTES // 2))
+    response = client.getresponse()
+    assert response.status == 405
+    assert response.read() == b"405 Method Not Allowed\n"
+    client.close()
+
+
+def test_endless_upload(address: Address) -> None:
+    """A body without an end is not read without end."""
+    with socket.create_connection(address, PATIENCE) as sock:
+        sock.sendall(b"POST /1 HTTP/1.1\r\n" + HOST + b"Content-Length: 99999999999\r\n\r\n")
+        assert fills_until_reset(sock)
+
+
+# Pipelining and partial transfers
+
+
+def test_byte_by_byte(site: Path) -> None:
+    """Requests may come in pieces of any size."""
+    raw = b"GET /sub/deep/file HTTP/1.1\r\nHost: x\r\n\r\nHEAD /1 HTTP/1.1\r\nHost: x\r\n\r\n"
+    files = Files(site)
+    for size in (1, 2, 3, 7):
+        ours, theirs = socket.socketpair()
+        with theirs:
+            ours.setblocking(False)
+            connection = Connection(ours, files, TIMEOUT, TIMEOUT)
+            for i in range(0, len(raw), size):
+                theirs.sendall(raw[i : i + size])
+                assert connection.step(0.0)
+            connection.close()
+            deep, one = split(read_all(theirs), "GET", "HEAD")
+            assert deep.body == b"deep"
+            assert one.headers["Content-Length"] == "1"
+    files.close()
+
+
+def test_pipelining(address: Address) -> None:
+    """Any number of requests may be under way; the answers come in their order."""
+    targets = ("/1", "/nothing", "/32768", "/sub", "/0", "/1024", "/65536", "/")
+    requests = [f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode() for target in targets]
+    expected = [exchange(address, request) for request in requests]
+    with socket.create_connection(address, PATIENCE) as sock:
+        sender = Thread(target=sock.sendall, args=(b"".join(requests) * 100,))
+        sender.start()
+        received = split(receive(sock, sum(map(len, expected)) * 100))
+        sender.join(PATIENCE)
+    bodies = [answer.body for raw in expected for answer in split(raw)]
+    assert [answer.body for answer in received] == bodies * 100
+
+
+def test_slow_reader(site: Path) -> None:
+    """From a client that doesn't read nothing is read, and little is held for it."""
+    with serving(site) as (server, address), socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect(address)
+        request = b"GET /1048576 HTTP/1.1\r\nHost: x\r\n\r\n"
+        sock.sendall(request * 1000)
+        receive(sock, 12)
+        # Others are served meanwhile, so the server has done all it can for this one.
+        assert get(address, "/1").status == 200
+        [connection] = [each for each in server._connections if each._sending]
+        assert 0 < connection._batch.bytesleft < (MAX_ANSWERS + 1) << 20
+        assert 0 < len(connection._requests) < READ_SIZE / len(request)
+
+
+def test_slow_reader_gets_everything(site: Path) -> None:
+    """What goes out in many pieces, through small buffers, comes whole and in order."""
+    targets = [b"/1048576", b"/1024", b"/65536", b"/nothing", b"/1048576"]
+    with serving(site) as (_, address), socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect(address)
+        for target in targets:
+            sock.sendall(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % target)
+        sock.shutdown(socket.SHUT_WR)
+        bodies = [response.body for response in split(read_all(sock))]
+    sizes = (1 << 20, 1024, 65536, None, 1 << 20)
+    assert bodies == [
+        b"404 Not Found\n" if size is None else data(size, seed=size) for size in sizes
+    ]
+
+
+# Timeouts and limits
+
+
+def test_idle_client(site: Path, no_leaks: None) -> None:
+    """Who sends nothing, or never the end of a request, is left."""
+    with serving(site, timeout=0.01) as (_, address), ExitStack() as stack:
+        clients = []
+        for sent in (b"", b"\r\n", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost"):
+            sock = stack.enter_context(socket.create_connection(address, PATIENCE))
+            sock.sendall(sent)
+            clients.append(sock)
+        for sock in clients:
+            assert sock.recv(1) == b""
+
+
+def test_deadline(site: Path) -> None:
+    """What is taken puts the deadline off, what only comes in does not."""
+    files = Files(site)
+    with stream_pair("tcp4", buffers=4096) as (ours, theirs):
+        ours.setblocking(False)
+        connection = Connection(ours, files, 10.0, 10.0)
+        theirs.sendall(b"GET /1048576 HTTP/1.1\r\n")
+        assert connection.step(5.0) == EVENT_READ
+        assert connection.deadline == 10.0
+        theirs.sendall(b"Host: x\r\n\r\n")
+        assert connection.step(6.0) == EVENT_WRITE
+        assert connection.deadline == 16.0
+        clog(ours)
+        assert connection.step(7.0) == EVENT_WRITE
+        assert connection.deadline == 16.0
+        connection.close()
+    files.close()
+
+
+def test_stuck_client(site: Path) -> None:
+    """Who asks and takes nothing of the answer is left."""
+    with serving(site, timeout=0.01) as (_, address), socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.settimeout(PATIENCE)
+        sock.connect(address)
+        # More requests than are read before the first answers: so the end is a reset, which shows
+        # here without any reading.
+        assert fills_until_reset(sock, b"GET /1048576 HTTP/1.1\r\nHost: x\r\n\r\n")
+
+
+def test_no_descriptors(site: Path) -> None:
+    """When no connection can be had, those that wait are accepted later."""
+    refused = Event()
+
+    def accept(self: socket.socket) -> None:
+        refused.set()
+        raise OSError(errno.EMFILE, "")
+
+    with serving(site) as (_, address):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(socket.socket, "accept", accept)
+            sock = socket.create_connection(address, PATIENCE)
+            assert refused.wait(PATIENCE)
+        with sock:
+            sock.sendall(b"GET /1 HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert receive(sock, 12) == b"HTTP/1.1 200"
+
+
+def test_nodelay(site: Path) -> None:
+    """Nagle's algorithm is off."""
+    with serving(site) as (server, address), socket.create_connection(address) as sock:
+        sock.sendall(b"GET /1 HTTP/1.1\r\nHost: x\r\n\r\n")
+        receive(sock, 10)
+        [connection] = server._connections
+        assert connection.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+# The pieces
+
+
+def test_head_end() -> None:
+    """The same bytes serve for a second; an HTTP/1.0 client is told when the connection stays."""
+    assert responses.head_end(MODIFIED, "1.1", True) is responses.head_end(MODIFIED, "1.1", True)
+    date = b"Date: Tue, 14 Nov 2023 22:13:20 GMT\r\n"
+    assert responses.head_end(MODIFIED, "1.1", True) == date + b"\r\n"
+    assert responses.head_end(MODIFIED, "1.0", True) == date + b"Connection: keep-alive\r\n\r\n"
+    assert responses.head_end(MODIFIED, "1.0", False) == date + b"Connection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("modified", "said"), [(5.7, 5), (-(2.0**40), 0), (2.0**40, MODIFIED), (MODIFIED, MODIFIED)]
+)
+def test_last_modified(modified: float, said: int) -> None:
+    """Nothing was modified in the future, and odd times make no error."""
+    head = responses.file_head("text/css", 7, modified, MODIFIED).decode()
+    assert f"Last-Modified: {formatdate(said, usegmt=True)}\r\n" in head
+
+
+@pytest.mark.parametrize(
+    ("name", "media_type"),
+    [
+        (b"index.html", "text/html; charset=utf-8"),
+        (b"A.TXT", "text/plain; charset=utf-8"),
+        (b"photo.jpeg", "image/jpeg"),
+        (b"picture.svg", "image/svg+xml"),
+        (b"data.json", "application/json"),
+        (b"archive.tar.gz", "application/gzip"),
+        (b"archive.tar.bz2", "application/x-bzip2"),
+        (b"unknown", "application/octet-stream"),
+        (b"unknown.xyzzy", "application/octet-stream"),
+        (b"\xff\xfe.css", "text/css; charset=utf-8"),
+        (b"data:text/html,x", "application/octet-stream"),
+        (b"http:x.png", "image/png"),
+    ],
+)
+def test_content_type(name: bytes, media_type: str) -> None:
+    """A type comes from the end of a name; what is compressed is named as such."""
+    assert content_type(name) == media_type
+
+
+def test_paths() -> None:
+    """A target is split before it is decoded: an encoded separator separates nothing."""
+    assert split_target(b"/a%3Fb?c?d") == (b"/a%3Fb", b"?c?d")
+    assert split_path(b"/a%3Fb//c%20d/") == [b"a?b", b"c d"]
+    with pytest.raises(OSError, match="Invalid"):
+        split_path(b"/a%2Fb")
+
+
+# The program
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("inherited", [signal.SIG_DFL, signal.SIG_IGN])
+def test_signals(site: Path, number: int, inherited: signal.Handlers) -> None:
+    """SIGINT and SIGTERM stop it with exit status 0, also while connections are open."""
+    with program(
+        site,
+        preexec_fn=lambda: signal.signal(number, inherited),
+        stderr=subprocess.PIPE,
+    ) as (process, address):
+        host, port = address.removeprefix("http://").rstrip("/").split(":")
+        with socket.create_connection((host, int(port)), PATIENCE) as sock:
+            sock.sendall(b"GET /1 HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert receive(sock, 12) == b"HTTP/1.1 200"
+            process.send_signal(number)
+            assert process.wait(PATIENCE) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+
+
+def run_httpd(*args: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, HTTPD, *args],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+def test_bad_directory(site: Path) -> None:
+    """A directory that is none is told in one line."""
+    for path, reason in (("nothing", "No such file or directory"), ("1", "Not a directory")):
+        result = run_httpd(site / path)
+        assert result.returncode == 2
+        assert result.stderr == f"httpd: {site / path}: {reason}\n"
+
+
+def test_bad_addresses(site: Path) -> None:
+    """A port in use, or an address that can't be had, is told in one line."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = str(sock.getsockname()[1])
+        result = run_httpd(site, "--port", port)
+        assert result.returncode == 1
+        assert result.stderr == f"httpd: 127.0.0.1 port {port}: Address already in use\n"
+    result = run_httpd(site, "--bind", "192.0.2.1", "--port", "0")
+    assert result.returncode == 1
+    assert len(result.stderr.splitlines()) == 1
+    result = run_httpd(site, "--port", "65536")
+    assert result.returncode == 2
+    assert "from 0 to 65535" in result.stderr
+
+
+def test_help() -> None:
+    """--help names all there is."""
+    result = run_httpd("--help")
+    assert result.returncode == 0
+    for word in ("directory", "--bind", "--port"):
+        assert word in result.stdout
+
+
+def test_url() -> None:
+    """The address that is said is one to open."""
+    for host, said in (("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "localhost")):
+        with listen(host, 0) as sock:
+            assert url(sock) == f"http://{said}:{sock.getsockname()[1]}/"
+
+
+def test_ipv6(site: Path) -> None:
+    """It listens on IPv6 as well."""
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            pass
+    except OSError:
+        pytest.skip("this machine has no IPv6 loopback: enable it (net.ipv6.conf.lo)")
+    with program(site, "--bind", "::1") as (_, address):
+        match = re.fullmatch(r"http://\[::1\]:(\d+)/", address)
+        assert match
+        assert get(("::1", int(match[1])), "/1").status == 200
+
+
+# Clients that are not ours
+
+
+def test_curl(site: Path, tmp_path: Path) -> None:
+    """Curl fetches files of all sizes as they are, over one connection."""
+    curl = tool("curl", "curl")
+    (site / "104857600").write_bytes(data(100 << 20))
+    names = ("0", "1", "1024", "32768", "65536", "1048576", "104857600")
+    with serving(site) as (_, (host, port)):
+        result = subprocess.run(
+            [curl, "-fsSv", "--remote-name-all", *(f"http://{host}:{port}/{n}" for n in names)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=True,
+        )
+    assert result.stderr.count("Re-using existing connection") == len(names) - 1
+    for name in names:
+        assert filecmp.cmp(tmp_path / name, site / name, shallow=False)
+
+
+def test_sparse_file(site: Path) -> None:
+    """A file of more than 4 GiB has its length, and goes by in pieces as any other."""
+    with (site / "big").open("wb") as file:
+        file.truncate(5 << 30)
+    with serving(site) as (_, address), socket.create_connection(address, PATIENCE) as sock:
+        sock.sendall(b"GET /big HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert f"Content-Length: {5 << 30}\r\n".encode() in receive_head(sock)
+        assert receive(sock, 10 << 20) == bytes(10 << 20)
+
+
+def test_curl_upload(address: Address, tmp_path: Path) -> None:
+    """curl, which waits for 100 (Continue) before it sends a large body, is answered without."""
+    curl = tool("curl", "curl")
+    (tmp_path / "body").write_bytes(bytes(4 << 20))
+    result = subprocess.run(
+        [curl, "-sS", "-T", tmp_path / "body", f"http://{address[0]}:{address[1]}/1"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    assert result.stdout == "405 Method Not Allowed\n"
+
+
+def test_wrk(address: Address) -> None:
+    """Wrk with 64 connections sees no error."""
+    wrk = tool("wrk", "wrk")
+    result = subprocess.run(
+        [wrk, "-t1", "-c64", "-d1s", f"http://{address[0]}:{address[1]}/1024"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    assert re.search(r"[1-9]\d* requests in", result.stdout)
+    assert "errors" not in result.stdout
+    assert "Non-2xx" not in result.stdout
+
+
+def test_system_calls(site: Path, tmp_path: Path) -> None:
+    """A small file on a connection that stays takes one wait, one recv, one pread and one send."""
+    strace = tool("strace", "strace")
+    log = tmp_path / "log"
+    with subprocess.Popen(
+        [strace, "-qo", log, sys.executable, HTTPD, site, "--port", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+        port = int(line.partition("127.0.0.1:")[2].partition("/")[0])
+        with socket.create_connection(("127.0.0.1", port), PATIENCE) as sock:
+            for size in (1024,) * 5 + (1 << 20,) * 5:
+                sock.sendall(f"GET /{size} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                receive_head(sock)
+                receive(sock, size)
+        os.kill(int(children), signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
+    # What was called between a wait that brought a request and the next wait.
+    turns = [
+        tuple(call.partition("(")[0] for call in turn.splitlines()[1:])
+        for turn in log.read_text().split("epoll_wait(")
+        if "GET /" in turn
+    ]
+    assert len(turns) == 10
+    # The first opens the file, and when its time is over so does another.
+    assert turns[:5].count(("recvfrom", "pread64", "sendto")) >= 3
+    # Where the socket doesn't take all of a large file at once, the rest waits for another turn.
+    large = turns[5:]
+    at_once = large.count(("recvfrom", "sendto", "sendfile"))
+    assert at_once + large.count(("recvfrom", "sendto", "sendfile", "epoll_ctl")) >= 3
+
+
+PAGE = """<!DOCTYPE html>
+<html><head><link rel="stylesheet" href="style.css"><title>Page</title></head><body>
+<img src="red.svg"><img src="sub/blue%20square.svg">
+<script src="script.js"></script></body></html>
+"""
+SQUARE = """<svg xmlns="http://www.w3.org/2000/svg" width="64" height="64">
+<rect width="64" height="64" fill="{}"/></svg>
+"""
+
+
+def test_chromium(site: Path, tmp_path: Path) -> None:
+    """A browser loads a page with its style sheet, script and images, all of their types."""
+    chromium = tool("chromium", "chromium")
+    (site / "index.html").write_text(PAGE)
+    (site / "style.css").write_text("body { margin-left: 7px }")
+    (site / "script.js").write_text(
+        """addEventListener("load", () => {
+            const widths = Array.from(document.images, image => image.naturalWidth);
+            const margin = getComputedStyle(document.body).marginLeft;
+            document.body.textContent = "seen: " + widths + " " + margin;
+        });"""
+    )
+    (site / "red.svg").write_text(SQUARE.format("red"))
+    (site / "sub" / "blue square.svg").write_text(SQUARE.format("blue"))
+    with serving(site) as (_, (host, port)):
+        result = subprocess.run(
+            [
+                chromium,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-quic",
+                "--disable-dev-shm-usage",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+                "--no-first-run",
+                f"--user-data-dir={tmp_path / 'profile'}",
+                "--dump-dom",
+                f"http://{host}:{port}/",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=True,
+        )
+    assert "seen: 64,64 7px" in result.stdout
