@@ -80,6 +80,16 @@ def take(batch: IOBatch, nbytes: int | None = None) -> bytes:
     return bytes(taken)
 
 
+class Borrowed:
+    """A file object that does not own its descriptor."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def fileno(self) -> int:
+        return self.fd
+
+
 # Scripted fakes
 
 

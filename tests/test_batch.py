@@ -34,6 +34,7 @@ from iobatch import (
     iob_write,
 )
 from tests.helpers import (
+    Borrowed,
     Scripted,
     bare_platform,
     check_invariants,
@@ -364,22 +365,17 @@ def test_object_is_borrowed_and_referenced(tmp_path: Path) -> None:
         file.close()
 
 
-def test_object_lives_while_unsent(tmp_path: Path) -> None:
-    """The batch keeps a file object alive that nobody else has, up to its release."""
-
-    class File(io.FileIO):
-        pass
-
-    path = tmp_path / "file"
-    path.write_bytes(data(100_000))
-    file = File(path)
+def test_object_lives_while_unsent(make_file: MakeFile) -> None:
+    """The batch keeps a file object alive that nobody else has, while it is unsent."""
+    content = data(100_000)
+    file = Borrowed(make_file(content))
     alive = weakref.ref(file)
     batch = IOBatch()
-    batch.addfile(file, on_release=file.close)
+    batch.addfile(file)
     del file
-    take(batch, 1)
+    assert take(batch, 1) == content[:1]
     assert alive() is not None
-    take(batch)
+    assert take(batch) == content[1:]
     assert alive() is None
 
 
@@ -628,14 +624,9 @@ def test_addfile_close_of_a_path(tmp_path: Path) -> None:
 
 def test_addfile_close_without_close() -> None:
     """An object that can't be closed can't be owned."""
-
-    class File:
-        def fileno(self) -> int:
-            return 0
-
     batch = IOBatch()
     with pytest.raises(TypeError):
-        batch.addfile_close(File(), 0, 1)  # type: ignore[arg-type]
+        batch.addfile_close(Borrowed(0), 0, 1)  # type: ignore[arg-type]
     assert not batch
 
 

@@ -17,6 +17,7 @@ import struct
 import subprocess
 import sys
 import tty
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -40,6 +41,7 @@ from tests.helpers import (
     IOV_MAX,
     PATIENCE,
     STAGE_LIMIT,
+    Borrowed,
     Call,
     Read,
     Scripted,
@@ -729,15 +731,26 @@ def test_again_before_the_first_byte(
     assert get_cork(one) == 0
 
 
+@pytest.mark.parametrize("trailer", [False, True])
 @pytest.mark.parametrize(
     ("outcome", "code"), [("again", IOB_AGAIN), ("error", IOB_ERROR), ("truncated", IOB_ERROR)]
 )
 def test_nothing_is_held_back_after_a_refusal(
-    tcp: Pair, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch, outcome: str, code: int
+    tcp: Pair,
+    make_file: MakeFile,
+    monkeypatch: pytest.MonkeyPatch,
+    outcome: str,
+    code: int,
+    *,
+    trailer: bool,
 ) -> None:
     """A header sent with MSG_MORE leaves at once when the file behind it does not follow."""
     one, other = tcp
     batch, wanted = response(make_file)
+    if not trailer:
+        batch.reset()
+        batch.addbuf(wanted[:200])
+        batch.addfile(make_file(wanted[200:]))
     numbers = {"again": errno.EAGAIN, "error": errno.EIO}
     if outcome == "truncated":
         patch_os(monkeypatch, "sendfile", lambda *_args: 0)
@@ -749,6 +762,87 @@ def test_nothing_is_held_back_after_a_refusal(
     assert receive(other, 200) == wanted[:200]
     assert iob_send(one, batch) == code
     assert get_cork(one) == 0
+
+
+class Halting(socket.socket):
+    """A socket that takes one sendmsg, and then no more."""
+
+    calls = 0
+
+    def sendmsg(self, *args: Any) -> int:
+        self.calls += 1
+        if self.calls > 1:
+            raise again()
+        return super().sendmsg(*args)
+
+    def send(self, *_args: Any) -> int:
+        raise again()
+
+
+@pytest.mark.parametrize("flags", [0, socket.MSG_MORE])
+def test_nothing_but_the_callers_is_held_back_between_two_sends(flags: int) -> None:
+    """What left with MSG_MORE leaves when the next send is refused, unless the caller wants it."""
+    with stream_pair("tcp4") as (plain, other), Halting(fileno=plain.detach()) as one:
+        batch = IOBatch()
+        for _ in range(IOV_MAX + 1):
+            batch.addbuf(bytearray(b"x"))
+        assert iob_send(one, batch, flags=flags) == IOV_MAX
+        assert unsent(one) == (IOV_MAX if flags else 0)
+        set_cork(one, 0)
+        assert receive(other, IOV_MAX) == b"x" * IOV_MAX
+
+
+def test_a_truncated_small_file_holds_nothing_back(tcp: Pair, make_file: MakeFile) -> None:
+    """What stands in front of a small file that has ended leaves at once."""
+    one, other = tcp
+    batch, wanted = response(make_file, 1000)
+    batch.reset()
+    fd = make_file(wanted)
+    batch.addbuf(b"header")
+    batch.addfile(fd, 0, 1000)
+    os.ftruncate(fd, 0)
+    assert iob_send(one, batch) == 6
+    assert (unsent(one), get_cork(one)) == (0, 0)
+    assert receive(other, 6) == b"header"
+
+
+class Watched(socket.socket):
+    """A socket that keeps what options were set on it."""
+
+    changes: list[Any]
+
+    def setsockopt(self, *args: Any) -> None:
+        self.changes.append(args)
+        super().setsockopt(*args)
+
+
+@pytest.mark.parametrize("ranges", [1, 3])
+@pytest.mark.parametrize("trailer", [b"", b"trailer"])
+def test_cork_is_set_once_and_only_where_needed(
+    make_file: MakeFile, ranges: int, trailer: bytes
+) -> None:
+    """One cork for many large ranges, none where nothing follows the only one."""
+    content = data(COPY_LIMIT + 1)
+    size = ranges * len(content) + len(trailer)
+    with (
+        stream_pair("tcp4") as (plain, other),
+        Watched(fileno=plain.detach()) as one,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        one.changes = []
+        reader = pool.submit(receive, other, 6 + size)
+        batch = IOBatch()
+        batch.addbuf(b"header")
+        for _ in range(ranges):
+            batch.addfile(make_file(content))
+        batch.addbuf(trailer)
+        said = send_all(one, batch)
+        assert reader.result(PATIENCE) == b"header" + content * ranges + trailer
+        assert get_cork(one) == 0
+        if len(said) == 2:  # all in one call, as it should be on a blocking socket
+            corked = ranges > 1 or bool(trailer)
+            values = [value for _level, _option, value in one.changes]
+            assert values == ([1, 0] if corked else [])
 
 
 def test_nothing_is_held_back_after_an_exception(
@@ -774,16 +868,10 @@ def test_callers_cork_is_never_touched(
     make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the caller has corked, its cork holds: while sending, after a refusal, at the end."""
-
-    class Watched(socket.socket):
-        def setsockopt(self, *args: Any) -> None:
-            changes.append(args)
-            super().setsockopt(*args)
-
-    changes: list[Any] = []
     with stream_pair("tcp4") as (plain, other), Watched(fileno=plain.detach()) as one:
+        one.changes = []
         set_cork(one, 1)
-        changes.clear()
+        one.changes.clear()
         batch, wanted = response(make_file)
         with monkeypatch.context() as patch:
             patch_os(patch, "sendfile", refuse(errno.EAGAIN))
@@ -794,7 +882,7 @@ def test_callers_cork_is_never_touched(
         while (nbytes := iob_send(one, batch)) != IOB_DONE:
             if nbytes == IOB_AGAIN:
                 received += receive(other, 1)
-        assert (get_cork(one), changes) == (1, [])
+        assert (get_cork(one), one.changes) == (1, [])
         set_cork(one, 0)
         assert received + receive(other, len(wanted) - len(received)) == wanted
 
@@ -1138,6 +1226,25 @@ def test_sendfile_refused(
     assert get_cork(one) == 0
 
 
+def test_sendfile_refused_keeps_the_file_object(
+    make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file object that only the batch has lives while its refused range is unsent."""
+    patch_os(monkeypatch, "sendfile", refuse(errno.EINVAL))
+    content = data(LARGE)
+    file = Borrowed(make_file(content))
+    alive = weakref.ref(file)
+    batch = IOBatch()
+    batch.addfile(file)
+    del file
+    with Scripted() as sock:
+        iob_send(sock, batch, limit=1000)
+        assert alive() is not None
+        send_all(sock, batch)
+        assert sock.taken == content
+    assert alive() is None
+
+
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOMEM, errno.EPIPE])
 def test_sendfile_failed(
     tcp: Pair, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch, number: int
@@ -1414,10 +1521,11 @@ def test_subclass_of_socket_is_a_socket(make_file: MakeFile) -> None:
         assert receive(other, 1500) == wanted
 
 
-def test_truncated_mmap_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [100, 20_000])
+def test_truncated_mmap_is_an_error(tmp_path: Path, size: int) -> None:
     """An mmap whose file was truncated is EFAULT from the kernel, and no SIGBUS."""
     path = tmp_path / "file"
-    path.write_bytes(data(20_000))
+    path.write_bytes(data(size))
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
         batch = IOBatch()
         batch.addbuf(b"header")
@@ -1432,6 +1540,21 @@ def test_truncated_mmap_is_an_error(tmp_path: Path) -> None:
         assert isinstance(batch.error, OSError)
         assert batch.error.errno == errno.EFAULT
         batch.reset()
+
+
+def test_again_wants_to_write_after_tls_wanted_to_read() -> None:
+    """An again of iob_send is for writing, whatever an earlier callback wanted."""
+
+    def callback(_sock: None, _view: memoryview) -> int:
+        raise ssl.SSLWantReadError
+
+    batch = IOBatch()
+    batch.addbuf(b"hello")
+    assert iob_write(None, batch, callback) == IOB_AGAIN
+    assert batch.wants == selectors.EVENT_READ
+    with Scripted(again()) as sock:
+        assert iob_send(sock, batch) == IOB_AGAIN
+    assert batch.wants == selectors.EVENT_WRITE
 
 
 def test_write_then_send() -> None:
