@@ -6,6 +6,7 @@ import errno
 import filecmp
 import http.client
 import os
+import random
 import re
 import shutil
 import signal
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from tests.helpers import PATIENCE, ROOT, clog, data, fd_count, receive, stream_pair
+from tests.helpers import PATIENCE, ROOT, clog, data, fd_count, receive, receive_all, stream_pair
 
 HTTPD = ROOT / "examples" / "httpd"
 sys.path.insert(0, str(HTTPD))
@@ -574,6 +575,38 @@ def test_endless_upload(address: Address) -> None:
     with socket.create_connection(address, PATIENCE) as sock:
         sock.sendall(b"POST /1 HTTP/1.1\r\n" + HOST + b"Content-Length: 99999999999\r\n\r\n")
         assert fills_until_reset(sock)
+
+
+def test_garbage(site: Path) -> None:
+    """Requests cut, spoiled and mixed at random raise nothing, and get one of the statuses."""
+    rng = random.Random(1)
+    wholes = [
+        b"GET /1 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"HEAD /sub HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+        b"POST /%2e%2e HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello",
+        b"GET http://a/b?c HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
+        b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n",
+    ]
+    parts = [b"\r\n", b"\0", b":", b" ", b"/", b"..", b"%00", b",", b"9" * 20, b"chunked", b"\xff"]
+    files = Files(site)
+    statuses = set()
+    for _ in range(3000):
+        raw = bytearray().join(rng.choices(wholes, k=3))
+        for _ in range(rng.randrange(4)):
+            place = rng.randrange(len(raw))
+            raw[place : place + rng.randrange(3)] = rng.choice(parts)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            ours.setblocking(False)
+            connection = Connection(ours, files, TIMEOUT, TIMEOUT)
+            theirs.sendall(raw)
+            assert connection.step(0.0)
+            connection.close()
+            statuses |= set(re.findall(rb"HTTP/1\.1 (\d+)", receive_all(theirs)))
+    files.close()
+    assert {b"200", b"301", b"400", b"405"} <= statuses
+    assert statuses <= {b"200", b"301", b"400", b"403", b"404", b"405", b"505"}
 
 
 # Pipelining and partial transfers
