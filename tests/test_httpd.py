@@ -303,6 +303,7 @@ def test_absolute_path(site: Path, address: Address) -> None:
         ("{site}/1024", 200),
         ("sub/back", 200),
         ("chain", 200),
+        ("sub/absolute", 200),
         ("../secret", 403),
         ("{site}/../secret", 403),
         ("{site}-not/secret", 403),
@@ -321,6 +322,7 @@ def test_links(site: Path, address: Address, link: str, result: int) -> None:
     """A link is followed as long as it stays inside, step by step; a pipe is not opened."""
     os.mkfifo(site / "pipe")
     (site / "sub" / "back").symlink_to("deep/../../1024")
+    (site / "sub" / "absolute").symlink_to(site / "1024")
     (site / "chain").symlink_to("sub/back")
     (site / "link").symlink_to(link.format(site=site))
     response = get(address, "/link")
