@@ -2,16 +2,8 @@
 
 A Filter is a callback of iob_write. It gives what it is offered to its transform, keeps what comes
 out in a batch of its own, and sends that on: to the next filter, to another callback, or to the
-socket. A pipeline is built from its end:
-
-    tls = Filter(TLS(sslobject, incoming, outgoing))
-    body = Filter(zlib.compressobj(wbits=31), Filter(Chunked(), tls))
-
-    iob_write(sock, batch, body)  # until it returns 0
-    body.finish(sock)             # until it returns 0
-
-A filter takes input while it holds less than high_water bytes of output, and says "again" beyond
-that. So does the next one to it, and thus pressure goes up the pipeline by itself.
+socket. When it holds too much it says "again". So does the next one to it, and thus pressure goes
+up the pipeline by itself.
 """
 
 from __future__ import annotations
@@ -75,7 +67,8 @@ class Filter:
     """A callback of iob_write that sends what it is given through a transform, and on.
 
     What it has taken is its own: reset() of the batch where it came from does not take it back,
-    and is no end of the stream. A filter that is dropped drops what it holds.
+    and is no end of the stream. A filter that is dropped drops what it holds. It may keep output
+    back to send more at once: what ends a message is drain(), what ends the stream is finish().
 
     An OSError, of the transform or from further on, is permanent: the batch gets it, and it stays
     in `error`. Any other exception propagates, once if it is the transform's: an OSError (EIO)
@@ -102,6 +95,8 @@ class Filter:
     _finished: bool = field(init=False, default=False)
     # The transform has to read before it takes more.
     _starved: bool = field(init=False, default=False)
+    # The last bytes taken were as many as one offer has: more are likely to follow.
+    _streaming: bool = field(init=False, default=False)
 
     @property
     def bytesleft(self) -> int:
@@ -111,10 +106,10 @@ class Filter:
     @property
     def error(self) -> OSError | None:
         """The permanent error, of this filter or of one further on."""
-        for each in self._pipeline():
-            if each._batch._error is not None:
-                return each._batch._error
-        return None
+        error = self._batch._error
+        if error is None and isinstance(self._then, Filter):
+            return self._then.error
+        return error
 
     @property
     def wants(self) -> int:
@@ -125,26 +120,22 @@ class Filter:
         return self._then.wants if isinstance(self._then, Filter) else self._batch.wants
 
     def __call__(self, sock: Any, view: memoryview) -> int:
-        """Take bytes, and send on what comes of them. This is for iob_write to call.
-
-        Args:
-            sock: handed on.
-            view: the bytes.
+        """Take bytes, and send on what comes of them: this is the callback, for iob_write to call.
 
         Returns:
-            n > 0: n bytes were taken; all of them, as a rule.
-            IOB_AGAIN (-1): nothing was taken; wait until sock is writable.
+            How many bytes were taken, all of them as a rule; or IOB_AGAIN (-1): wait for writing.
 
         Raises:
-            SSLWantReadError: nothing was taken; wait until sock is readable.
-            OSError: the permanent error.
+            SSLWantReadError: nothing was taken; wait for reading.
+            OSError: nothing was taken; the permanent error.
             Exception: what else the transform, or the callback at the end, raises.
 
         """
-        full = self._batch.bytesleft >= self._high_water
+        batch = self._batch
+        full = batch._left >= self._high_water
         if full:
             moved = self._push(sock)
-            if self._batch.bytesleft >= self._high_water:
+            if batch._left >= self._high_water:
                 if moved < WRITE_LIMIT:
                     return self._again()
                 # To move more in this call would be unfair to others, but to say "again" would be
@@ -155,7 +146,10 @@ class Filter:
             self.drain(sock)  # its part of a handshake
             self._starved = True
             return self._again()
-        if not full:
+        streaming, self._streaming = self._streaming, taken >= WRITE_LIMIT
+        # In the midst of a stream, a few large system calls cost much less than many.
+        collect = streaming and self._streaming and self._then is None
+        if not full and not (collect and batch._left < self._high_water):
             try:
                 self._push(sock)
             except BaseException as exc:
@@ -184,7 +178,7 @@ class Filter:
         """
         if self.error is not None:
             return IOB_ERROR
-        ready = not self._finished and self._batch.bytesleft < self._high_water
+        ready = not self._finished and self._batch._left < self._high_water
         if ready and self._run(self._transform.compress, b"") == IOB_ERROR:
             return IOB_ERROR
         return self._onward(sock, Filter.drain)
@@ -214,7 +208,7 @@ class Filter:
         if self.error is not None:
             return IOB_ERROR
         if not self._finished:
-            if self._batch.bytesleft >= self._high_water:
+            if self._batch._left >= self._high_water:
                 return self._push(sock)
             code = self._run(self._transform.flush)
             if code == IOB_AGAIN:
@@ -294,7 +288,7 @@ class Filter:
         if not isinstance(then, Filter):
             return self._push(sock)
         moved = 0
-        if then.bytesleft < then._high_water:
+        if then._batch._left < then._high_water:
             # What the next one adds goes out with it, in one system call.
             moved = iob_write(sock, self._batch, then._take)
         if self._batch:
