@@ -12,6 +12,7 @@ import mmap
 import os
 import pickle
 import selectors
+import ssl
 import sys
 import warnings
 import weakref
@@ -965,6 +966,16 @@ def test_prefetch_refuses(bad: Any, error: type[Exception]) -> None:
 def test_reset() -> None:
     """reset() drops what is left and clears counts, error and wants; the batch works again."""
     batch = IOBatch()
+    batch.addbuf(b"0123456789")
+    take(batch, 4)
+
+    def callback(_sock: None, _view: memoryview) -> int:
+        raise ssl.SSLWantReadError
+
+    assert iob_write(None, batch, callback) == IOB_AGAIN
+    assert batch.wants == selectors.EVENT_READ
+    batch.reset()
+    assert batch.wants == selectors.EVENT_WRITE
     batch.addbuf(b"0123456789")
     take(batch, 4)
     assert iob_write(None, batch, lambda _sock, _view: -3) == IOB_ERROR
