@@ -1228,6 +1228,26 @@ def test_sendfile_refused(
     assert get_cork(one) == 0
 
 
+def test_sendfile_refused_in_the_middle(
+    tcp: Pair, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where sendfile took some bytes before it refused, pread goes on at the next one."""
+    real, taken = os.sendfile, []
+
+    def sendfile(out: int, fd: int, offset: int, count: int) -> int:
+        if taken:
+            raise OSError(errno.EINVAL, "scripted")
+        taken.append(real(out, fd, offset, min(count, 1000)))
+        return taken[0]
+
+    patch_os(monkeypatch, "sendfile", sendfile)
+    one, other = tcp
+    one.setblocking(False)
+    batch, wanted = response(make_file)
+    assert pump(iob_send, one, other, batch) == wanted
+    assert taken == [1000]
+
+
 def test_sendfile_refused_keeps_the_file_object(
     make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1420,6 +1440,34 @@ def test_blocking_socket(pair: Pair, make_file: MakeFile, timeout: float | None)
                 assert nbytes > 0
         one.shutdown(socket.SHUT_WR)
         assert reader.result(PATIENCE) == content + content
+
+
+@pytest.mark.parametrize("size", [COPY_LIMIT, LARGE])
+def test_interrupted_system_call(make_file: MakeFile, size: int) -> None:
+    """A signal in the middle of a blocking send does not surface: its handler runs, it goes on."""
+    content = data(size)
+    with stream_pair() as (one, other), ThreadPoolExecutor(1) as pool:
+        filled = clog(one)
+        one.setblocking(True)
+        readers = []
+
+        def handler(_number: int, _frame: object) -> None:
+            # Only now somebody reads: so the send was waiting when the signal came.
+            readers.append(pool.submit(receive, other, filled + size))
+
+        before = signal.signal(signal.SIGALRM, handler)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            batch = IOBatch()
+            batch.addfile(make_file(content))
+            said = send_all(one, batch)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert said[-1] == IOB_DONE
+        assert sum(said) == size
+        (reader,) = readers
+        assert reader.result(PATIENCE)[filled:] == content
 
 
 @pytest.mark.parametrize("size", [10, LARGE])
