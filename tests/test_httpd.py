@@ -8,176 +8,47 @@ import http.client
 import os
 import random
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from email.utils import formatdate, parsedate_to_datetime
 from pathlib import Path
 from selectors import EVENT_READ, EVENT_WRITE
 from threading import Event, Thread
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.helpers import PATIENCE, ROOT, clog, data, fd_count, receive, receive_all, stream_pair
+from tests.helpers import PATIENCE, clog, data, fd_count, receive, receive_all, stream_pair
+from tests.httpd_helpers import (
+    HTTPD,
+    MODIFIED,
+    SECRET,
+    exchange,
+    fills_until_reset,
+    get,
+    make_site,  # noqa: F401
+    program,
+    read_all,
+    receive_head,
+    run_httpd,
+    serve_site,  # noqa: F401
+    serving,
+    split,
+    tool,
+)
 
-HTTPD = ROOT / "examples" / "httpd"
-sys.path.insert(0, str(HTTPD))
-
-# The server's modules see each other as siblings, and so they are seen here.
-import responses  # noqa: E402
-from connection import LINGER_BYTES, MAX_ANSWERS, MAX_HEAD, MAX_TARGET, READ_SIZE, Connection  # noqa: E402
-from files import FRESH, MAX_OPEN, Files, content_type, split_path, split_target  # noqa: E402
-from server import TIMEOUT, Server, listen, url  # noqa: E402
+# isort: split
+import responses
+from connection import LINGER_BYTES, MAX_ANSWERS, MAX_HEAD, MAX_TARGET, READ_SIZE, Connection
+from files import FRESH, MAX_OPEN, Files, OpenFile, content_type, split_path, split_target
+from server import listen, url
+from settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    Address = tuple[str, int]
-
-SECRET = b"not for you"
-MODIFIED = 1_700_000_000
-
-
-class Response(NamedTuple):
-    """What came back."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-
-# Setting up
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Path:
-    """Make a folder to serve, with a secret beside it."""
-    (tmp_path / "secret").write_bytes(SECRET)
-    root = tmp_path / "site"
-    (root / "sub" / "deep").mkdir(parents=True)
-    (root / "bare").mkdir()
-    (root / "index.html").write_bytes(b"<h1>home</h1>")
-    (root / "sub" / "index.html").write_bytes(b"<h1>sub</h1>")
-    (root / "sub" / "deep" / "file").write_bytes(b"deep")
-    (root / "a b\xfc?.txt").write_bytes(b"odd")
-    for size in (0, 1, 1024, 32768, 65536, 1 << 20):
-        (root / str(size)).write_bytes(data(size, seed=size))
-        os.utime(root / str(size), (MODIFIED, MODIFIED))
-    return root
-
-
-@contextmanager
-def serving(directory: Path, timeout: float = TIMEOUT) -> Iterator[tuple[Server, Address]]:
-    """Run a server in a thread."""
-    files = Files(directory)
-    listener = listen("127.0.0.1", 0)
-    server = Server(listener, files, timeout)
-    thread = Thread(target=server.run)
-    thread.start()
-    try:
-        yield server, listener.getsockname()
-    finally:
-        server.stopper.send(b"\0")
-        thread.join(PATIENCE)
-        assert not thread.is_alive()
-        server.close()
-        files.close()
-
-
-@pytest.fixture
-def address(site: Path) -> Iterator[Address]:
-    """Serve the folder."""
-    with serving(site) as (_, address):
-        yield address
-
-
-@contextmanager
-def program(
-    directory: Path, *options: str, **kwargs: object
-) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Run the server as a program of its own; give the process and the address it says."""
-    with subprocess.Popen(
-        [sys.executable, HTTPD, directory, "--port", "0", *options],
-        stdout=subprocess.PIPE,
-        text=True,
-        **kwargs,
-    ) as process:
-        try:
-            assert process.stdout is not None
-            match = re.search(r"http://\S+", process.stdout.readline())
-            assert match
-            yield process, match[0]
-        finally:
-            process.terminate()
-
-
-def tool(name: str, package: str) -> str:
-    """Return the path of a program, or skip the test."""
-    path = shutil.which(name)
-    if path is None:
-        pytest.skip(f"{name} is missing: install {package}")
-    return path
-
-
-def split(raw: bytes, *methods: str) -> list[Response]:
-    """Cut what a server sent into responses, to GET if not said otherwise."""
-    found = []
-    while raw:
-        head, end, raw = raw.partition(b"\r\n\r\n")
-        assert end, f"cut off: {head!r}"
-        status, *lines = head.decode("latin-1").split("\r\n")
-        headers = dict(line.split(": ", 1) for line in lines)
-        method = methods[len(found)] if len(found) < len(methods) else "GET"
-        size = 0 if method == "HEAD" else int(headers["Content-Length"])
-        assert len(raw) >= size, "cut off"
-        found.append(Response(int(status.split()[1]), headers, raw[:size]))
-        raw = raw[size:]
-    return found
-
-
-def exchange(address: Address, request: bytes) -> bytes:
-    """Send requests, say that there are no more, and return all that comes back."""
-    with socket.create_connection(address, PATIENCE) as sock:
-        sock.sendall(request)
-        sock.shutdown(socket.SHUT_WR)
-        return read_all(sock)
-
-
-def read_all(sock: socket.socket) -> bytes:
-    """Read up to a clean end: a reset raises."""
-    received = bytearray()
-    while piece := sock.recv(1 << 16):
-        received += piece
-    return bytes(received)
-
-
-def fills_until_reset(sock: socket.socket, piece: bytes = bytes(1000)) -> bool:
-    """Send without reading; tell whether the other side ended that."""
-    try:
-        for _ in range(10_000):
-            sock.sendall(piece * 1000)
-    except ConnectionError:
-        return True
-    return False
-
-
-def receive_head(sock: socket.socket) -> bytes:
-    """Read the head of a response, and no more."""
-    head = bytearray()
-    while not head.endswith(b"\r\n\r\n"):
-        head += receive(sock, 1)
-    return bytes(head)
-
-
-def get(address: Address, target: str, method: str = "GET", version: str = "1.1") -> Response:
-    """Send one request with a target as it is."""
-    request = f"{method} {target} HTTP/{version}\r\nHost: here\r\n\r\n"
-    [response] = split(exchange(address, request.encode("latin-1")), method)
-    return response
+    from tests.httpd_helpers import Address
 
 
 # Files
@@ -601,7 +472,7 @@ def test_garbage(site: Path) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             ours.setblocking(False)
-            connection = Connection(ours, files, TIMEOUT, TIMEOUT)
+            connection = Connection(ours, files, Settings(), 60.0)
             theirs.sendall(raw)
             assert connection.step(0.0)
             connection.close()
@@ -622,7 +493,7 @@ def test_byte_by_byte(site: Path) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             ours.setblocking(False)
-            connection = Connection(ours, files, TIMEOUT, TIMEOUT)
+            connection = Connection(ours, files, Settings(), 60.0)
             for i in range(0, len(raw), size):
                 theirs.sendall(raw[i : i + size])
                 assert connection.step(0.0)
@@ -698,7 +569,7 @@ def test_deadline(site: Path) -> None:
     files = Files(site)
     with stream_pair("tcp4", buffers=4096) as (ours, theirs):
         ours.setblocking(False)
-        connection = Connection(ours, files, 10.0, 10.0)
+        connection = Connection(ours, files, Settings(timeout=10.0), 10.0)
         theirs.sendall(b"GET /1048576 HTTP/1.1\r\n")
         assert connection.step(5.0) == EVENT_READ
         assert connection.deadline == 10.0
@@ -767,7 +638,8 @@ def test_head_end() -> None:
 )
 def test_last_modified(modified: float, said: int) -> None:
     """Nothing was modified in the future, and odd times make no error."""
-    head = responses.file_head("text/css", 7, modified, MODIFIED).decode()
+    file = OpenFile(os.open(os.devnull, os.O_RDONLY), 7, modified, "text/css", 0.0)
+    head = responses.file_head(file, "", MODIFIED).decode()
     assert f"Last-Modified: {formatdate(said, usegmt=True)}\r\n" in head
 
 
@@ -823,16 +695,6 @@ def test_signals(site: Path, number: int, inherited: signal.Handlers) -> None:
         assert process.stderr.read() == ""
 
 
-def run_httpd(*args: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, HTTPD, *args],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-
-
 def test_bad_directory(site: Path) -> None:
     """A directory that is none is told in one line."""
     for path, reason in (("nothing", "No such file or directory"), ("1", "Not a directory")):
@@ -868,7 +730,7 @@ def test_url() -> None:
     """The address that is said is one to open."""
     for host, said in (("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "localhost")):
         with listen(host, 0) as sock:
-            assert url(sock) == f"http://{said}:{sock.getsockname()[1]}/"
+            assert url(sock, secure=False) == f"http://{said}:{sock.getsockname()[1]}/"
 
 
 def test_ipv6(site: Path) -> None:

@@ -1,4 +1,4 @@
-"""A static file server: `python examples/httpd DIRECTORY [--bind ADDR] [--port N]`."""
+"""A static file server: `python examples/httpd DIRECTORY`; --help says what else there is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import socket
 import sys
 
 from files import Files
+from secure import tls_context
 from server import Server, listen, url
+from settings import Settings
 
 
 def port_number(text: str) -> int:
@@ -35,7 +37,20 @@ def main() -> int:
         default=8000,
         help="port to listen on (%(default)s); 0: any that is free",
     )
+    parser.add_argument(
+        "--tls",
+        nargs=2,
+        metavar=("CERT", "KEY"),
+        help="serve over TLS: the PEM files with the certificate chain and its private key",
+    )
     args = parser.parse_args()
+    context = None
+    if args.tls:
+        try:
+            context = tls_context(*args.tls)
+        except OSError as exc:
+            print(f"httpd: --tls {' '.join(args.tls)}: {exc.strerror or exc}", file=sys.stderr)
+            return 2
     try:
         files = Files(args.directory)
     except OSError as exc:
@@ -49,13 +64,16 @@ def main() -> int:
         reason = exc.strerror if unknown else os.strerror(exc.errno or 0)
         print(f"httpd: {args.bind} port {args.port}: {reason}", file=sys.stderr)
         return 1
-    server = Server(listener, files)
+    server = Server(listener, files, Settings(tls=context))
     # The handlers do nothing, and are installed so that the signals, even if they were ignored,
     # write a byte to the descriptor, which stops the loop.
     signal.set_wakeup_fd(server.stopper.fileno())
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
-    print(f"Serving {args.directory} on {url(listener)} (Ctrl-C stops it)", flush=True)
+    print(
+        f"Serving {args.directory} on {url(listener, secure=bool(context))} (Ctrl-C stops it)",
+        flush=True,
+    )
     server.run()
     server.close()
     files.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections import deque
 from selectors import EVENT_READ, EVENT_WRITE
+from ssl import SSLError
 from time import time
 from typing import TYPE_CHECKING
 
@@ -17,12 +18,17 @@ from httptools import (
 )
 
 import responses
+from codings import AVAILABLE, CODINGS, choose
 from files import split_path, split_target
 from iobatch import IOB_ERROR, IOBatch, iob_send
+from pipeline import Pipeline
 from responses import Request, head_end
+from secure import secure
 
 if TYPE_CHECKING:
-    from files import Files
+    from files import Files, OpenFile
+    from iobatch.filters import TLS, Filter
+    from settings import Settings
 
 READ_SIZE = 16 * 1024
 # RFC 9112 3: at least 8000 should be supported.
@@ -58,12 +64,18 @@ class Connection:
 
     sock: socket.socket
     _files: Files
-    _timeout: float
+    _settings: Settings
     # When it is given up (time.monotonic): only progress puts it off. Progress is a response, or
     # a part of one, that the client took; not the next byte of a request that never ends.
     deadline: float
     _parser: HttpRequestParser = field(init=False)
     _batch: IOBatch = field(init=False, factory=IOBatch)
+    # The open files that the batch refers to by their descriptors.
+    _held: list[OpenFile] = field(init=False, factory=list)
+    # None: the batch goes straight to the socket, as it is.
+    _pipeline: Pipeline | None = field(init=False, default=None)
+    _tls: TLS | None = field(init=False, default=None)
+    _filter: Filter | None = field(init=False, default=None)
     # Parsed and not yet answered.
     _requests: deque[Request] = field(init=False, factory=deque)
     # Not everything that was parsed is answered and sent.
@@ -79,10 +91,15 @@ class Connection:
 
     def __attrs_post_init__(self) -> None:
         self._parser = HttpRequestParser(self)
+        if self._settings.tls is not None:
+            self._tls, self._filter = secure(self._settings.tls)
+            self._pipeline = Pipeline(self.sock, self._batch, self._filter)
 
     def close(self) -> None:
         """Close the socket, and let go what was to be sent."""
         self._batch.reset()
+        if self._pipeline is not None:
+            self._pipeline.close()
         self.sock.close()
         del self._parser  # it refers to this object
 
@@ -96,39 +113,56 @@ class Connection:
             What to wait for: EVENT_READ or EVENT_WRITE. 0: it is over; close it.
 
         """
-        if not self._sending:
+        if self._sending:
+            return self._send(now)
+        try:
+            data = self.sock.recv(READ_SIZE)
+        except BlockingIOError:
+            return EVENT_READ
+        except OSError:
+            return 0
+        if not data:
+            return 0
+        if self._drained >= 0:
+            self._drained += len(data)
+            return EVENT_READ if self._drained < LINGER_BYTES else 0
+        if self._tls is not None:
             try:
-                data = self.sock.recv(READ_SIZE)
-            except BlockingIOError:
-                return EVENT_READ
-            except OSError:
+                data = self._tls.receive(data)
+            except SSLError:
+                self._farewell()
                 return 0
             if not data:
-                return 0
-            if self._drained >= 0:
-                self._drained += len(data)
-                return EVENT_READ if self._drained < LINGER_BYTES else 0
-            self._feed(data)
-            if not self._requests:
-                return EVENT_READ
-        return self._send(now)
+                return self._shake_hands()
+        self._feed(data)
+        return self._send(now) if self._requests else EVENT_READ
 
     def _send(self, now: float) -> int:
         batch = self._batch
         requests = self._requests
-        if not batch:
-            for _ in range(min(len(requests), MAX_ANSWERS)):
-                self._answer(requests.popleft(), now)
-        nbytes = iob_send(self.sock, batch)
+        if not batch and (self._pipeline is None or not self._pipeline.coding):
+            room = MAX_ANSWERS
+            while room and requests and self._answer(requests.popleft(), now):
+                room -= 1
+        pipeline = self._pipeline
+        if pipeline is None:
+            nbytes = iob_send(self.sock, batch)
+            left = batch.bytesleft > 0
+        else:
+            nbytes = pipeline.send()
+            left = bool(pipeline)
         if nbytes == IOB_ERROR:
             return 0
         if nbytes > 0:
-            self.deadline = now + self._timeout
-        if batch or requests:
+            self.deadline = now + self._settings.timeout
+        if left or requests:
             # Even if it could take more now: the others come first.
             self._sending = True
             return EVENT_WRITE
         self._sending = False
+        self._held.clear()
+        if self._tls is None:
+            self._pipeline = None
         if self._last:
             try:
                 self.sock.shutdown(socket.SHUT_WR)
@@ -138,29 +172,65 @@ class Connection:
             self.deadline = now + LINGER_SECONDS
         return EVENT_READ
 
-    def _answer(self, request: Request, now: float) -> None:
-        """Add the response to the batch."""
+    def _answer(self, request: Request, now: float) -> bool:
+        """Add the response to the batch; tell whether another one may follow at once."""
         batch = self._batch
+        if self._pipeline is not None:
+            self._pipeline.ending = self._tls is not None and not request.keep_alive
         end = head_end(int(time()), request.version, request.keep_alive)
         try:
             if request.refused:
                 head, body = responses.error(request.refused)
             else:
                 file = self._files.get(request.target, now)
-                if not file.head:
-                    file.head = responses.file_head(
-                        file.content_type, file.size, file.modified, time()
-                    )
-                batch.addbuf(file.head + end)
-                if request.method == b"GET":
-                    batch.addfile(file, 0, file.size)
-                return
+                coding = ""
+                if file.compressible and request.version == "1.1":
+                    coding = choose(request.headers.get(b"accept-encoding", b""), AVAILABLE)
+                head = file.heads.get(coding) or responses.file_head(file, coding, time())
+                if request.method != b"GET":
+                    batch.addbuf(head + end)
+                elif coding:
+                    self._encode(head + end, file, coding)
+                    return False
+                else:
+                    batch.addbuf(head + end)
+                    # By its number, since an object takes longer. So it has to be kept open.
+                    batch.addfile(file.fd, 0, file.size)
+                    self._held.append(file)
+                return True
         except IsADirectoryError:
             path, query = split_target(request.target)
             head, body = responses.redirect(split_path(path), query)
         except OSError as exc:
             head, body = responses.error(responses.status_of(exc))
         batch.addbuf(head + end if request.method == b"HEAD" else head + end + body)
+        return True
+
+    def _encode(self, head: bytes, file: OpenFile, coding: str) -> None:
+        """Let a file go out through a content coding, behind what is in the batch."""
+        if self._pipeline is None:
+            self._pipeline = Pipeline(self.sock, self._batch)
+        body = IOBatch()
+        body.addfile(file, 0, file.size)
+        self._pipeline.encode(head, body, CODINGS[coding]())
+
+    # TLS
+
+    def _shake_hands(self) -> int:
+        """Send what TLS has to say by itself."""
+        if TYPE_CHECKING:
+            assert self._filter is not None
+        if self._filter.drain(self.sock) == IOB_ERROR:
+            return 0
+        self._sending = self._filter.bytesleft > 0
+        return EVENT_WRITE if self._sending else EVENT_READ
+
+    def _farewell(self) -> None:
+        """Answer the end of TLS, or what went wrong with it, if the socket takes that at once."""
+        if TYPE_CHECKING:
+            assert self._filter is not None
+        self._filter.drain(self.sock)
+        self._filter.finish(self.sock)
 
     # Parsing
 

@@ -13,6 +13,8 @@ from urllib.parse import unquote_to_bytes
 
 from attrs import define, field
 
+from codings import MIN_CODED, compressible
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -47,8 +49,13 @@ class OpenFile:
     content_type: str
     # Until when it is used without another look at the file system (time.monotonic).
     fresh_until: float
-    # The head of its response: kept here because it lives just as long.
-    head: bytes = b""
+    # The heads of its responses by content coding: kept here because they live just as long.
+    heads: dict[str, bytes] = field(init=False, factory=dict)
+    # It is sent in the content coding that the client likes best.
+    compressible: bool = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.compressible = self.size >= MIN_CODED and compressible(self.content_type)
 
     def fileno(self) -> int:
         """Return the descriptor."""

@@ -14,6 +14,8 @@ from attrs import define
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from files import OpenFile
+
 METHODS = frozenset({b"GET", b"HEAD"})
 
 # The status for an error of the file system, where it isn't 500.
@@ -69,22 +71,25 @@ def has_body(request: Request) -> bool:
     return b"transfer-encoding" in headers
 
 
-def file_head(content_type: str, size: int, modified: float, now: float) -> bytes:
-    """Return the head of a response with a file, up to what head_end adds.
+def file_head(file: OpenFile, coding: str, now: float) -> bytes:
+    """Return the head of a response with a file, up to what head_end adds, and keep it there.
 
     Args:
-        content_type: its media type.
-        size: in bytes.
-        modified: seconds since 1970.
-        now: the same. Nothing was modified in the future (RFC 9110 8.8.2.1).
+        file: what is sent.
+        coding: the content coding that it is sent in; "": as it is.
+        now: seconds since 1970. Nothing was modified in the future (RFC 9110 8.8.2.1).
 
     """
-    return (
-        "HTTP/1.1 200 OK\r\n"
-        f"Content-Type: {content_type}\r\n"
-        f"Content-Length: {size}\r\n"
-        f"Last-Modified: {formatdate(min(max(modified, 0), now), usegmt=True)}\r\n"
-    ).encode()
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: {file.content_type}\r\n"
+    if coding:
+        head += f"Content-Encoding: {coding}\r\nTransfer-Encoding: chunked\r\n"
+    else:
+        head += f"Content-Length: {file.size}\r\n"
+    if file.compressible:
+        head += "Vary: Accept-Encoding\r\n"
+    head += f"Last-Modified: {formatdate(min(max(file.modified, 0), now), usegmt=True)}\r\n"
+    file.heads[coding] = head.encode()
+    return file.heads[coding]
 
 
 @lru_cache(maxsize=8)

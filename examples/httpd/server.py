@@ -14,9 +14,8 @@ from connection import Connection
 
 if TYPE_CHECKING:
     from files import Files
+    from settings import Settings
 
-# Seconds in which a client must send a whole request, or take some more of a response.
-TIMEOUT = 60.0
 # Deadlines are looked at once in so many seconds.
 TICK = 1.0
 # So many connections are accepted before the others have their turn.
@@ -45,12 +44,13 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def url(listener: socket.socket) -> str:
+def url(listener: socket.socket, *, secure: bool) -> str:
     """Return the address to open in a browser."""
+    scheme = "https" if secure else "http"
     host, port = listener.getsockname()[:2]
     if host in {"0.0.0.0", "::"}:  # noqa: S104  # all addresses; this is one of them
         host = "localhost"
-    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+    return f"{scheme}://[{host}]:{port}/" if ":" in host else f"{scheme}://{host}:{port}/"
 
 
 @define(eq=False)
@@ -59,7 +59,7 @@ class Server:
 
     _listener: socket.socket
     _files: Files
-    _timeout: float = TIMEOUT
+    _settings: Settings
     _selector: DefaultSelector = field(init=False, factory=DefaultSelector)
     _connections: set[Connection] = field(init=False, factory=set)
     # The listening socket is left alone until the next tick.
@@ -121,7 +121,7 @@ class Server:
             # Batches are whole responses: under Nagle's algorithm the second would wait until the
             # first is acknowledged.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection = Connection(sock, self._files, self._timeout, now + self._timeout)
+            connection = Connection(sock, self._files, self._settings, now + self._settings.timeout)
             self._connections.add(connection)
             self._selector.register(sock, EVENT_READ, connection)
 

@@ -1,0 +1,117 @@
+"""Content codings (RFC 9110 8.4): which one a client takes, and what makes it."""
+
+from __future__ import annotations
+
+import zlib
+from functools import lru_cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from iobatch.filters import Transform
+
+# What fits into one packet anyway gains nothing.
+MIN_CODED = 1024
+# They stand between a file and a waiting client, so they have to be quick.
+GZIP_LEVEL = 4
+ZSTD_LEVEL = 3
+# A window of 128 KiB instead of 2 MiB: each client has its own.
+ZSTD_WINDOW_LOG = 17
+
+_COMPRESSIBLE = {
+    "application/ecmascript",
+    "application/javascript",
+    "application/json",
+    "application/wasm",
+    "application/x-javascript",
+    "application/xml",
+    "font/otf",
+    "font/ttf",
+    "image/bmp",
+    "image/vnd.microsoft.icon",
+}
+
+
+def compressible(content_type: str) -> bool:
+    """Tell whether what has this media type is likely to become smaller."""
+    media_type = content_type.partition(";")[0]
+    return (
+        media_type.startswith("text/")
+        or media_type.endswith(("+json", "+xml"))
+        or (media_type in _COMPRESSIBLE)
+    )
+
+
+def _gzip() -> Transform:
+    return zlib.compressobj(GZIP_LEVEL, wbits=31)
+
+
+def _zstd_stdlib() -> Transform:
+    parameter = _stdlib.CompressionParameter
+    options = {parameter.compression_level: ZSTD_LEVEL, parameter.window_log: ZSTD_WINDOW_LOG}
+    compressor: Transform = _stdlib.ZstdCompressor(options=options)
+    return compressor
+
+
+def _zstd_package() -> Transform:
+    parameters = _package.ZstdCompressionParameters.from_level(
+        ZSTD_LEVEL, window_log=ZSTD_WINDOW_LOG
+    )
+    compressor: Transform = _package.ZstdCompressor(compression_params=parameters).compressobj()
+    return compressor
+
+
+def _optional(name: str) -> Any:
+    """Return a module; None: there is none."""
+    try:
+        return import_module(name)
+    except ImportError:
+        return None
+
+
+_stdlib = _optional("compression.zstd")  # Python 3.14
+_package = _optional("zstandard")
+# What can be made, the preferred first.
+CODINGS: dict[str, Callable[[], Transform]] = {"gzip": _gzip}
+if _stdlib is not None:
+    CODINGS = {"zstd": _zstd_stdlib, **CODINGS}
+elif _package is not None:
+    CODINGS = {"zstd": _zstd_package, **CODINGS}
+AVAILABLE = tuple(CODINGS)
+
+
+@lru_cache(maxsize=64)
+def choose(accept: bytes, available: tuple[str, ...]) -> str:
+    """Return the coding that a client likes best; "": none, the content as it is.
+
+    Args:
+        accept: its Accept-Encoding.
+        available: the codings there are, the preferred first.
+
+    """
+    weights: dict[str, float] = {}
+    for element in accept.decode("latin-1").lower().split(","):
+        name, *parameters = (part.strip() for part in element.split(";"))
+        weights[name] = _weight(parameters)
+    other = weights.get("*", 0.0)
+    best, greatest = "", weights.get("identity", 0.0)
+    for coding in available:
+        weight = weights.get(coding, other)
+        if weight > greatest or (weight == greatest > 0 and not best):
+            best, greatest = coding, weight
+    return best
+
+
+def _weight(parameters: list[str]) -> float:
+    """Return a weight (RFC 9110 12.4.2); what is none counts as a refusal."""
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name == "q":
+            try:
+                weight = float(value)
+            except ValueError:
+                return 0.0
+            return weight if 0.0 <= weight <= 1.0 else 0.0
+    return 1.0

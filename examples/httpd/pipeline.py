@@ -1,0 +1,117 @@
+"""The way out for what can't go straight to the socket: content codings and TLS."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import define, field
+
+from iobatch import IOBatch, iob_send, iob_write
+from iobatch.filters import Chunked, Filter
+
+if TYPE_CHECKING:
+    import socket
+
+    from typing_extensions import Buffer
+
+    from iobatch.filters import Transform
+
+# So many bytes are taken in one turn, then the other connections have theirs.
+TURN = 256 * 1024
+# For a client that is slower than we are a filter holds so much, and what comes of one piece more.
+HIGH_WATER = 64 * 1024
+
+
+class Headed(Chunked):
+    """Chunked coding behind the head of its response, so that one system call sends both."""
+
+    def __init__(self, head: bytes) -> None:
+        """Keep the head for the first chunk."""
+        self._head = head
+
+    def compress(self, data: Buffer, /) -> bytes:
+        """Return data as a chunk."""
+        return self._lead(super().compress(data))
+
+    def flush(self) -> bytes:
+        """Return the last chunk."""
+        return self._lead(super().flush())
+
+    def _lead(self, chunk: bytes) -> bytes:
+        if chunk:
+            chunk, self._head = self._head + chunk, b""
+        return chunk
+
+
+@define(eq=False)
+class Pipeline:
+    """Sends a batch, then maybe a body through a content coding, and all of it through TLS.
+
+    It is true as long as something of that is left.
+    """
+
+    _sock: socket.socket
+    # What needs no coding; it goes first.
+    batch: IOBatch
+    _tls: Filter | None = None
+    # When all is sent, TLS is to be ended as well.
+    ending: bool = False
+    _body: IOBatch = field(init=False, factory=IOBatch)
+    # What the body goes through; None: there is none.
+    _coder: Filter | None = field(init=False, default=None)
+
+    def close(self) -> None:
+        """Let go what is left of the body."""
+        self._body.reset()
+
+    def encode(self, head: bytes, body: IOBatch, transform: Transform) -> None:
+        """Send a response behind what is in the batch, its body coded and in chunks."""
+        self._body = body
+        self._coder = Filter(
+            transform,
+            Filter(Headed(head), self._tls, high_water=HIGH_WATER),
+            high_water=HIGH_WATER,
+        )
+
+    @property
+    def coding(self) -> bool:
+        """A response is still to be coded: nothing may be added to the batch meanwhile."""
+        return self._coder is not None
+
+    def __bool__(self) -> bool:
+        return (
+            self.batch.bytesleft > 0
+            or self._coder is not None
+            or (self._tls is not None and (self.ending or self._tls.bytesleft > 0))
+        )
+
+    def send(self) -> int:
+        """Send what the socket takes, or a turn's share; return as iob_send does."""
+        moved = 0
+        while self and moved < TURN:
+            nbytes = self._step()
+            if nbytes < 0:
+                return moved or nbytes
+            moved += nbytes
+        return moved
+
+    def _step(self) -> int:
+        sock, tls = self._sock, self._tls
+        if self.batch:
+            if tls is None:
+                return iob_send(sock, self.batch)
+            return iob_write(sock, self.batch, tls)
+        if self._coder is not None:
+            if self._body:
+                return iob_write(sock, self._body, self._coder)
+            nbytes = self._coder.finish(sock, until=tls)
+            if not nbytes:
+                self._coder = None
+            return nbytes
+        if TYPE_CHECKING:
+            assert tls is not None
+        if self.ending:
+            nbytes = tls.finish(sock)
+            self.ending = nbytes != 0
+            return nbytes
+        return tls.drain(sock)

@@ -1,0 +1,182 @@
+"""What the tests of the file server share: a folder to serve, and ways to ask for its files."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+from threading import Thread
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from tests.helpers import PATIENCE, ROOT, data, receive
+
+HTTPD = ROOT / "examples" / "httpd"
+sys.path.insert(0, str(HTTPD))
+
+# The server's modules see each other as siblings, and so they are seen here.
+from files import Files  # noqa: E402
+from server import Server, listen  # noqa: E402
+from settings import Settings  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    Address = tuple[str, int]
+
+SECRET = b"not for you"
+MODIFIED = 1_700_000_000
+
+
+class Response(NamedTuple):
+    """What came back."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+# Setting up
+
+
+@pytest.fixture(name="site")
+def make_site(tmp_path: Path) -> Path:
+    """Make a folder to serve, with a secret beside it."""
+    (tmp_path / "secret").write_bytes(SECRET)
+    root = tmp_path / "site"
+    (root / "sub" / "deep").mkdir(parents=True)
+    (root / "bare").mkdir()
+    (root / "index.html").write_bytes(b"<h1>home</h1>")
+    (root / "sub" / "index.html").write_bytes(b"<h1>sub</h1>")
+    (root / "sub" / "deep" / "file").write_bytes(b"deep")
+    (root / "a b\xfc?.txt").write_bytes(b"odd")
+    for size in (0, 1, 1024, 32768, 65536, 1 << 20):
+        (root / str(size)).write_bytes(data(size, seed=size))
+        os.utime(root / str(size), (MODIFIED, MODIFIED))
+    return root
+
+
+@contextmanager
+def serving(directory: Path, **settings: Any) -> Iterator[tuple[Server, Address]]:
+    """Run a server in a thread."""
+    files = Files(directory)
+    listener = listen("127.0.0.1", 0)
+    server = Server(listener, files, Settings(**settings))
+    thread = Thread(target=server.run)
+    thread.start()
+    try:
+        yield server, listener.getsockname()
+    finally:
+        server.stopper.send(b"\0")
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+        server.close()
+        files.close()
+
+
+@pytest.fixture(name="address")
+def serve_site(site: Path) -> Iterator[Address]:
+    """Serve the folder."""
+    with serving(site) as (_, address):
+        yield address
+
+
+@contextmanager
+def program(
+    directory: Path, *options: str, **kwargs: object
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run the server as a program of its own; give the process and the address it says."""
+    with subprocess.Popen(
+        [sys.executable, HTTPD, directory, "--port", "0", *options],
+        stdout=subprocess.PIPE,
+        text=True,
+        **kwargs,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            match = re.search(r"https?://\S+", process.stdout.readline())
+            assert match
+            yield process, match[0]
+        finally:
+            process.terminate()
+
+
+def tool(name: str, package: str) -> str:
+    """Return the path of a program, or skip the test."""
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"{name} is missing: install {package}")
+    return path
+
+
+def split(raw: bytes, *methods: str) -> list[Response]:
+    """Cut what a server sent into responses, to GET if not said otherwise."""
+    found = []
+    while raw:
+        head, end, raw = raw.partition(b"\r\n\r\n")
+        assert end, f"cut off: {head!r}"
+        status, *lines = head.decode("latin-1").split("\r\n")
+        headers = dict(line.split(": ", 1) for line in lines)
+        method = methods[len(found)] if len(found) < len(methods) else "GET"
+        size = 0 if method == "HEAD" else int(headers["Content-Length"])
+        assert len(raw) >= size, "cut off"
+        found.append(Response(int(status.split()[1]), headers, raw[:size]))
+        raw = raw[size:]
+    return found
+
+
+def exchange(address: Address, request: bytes) -> bytes:
+    """Send requests, say that there are no more, and return all that comes back."""
+    with socket.create_connection(address, PATIENCE) as sock:
+        sock.sendall(request)
+        sock.shutdown(socket.SHUT_WR)
+        return read_all(sock)
+
+
+def read_all(sock: socket.socket) -> bytes:
+    """Read up to a clean end: a reset raises."""
+    received = bytearray()
+    while piece := sock.recv(1 << 16):
+        received += piece
+    return bytes(received)
+
+
+def fills_until_reset(sock: socket.socket, piece: bytes = bytes(1000)) -> bool:
+    """Send without reading; tell whether the other side ended that."""
+    try:
+        for _ in range(10_000):
+            sock.sendall(piece * 1000)
+    except ConnectionError:
+        return True
+    return False
+
+
+def receive_head(sock: socket.socket) -> bytes:
+    """Read the head of a response, and no more."""
+    head = bytearray()
+    while not head.endswith(b"\r\n\r\n"):
+        head += receive(sock, 1)
+    return bytes(head)
+
+
+def get(address: Address, target: str, method: str = "GET", version: str = "1.1") -> Response:
+    """Send one request with a target as it is."""
+    request = f"{method} {target} HTTP/{version}\r\nHost: here\r\n\r\n"
+    [response] = split(exchange(address, request.encode("latin-1")), method)
+    return response
+
+
+def run_httpd(*args: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, HTTPD, *args],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )

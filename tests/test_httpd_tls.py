@@ -1,0 +1,213 @@
+"""The file server over TLS, by curl, by Python's own client, and by clients that misbehave."""
+
+from __future__ import annotations
+
+import filecmp
+import http.client
+import os
+import re
+import socket
+import ssl
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+import trustme
+
+from tests.helpers import PATIENCE, data
+from tests.httpd_helpers import make_site, program, read_all, run_httpd, serving, split, tool  # noqa: F401
+
+# isort: split
+from secure import tls_context
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.httpd_helpers import Address
+
+SIZES = (0, 1, 1024, 32768, 65536, 1 << 20)
+
+
+class Keys:
+    """A certificate for 127.0.0.1, in files, and who believes it."""
+
+    def __init__(self, folder: Path) -> None:
+        authority = trustme.CA()
+        issued = authority.issue_cert("127.0.0.1")
+        self.certificate, self.key = folder / "cert.pem", folder / "key.pem"
+        for blob in issued.cert_chain_pems:
+            blob.write_to_path(self.certificate, append=True)
+        issued.private_key_pem.write_to_path(self.key)
+        self.client = ssl.create_default_context()
+        authority.configure_trust(self.client)
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
+    return Keys(tmp_path_factory.mktemp("keys"))
+
+
+@pytest.fixture
+def secure(site: Path, keys: Keys) -> Iterator[Address]:
+    """Serve the folder over TLS."""
+    with serving(site, tls=tls_context(str(keys.certificate), str(keys.key))) as (_, address):
+        yield address
+
+
+def connect(address: Address, context: ssl.SSLContext) -> ssl.SSLSocket:
+    return context.wrap_socket(
+        socket.create_connection(address, PATIENCE), server_hostname="127.0.0.1"
+    )
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_files(secure: Address, keys: Keys, version: ssl.TLSVersion) -> None:
+    """Files of all sizes come whole over one connection of either version."""
+    keys.client.maximum_version = version
+    client = http.client.HTTPSConnection(*secure, timeout=PATIENCE, context=keys.client)
+    for size in SIZES * 2:
+        for method in ("GET", "HEAD"):
+            client.request(method, f"/{size}")
+            response = client.getresponse()
+            assert response.status == 200
+            assert response.read() == (data(size, seed=size) if method == "GET" else b"")
+    client.close()
+    keys.client.maximum_version = ssl.TLSVersion.MAXIMUM_SUPPORTED
+
+
+def test_pipelined(secure: Address, keys: Keys) -> None:
+    """Requests that come together are answered in order; the end is TLS's own end."""
+    with connect(secure, keys.client) as sock:
+        for size in SIZES * 5:
+            sock.sendall(f"GET /{size} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        sock.sendall(b"GET /1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        # An end without close_notify would raise SSLEOFError.
+        answers = split(read_all(sock))
+    assert [len(answer.body) for answer in answers] == [*SIZES * 5, 1]
+    assert all(answer.body == data(len(answer.body), len(answer.body)) for answer in answers)
+
+
+def test_slow_reader(secure: Address, keys: Keys) -> None:
+    """A client with small buffers gets everything."""
+    with socket.socket() as plain:
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        plain.settimeout(PATIENCE)
+        plain.connect(secure)
+        with keys.client.wrap_socket(plain, server_hostname="127.0.0.1") as sock:
+            request = b"GET /1048576 HTTP/1.1\r\nHost: x\r\n"
+            sock.sendall(request + b"\r\n" + request + b"Connection: close\r\n\r\n")
+            first, second = split(read_all(sock))
+    assert first.body == second.body == data(1 << 20, seed=1 << 20)
+
+
+def test_plain_request(secure: Address, keys: Keys) -> None:
+    """Who speaks plain HTTP gets no answer but the end, and others are served."""
+    with socket.create_connection(secure, PATIENCE) as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert read_all(sock) == b""
+    with connect(secure, keys.client) as sock:
+        sock.sendall(b"GET /1 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert sock.recv(12) == b"HTTP/1.1 200"
+
+
+def test_broken_record(secure: Address, keys: Keys) -> None:
+    """What can't be decrypted is answered by an alert."""
+    with connect(secure, keys.client) as sock:
+        # Behind the back of TLS: application data that nobody has encrypted.
+        os.write(sock.fileno(), b"\x17\x03\x03\x00\x40" + bytes(64))
+        with pytest.raises(ssl.SSLError, match=r"(?i)alert"):
+            sock.recv(1)
+
+
+def test_client_says_goodbye(secure: Address, keys: Keys) -> None:
+    """A client's close_notify is answered by ours."""
+    with connect(secure, keys.client) as sock:
+        sock.sendall(b"GET /1 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert sock.recv(12) == b"HTTP/1.1 200"
+        while sock.pending() != 0:
+            sock.recv(1000)
+        plain = sock.unwrap()  # it raises if the other side just goes
+        assert plain.recv(1) == b""
+        plain.close()
+
+
+def test_handshake_in_pieces(secure: Address, keys: Keys) -> None:
+    """A handshake and a request may come byte by byte."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = keys.client.wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
+    received = bytearray()
+    with socket.create_connection(secure, PATIENCE) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+        def talk(step: object, *args: object) -> object:
+            for _ in range(100):
+                try:
+                    result = step(*args)  # type: ignore[operator]
+                except ssl.SSLWantReadError:
+                    result = None
+                for byte in outgoing.read():
+                    sock.send(bytes([byte]))
+                if result is not None:
+                    return result
+                incoming.write(sock.recv(1 << 16))
+            raise AssertionError("no end")
+
+        talk(lambda: client.do_handshake() or True)
+        talk(client.write, b"GET /1024 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        while piece := talk(client.read, 1 << 14):
+            received += piece  # type: ignore[operator]
+            if len(received) > 1024 and received.endswith(data(1024, seed=1024)):
+                break
+    [answer] = split(bytes(received))
+    assert answer.body == data(1024, seed=1024)
+
+
+def test_curl(site: Path, keys: Keys, tmp_path: Path) -> None:
+    """Curl fetches a hundred files over one connection, and others compressed."""
+    curl = tool("curl", "curl")
+    text = b"All work and no play makes Jack a dull boy.\n" * 5000
+    (site / "text.txt").write_bytes(text)
+    with program(site, "--tls", str(keys.certificate), str(keys.key)) as (_, address):
+        assert re.fullmatch(r"https://127\.0\.0\.1:\d+/", address)
+        targets = [f"{address}{SIZES[i % 6]}" for i in range(100)]
+        outputs = [f"-o{tmp_path}/{i}" for i in range(100)]
+        pairs = [word for pair in zip(targets, outputs, strict=True) for word in pair]
+        result = subprocess.run(
+            [curl, "-kfsSv", *pairs], capture_output=True, text=True, timeout=PATIENCE, check=True
+        )
+        assert result.stderr.count("Re-using existing connection") == 99
+        for i in range(100):
+            assert filecmp.cmp(tmp_path / str(i), site / str(SIZES[i % 6]), shallow=False)
+        options = ["-kfsS", "--compressed", "-w", "%{size_download} %{num_connects}\n"]
+        result = subprocess.run(
+            [curl, *options, *[f"{address}text.txt", f"-o{tmp_path}/text"] * 100],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=True,
+        )
+        sizes, connects = zip(*map(str.split, result.stdout.splitlines()), strict=True)
+        assert connects == ("1", *["0"] * 99), "each response has its own coding; TLS goes on"
+        assert max(map(int, sizes)) < len(text) / 10
+        assert (tmp_path / "text").read_bytes() == text
+
+
+def test_bad_keys(site: Path, keys: Keys, tmp_path: Path) -> None:
+    """Files that are missing, or no keys, are told in one line."""
+    (tmp_path / "text").write_bytes(b"text")
+    for pair in (
+        (tmp_path / "nothing", keys.key),
+        (keys.certificate, tmp_path / "text"),
+        (keys.certificate, tmp_path),
+    ):
+        result = run_httpd(site, "--tls", *pair)
+        assert result.returncode == 2
+        assert re.fullmatch(r"httpd: --tls [^\n]+\n", result.stderr)
+
+
+def test_alpn(secure: Address, keys: Keys) -> None:
+    """A client that offers HTTP/2 as well is told that it is HTTP/1.1."""
+    keys.client.set_alpn_protocols(["h2", "http/1.1"])
+    with connect(secure, keys.client) as sock:
+        assert sock.selected_alpn_protocol() == "http/1.1"
