@@ -345,8 +345,8 @@ class IOBatch:
                 if nbytes < 0:
                     queue.appendleft((fd, offset + count + nbytes, -nbytes, file, refused))
                     nbytes = 0
-            elif isinstance(entry, Release):
-                releases.append(entry)
+            else:
+                releases.append(entry)  # type: ignore[arg-type]  # nothing else is left
         while queue and isinstance(entry := queue[0], Release):
             releases.append(entry)
             queue.popleft()
