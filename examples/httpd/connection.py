@@ -21,7 +21,7 @@ import responses
 from codings import AVAILABLE, CODINGS, choose
 from files import split_path, split_target
 from iobatch import IOB_ERROR, IOBatch, iob_send
-from pipeline import Pipeline
+from outlet import Outlet
 from responses import Request, head_end
 from secure import secure
 
@@ -73,7 +73,7 @@ class Connection:
     # The open files that the batch refers to by their descriptors.
     _held: list[OpenFile] = field(init=False, factory=list)
     # None: the batch goes straight to the socket, as it is.
-    _pipeline: Pipeline | None = field(init=False, default=None)
+    _outlet: Outlet | None = field(init=False, default=None)
     _tls: TLS | None = field(init=False, default=None)
     _filter: Filter | None = field(init=False, default=None)
     # Parsed and not yet answered.
@@ -93,13 +93,13 @@ class Connection:
         self._parser = HttpRequestParser(self)
         if self._settings.tls is not None:
             self._tls, self._filter = secure(self._settings.tls)
-            self._pipeline = Pipeline(self.sock, self._batch, self._filter)
+            self._outlet = Outlet(self.sock, self._batch, self._filter)
 
     def close(self) -> None:
         """Close the socket, and let go what was to be sent."""
         self._batch.reset()
-        if self._pipeline is not None:
-            self._pipeline.close()
+        if self._outlet is not None:
+            self._outlet.close()
         self.sock.close()
         del self._parser  # it refers to this object
 
@@ -140,17 +140,17 @@ class Connection:
     def _send(self, now: float) -> int:
         batch = self._batch
         requests = self._requests
-        if not batch and (self._pipeline is None or not self._pipeline.coding):
+        if not batch and (self._outlet is None or not self._outlet.coding):
             room = MAX_ANSWERS
             while room and requests and self._answer(requests.popleft(), now):
                 room -= 1
-        pipeline = self._pipeline
-        if pipeline is None:
+        outlet = self._outlet
+        if outlet is None:
             nbytes = iob_send(self.sock, batch)
             left = batch.bytesleft > 0
         else:
-            nbytes = pipeline.send()
-            left = bool(pipeline)
+            nbytes = outlet.send()
+            left = bool(outlet)
         if nbytes == IOB_ERROR:
             return 0
         if nbytes > 0:
@@ -162,7 +162,7 @@ class Connection:
         self._sending = False
         self._held.clear()
         if self._tls is None:
-            self._pipeline = None
+            self._outlet = None
         if self._last:
             try:
                 self.sock.shutdown(socket.SHUT_WR)
@@ -175,8 +175,8 @@ class Connection:
     def _answer(self, request: Request, now: float) -> bool:
         """Add the response to the batch; tell whether another one may follow at once."""
         batch = self._batch
-        if self._pipeline is not None:
-            self._pipeline.ending = self._tls is not None and not request.keep_alive
+        if self._outlet is not None:
+            self._outlet.ending = self._tls is not None and not request.keep_alive
         end = head_end(int(time()), request.version, request.keep_alive)
         try:
             if request.refused:
@@ -208,11 +208,11 @@ class Connection:
 
     def _encode(self, head: bytes, file: OpenFile, coding: str) -> None:
         """Let a file go out through a content coding, behind what is in the batch."""
-        if self._pipeline is None:
-            self._pipeline = Pipeline(self.sock, self._batch)
+        if self._outlet is None:
+            self._outlet = Outlet(self.sock, self._batch)
         body = IOBatch()
         body.addfile(file, 0, file.size)
-        self._pipeline.encode(head, body, CODINGS[coding]())
+        self._outlet.encode(head, body, CODINGS[coding]())
 
     # TLS
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 
 from iobatch.filters import TLS, Filter
-from pipeline import HIGH_WATER
+from outlet import HIGH_WATER
 
 
 def tls_context(certificate: str, key: str) -> ssl.SSLContext:

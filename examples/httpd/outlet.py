@@ -44,7 +44,7 @@ class Headed(Chunked):
 
 
 @define(eq=False)
-class Pipeline:
+class Outlet:
     """Sends a batch, then maybe a body through a content coding, and all of it through TLS.
 
     It is true as long as something of that is left.
