@@ -1,0 +1,116 @@
+"""Batches over somebody else's stream: for programs that own no socket."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from asyncio import SendfileNotAvailableError
+from io import FileIO
+from stat import S_ISREG
+from typing import TYPE_CHECKING
+
+from iobatch._entries import MAX_BYTES, TruncatedFileError
+from iobatch._send import COPY_LIMIT, SEND_LIMIT
+from iobatch._stage import STAGE_LIMIT, stage
+
+if TYPE_CHECKING:
+    from iobatch._batch import IOBatch
+
+
+async def send_to_stream(writer: asyncio.StreamWriter, batch: IOBatch) -> int:
+    """Send a whole batch over a stream of asyncio or uvloop, TLS included.
+
+    Buffers and small file ranges are written, a piece at a time, with a drain after each. A larger
+    file range goes by the loop's sendfile, if the loop has one for this transport, else it is read
+    and written like a small one. Whoever else writes to the stream meanwhile writes in between.
+
+    Args:
+        writer: the stream.
+        batch: what to send. It may be added to meanwhile; what is added is sent, too.
+
+    Returns:
+        The bytes that the stream has taken. It may hold some of them still.
+
+    Raises:
+        OSError: batch.error: of a file, or of the stream. What was taken before is in
+            batch.bytessent, what was not is still in the batch.
+        asyncio.CancelledError: the task was cancelled; likewise. But where this stops the loop's
+            sendfile nobody knows how much it has sent: then the transport is aborted, for nothing
+            may follow a truncated body.
+        RuntimeError: this is a hook of the batch itself, or the batch is being sent.
+
+    Source: StreamWriter.drain, loop.sendfile.
+    """
+    batch._refuse_if_busy()
+    start = batch.bytessent
+    small = COPY_LIMIT
+    batch._busy = True
+    batch._pin = 0
+    try:
+        while batch.error is None and batch.bytesleft:
+            if writer.is_closing():
+                raise BrokenPipeError(errno.EPIPE, "the stream is closed")
+            pieces, size, plain = stage(batch, STAGE_LIMIT, small)
+            if pieces:
+                # A transport may keep what it is given, so it gets nothing that could change.
+                writer.writelines(
+                    piece if type(piece) is bytes else bytes(piece) for piece in pieces
+                )
+                _press(writer.transport)
+                batch._advance(size, plain)
+                await writer.drain()
+            else:
+                first = batch._queue[0]
+                if TYPE_CHECKING:
+                    assert type(first) is tuple
+                fd, offset, count, *_ = first
+                try:
+                    nbytes = await _sendfile(writer.transport, fd, offset, min(count, SEND_LIMIT))
+                except RuntimeError:
+                    # There is none for this loop, transport or file: from now on, all is read.
+                    small = MAX_BYTES
+                    continue
+                if not nbytes:
+                    raise TruncatedFileError(fd, offset, count)
+                batch._advance(nbytes)
+    except OSError as exc:
+        batch._fail(exc)
+    finally:
+        batch._busy = False
+    if batch.error is not None:
+        raise batch.error
+    return batch.bytessent - start
+
+
+def _press(transport: asyncio.WriteTransport) -> None:
+    """Let a transport see that its buffer is full, so that drain() waits.
+
+    Its writelines() does not look in CPython 3.12.0 to 3.12.8, 3.13.0 and 3.13.1 (gh-127655).
+    """
+    low, high = transport.get_write_buffer_limits()
+    transport.set_write_buffer_limits(high, low)
+
+
+async def _sendfile(transport: asyncio.WriteTransport, fd: int, offset: int, count: int) -> int:
+    """Have the loop send a range of a file; return how much of it went out: 0 at the file's end.
+
+    Raises:
+        RuntimeError: it can't be done for this loop, transport or file; nothing was sent.
+
+    """
+    if not S_ISREG(os.fstat(fd).st_mode):
+        raise SendfileNotAvailableError
+    try:
+        # The loop moves the position of the file that it is given, so that has to be another one
+        # than the caller's: a descriptor that is opened anew, not a duplicate.
+        file = FileIO(f"/proc/self/fd/{fd}")
+    except OSError as exc:
+        raise SendfileNotAvailableError from exc
+    with file:
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.sendfile(transport, file, offset, count, fallback=False)
+        except asyncio.CancelledError:
+            transport.abort()
+            raise
