@@ -124,11 +124,30 @@ def split(raw: bytes, *methods: str) -> list[Response]:
         status, *lines = head.decode("latin-1").split("\r\n")
         headers = dict(line.split(": ", 1) for line in lines)
         method = methods[len(found)] if len(found) < len(methods) else "GET"
-        size = 0 if method == "HEAD" else int(headers["Content-Length"])
-        assert len(raw) >= size, "cut off"
-        found.append(Response(int(status.split()[1]), headers, raw[:size]))
-        raw = raw[size:]
+        if method == "HEAD":
+            body = b""
+        elif headers.get("Transfer-Encoding") == "chunked":
+            body, raw = unchunk(raw)
+        else:
+            size = int(headers["Content-Length"])
+            assert len(raw) >= size, "cut off"
+            body, raw = raw[:size], raw[size:]
+        found.append(Response(int(status.split()[1]), headers, body))
     return found
+
+
+def unchunk(raw: bytes) -> tuple[bytes, bytes]:
+    """Return the content of chunks, and what is behind them."""
+    content = bytearray()
+    while True:
+        line, end, raw = raw.partition(b"\r\n")
+        assert end, "cut off"
+        size = int(line, 16)
+        assert raw[size : size + 2] == b"\r\n", "cut off"
+        content += raw[:size]
+        raw = raw[size + 2 :]
+        if not size:
+            return bytes(content), raw
 
 
 def exchange(address: Address, request: bytes) -> bytes:

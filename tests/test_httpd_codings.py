@@ -16,6 +16,7 @@ from tests.httpd_helpers import (
     exchange,
     make_site,  # noqa: F401
     serving,
+    split,
     tool,
 )
 
@@ -125,23 +126,17 @@ def test_http_1_0(address: Address) -> None:
 def test_one_after_another(address: Address) -> None:
     """Coded and other responses keep their order on one connection, also when all are asked for."""
     plan = [("/100000.txt", "gzip"), ("/1", "gzip"), ("/1024.txt", "gzip"), ("/65536", "gzip")] * 10
-    with socket.create_connection(address, PATIENCE) as sock:
-        for target, accept in plan:
-            lines = f"GET {target} HTTP/1.1\r\nHost: x\r\nAccept-Encoding: {accept}\r\n\r\n"
-            sock.sendall(lines.encode())
-        for target, _ in plan:
-            response = http.client.HTTPResponse(sock)
-            # HTTPResponse opens a file of its own: without a buffer, it takes no more than its own.
-            response.fp.close()
-            response.fp = sock.makefile("rb", buffering=0)
-            response.begin()
-            body = response.read()
-            if target.endswith(".txt"):
-                size = int(target[1:-4])
-                assert gzip.decompress(body) == prose(size, seed=size)
-            else:
-                size = int(target[1:])
-                assert body == data(size, seed=size)
+    requests = [
+        f"GET {target} HTTP/1.1\r\nHost: x\r\nAccept-Encoding: {accept}\r\n\r\n".encode()
+        for target, accept in plan
+    ]
+    answers = split(exchange(address, b"".join(requests)))
+    for (target, _), answer in zip(plan, answers, strict=True):
+        size, _, text = target[1:].partition(".")
+        if text:
+            assert gzip.decompress(answer.body) == prose(int(size), seed=int(size))
+        else:
+            assert answer.body == data(int(size), seed=int(size))
 
 
 def test_slow_reader(address: Address) -> None:
