@@ -315,20 +315,11 @@ class IOBatch:
 
     # What follows is for the functions that send.
 
-    def _advance(self, nbytes: int, plain: bool = False) -> None:
-        """Account for bytes that were accepted, and release the entries that they end.
-
-        Args:
-            nbytes: how many.
-            plain: what stage said of them.
-
-        """
+    def _advance(self, nbytes: int) -> None:
+        """Account for bytes that were accepted, and release the entries that they end."""
         self._left -= nbytes
         self._sent += nbytes
         queue = self._queue
-        if plain and not self._left:
-            queue.clear()
-            return
         releases: list[Release] = []
         while nbytes:
             entry = queue.popleft()

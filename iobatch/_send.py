@@ -110,14 +110,14 @@ def iob_send(
                 pieces = [piece if size == len(piece) else memoryview(piece)[:size]]
                 plain = False
             if pieces:
-                if len(pieces) > 1 and plain and size <= JOIN_LIMIT:
-                    pieces = [b"".join(pieces)]
                 more = size < batch._left and size < room
                 how = _NOSIGNAL | _MORE if more else _NOSIGNAL
                 if flags:
                     how |= flags
                 if len(pieces) == 1:
                     nbytes = to.send(pieces[0], how)
+                elif plain and size <= JOIN_LIMIT:
+                    nbytes = to.send(b"".join(pieces), how)
                 else:
                     nbytes = to.sendmsg(pieces, (), how)
                 held = more and not flags & _MORE
@@ -148,8 +148,14 @@ def iob_send(
                 if not nbytes:
                     raise TruncatedFileError(fd, offset, count)
                 held = plain = False
-            batch._advance(nbytes, plain)
             sent += nbytes
+            if plain and nbytes == batch._left:
+                # All is gone and nothing is to be released: the usual end takes no call.
+                batch._left = 0
+                batch._sent += nbytes
+                batch._queue.clear()
+                return sent
+            batch._advance(nbytes)
             if nbytes < size or not more:
                 # A send that took nothing and had no error is not the end of the batch.
                 return sent or IOB_AGAIN

@@ -49,9 +49,6 @@ def stage(
         TruncatedFileError: its file has ended.
 
     """
-    stop, most = STAGE_LIMIT, IOV_MAX
-    if whole:
-        stop = most = MAX_BYTES
     queue = batch._queue
     pieces: list[bytes | memoryview] = []
     releases = size = 0
@@ -62,7 +59,7 @@ def stage(
             size += len(entry)
         elif type(entry) is tuple:
             fd, offset, count, file, refused = entry
-            want = (stop if stop < room else room) - size
+            want = (room if whole or room < STAGE_LIMIT else STAGE_LIMIT) - size
             if want >= count:
                 want = count
             elif want <= 0:
@@ -95,7 +92,7 @@ def stage(
         else:
             releases += 1
             plain = False
-        if size >= room or len(pieces) == most:
+        if size >= room or (len(pieces) == IOV_MAX and not whole):
             break
     else:
         return pieces, size, plain
