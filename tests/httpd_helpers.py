@@ -52,6 +52,9 @@ def make_site(tmp_path: Path) -> Path:
     root = tmp_path / "site"
     (root / "sub" / "deep").mkdir(parents=True)
     (root / "bare").mkdir()
+    (root / ".git").mkdir()
+    (root / ".git" / "config").write_bytes(SECRET)
+    (root / ".hidden").write_bytes(SECRET)
     (root / "index.html").write_bytes(b"<h1>home</h1>")
     (root / "sub" / "index.html").write_bytes(b"<h1>sub</h1>")
     (root / "sub" / "deep" / "file").write_bytes(b"deep")
@@ -63,9 +66,11 @@ def make_site(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def serving(directory: Path, **settings: Any) -> Iterator[tuple[Server, Address]]:
+def serving(
+    directory: Path, *, listing: bool = True, **settings: Any
+) -> Iterator[tuple[Server, Address]]:
     """Run a server in a thread."""
-    files = Files(directory)
+    files = Files(directory, listing=listing)
     listener = listen("127.0.0.1", 0)
     server = Server(listener, files, Settings(**settings))
     thread = Thread(target=server.run)
@@ -105,6 +110,33 @@ def program(
             yield process, match[0]
         finally:
             process.terminate()
+
+
+def browse(url: str, profile: Path) -> str:
+    """Let a browser load a page, and return what it has become."""
+    chromium = tool("chromium", "chromium")
+    result = subprocess.run(
+        [
+            chromium,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--disable-dev-shm-usage",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--no-first-run",
+            f"--user-data-dir={profile}",
+            "--dump-dom",
+            url,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    return result.stdout
 
 
 def tool(name: str, package: str) -> str:

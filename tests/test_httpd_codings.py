@@ -96,7 +96,7 @@ def test_zstd(address: Address, size: int) -> None:
         ("/65536", False),
     ],
 )
-def test_what_is_coded(address: Address, target: str, varies: bool) -> None:
+def test_what_is_coded(address: Address, target: str, *, varies: bool) -> None:
     """Small files and types that don't become smaller go as they are, to everybody."""
     for accept in ("gzip", None):
         headers, _ = fetch(address, target, accept)
@@ -219,6 +219,6 @@ def test_available() -> None:
         ("application/octet-stream", False),
     ],
 )
-def test_compressible(media_type: str, result: bool) -> None:
+def test_compressible(media_type: str, *, result: bool) -> None:
     """Text becomes smaller, pictures and archives don't."""
     assert compressible(media_type) is result

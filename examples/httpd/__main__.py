@@ -43,6 +43,12 @@ def main() -> int:
         metavar=("CERT", "KEY"),
         help="serve over TLS: the PEM files with the certificate chain and its private key",
     )
+    parser.add_argument(
+        "--no-listing",
+        dest="listing",
+        action="store_false",
+        help="don't show what is in a directory that has no index.html",
+    )
     args = parser.parse_args()
     context = None
     if args.tls:
@@ -52,7 +58,7 @@ def main() -> int:
             print(f"httpd: --tls {' '.join(args.tls)}: {exc.strerror or exc}", file=sys.stderr)
             return 2
     try:
-        files = Files(args.directory)
+        files = Files(args.directory, listing=args.listing)
     except OSError as exc:
         print(f"httpd: {args.directory}: {exc.strerror}", file=sys.stderr)
         return 2

@@ -5,18 +5,20 @@ from __future__ import annotations
 import errno
 import os
 from collections import deque
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from mimetypes import guess_type
 from stat import S_ISDIR, S_ISLNK, S_ISREG
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
 from attrs import define, field
 
 from codings import MIN_CODED, compressible
+from listing import Entry, page
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 INDEX = b"index.html"
 # An open file is used again without asking the file system for so many seconds, and so many files
@@ -45,7 +47,8 @@ class OpenFile:
 
     fd: int
     size: int
-    modified: float
+    # Seconds since 1970; None: nobody knows.
+    modified: float | None
     content_type: str
     # Until when it is used without another look at the file system (time.monotonic).
     fresh_until: float
@@ -75,6 +78,8 @@ class Files:
     """The regular files below one directory, with the descriptors of those asked for lately."""
 
     directory: bytes = field(converter=real_path)
+    # A directory without an index is shown as a page.
+    _listing: bool = True
     _root: int = field(init=False)
     # In the order in which they were opened.
     _cache: dict[bytes, OpenFile] = field(init=False, factory=dict)
@@ -140,11 +145,63 @@ class Files:
         with suppress(FileNotFoundError):
             file = self._open_below([*names, INDEX], now)
         if file is None:
-            raise _failure(errno.EACCES)
+            if not self._listing:
+                raise _failure(errno.EACCES)
+            file = self._list(names, now)
         return file
 
     def _open_below(self, names: Sequence[bytes], now: float) -> OpenFile | None:
-        """Open a regular file; None: it is a directory.
+        """Open a regular file; None: it is a directory."""
+        with self._walk(names) as (parent, name, here):
+            mode = os.fstat(here).st_mode
+            if S_ISDIR(mode):
+                return None
+            if not S_ISREG(mode):
+                raise _failure(errno.EACCES)
+            # O_NONBLOCK: it may have become a named pipe since.
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+            fd = os.open(name, flags, dir_fd=parent)
+        status = os.fstat(fd)
+        file = OpenFile(fd, status.st_size, status.st_mtime, content_type(names[-1]), now + FRESH)
+        if not S_ISREG(status.st_mode):
+            raise _failure(errno.EACCES)
+        return file
+
+    def _list(self, names: Sequence[bytes], now: float) -> OpenFile:
+        """Return a directory's page, as a file that has no name."""
+        with self._walk(names) as (_, _, here):
+            fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=here)
+        entries = []
+        try:
+            with os.scandir(fd) as found:
+                for each in found:
+                    name = os.fsencode(each.name)
+                    # What is not served isn't shown, nor how large it is.
+                    with suppress(OSError):
+                        entries.append(self._entry([*names, name], each))
+        finally:
+            os.close(fd)
+        content = page(names, entries)
+        with TemporaryFile(buffering=0) as file:
+            file.write(content)
+            fd = os.dup(file.fileno())
+        return OpenFile(fd, len(content), None, "text/html; charset=utf-8", now + FRESH)
+
+    def _entry(self, names: Sequence[bytes], found: os.DirEntry[str]) -> Entry:
+        """Return what a page says of a file or directory."""
+        check_name(names[-1])
+        if found.is_symlink():
+            with self._walk(names) as (_, _, here):
+                status = os.fstat(here)
+        else:
+            status = found.stat(follow_symlinks=False)
+        if not (S_ISREG(status.st_mode) or S_ISDIR(status.st_mode)):
+            raise _failure(errno.EACCES)
+        return Entry(names[-1], status.st_size, status.st_mtime, S_ISDIR(status.st_mode))
+
+    @contextmanager
+    def _walk(self, names: Sequence[bytes]) -> Iterator[tuple[int, bytes, int]]:
+        """Give the directory and the name where a path ends, and what is there, open (O_PATH).
 
         The way from the root is walked here, name by name and link by link, each name relative to
         a directory that is open: so it ends inside, whatever links say, and whoever moves and
@@ -153,7 +210,7 @@ class Files:
         todo = deque(names)
         trail = [self._root]  # the directories from the root to here, and at the end the file
         links = 0
-        last = b""
+        last = b"."
         try:
             while todo:
                 name = todo.popleft()
@@ -178,22 +235,10 @@ class Files:
                         while len(trail) > 1:
                             os.close(trail.pop())
                     todo.extendleft(reversed(link.split(b"/")))
-            mode = os.fstat(trail[-1]).st_mode
-            if S_ISDIR(mode):
-                return None
-            if not S_ISREG(mode):
-                raise _failure(errno.EACCES)
-            # O_NONBLOCK: it may have become a named pipe since.
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-            fd = os.open(last, flags, dir_fd=trail[-2])
+            yield trail[-2] if len(trail) > 1 else self._root, last, trail[-1]
         finally:
             for here in trail[1:]:
                 os.close(here)
-        status = os.fstat(fd)
-        file = OpenFile(fd, status.st_size, status.st_mtime, content_type(names[-1]), now + FRESH)
-        if not S_ISREG(status.st_mode):
-            raise _failure(errno.EACCES)
-        return file
 
     def _inside(self, link: bytes) -> bytes:
         """Return the rest of an absolute link that points into the directory."""
@@ -229,13 +274,22 @@ def split_path(path: bytes) -> list[bytes]:
     Raises:
         OSError: EINVAL: a name is none that a file could have, or a step to elsewhere. Clients
             take out "." and ".." themselves (RFC 3986 5.2.4).
+        FileNotFoundError: a name is hidden.
 
     """
     names = [unquote_to_bytes(name) for name in path.split(b"/") if name]
     for name in names:
         if name in {b".", b".."} or b"/" in name or b"\0" in name:
             raise _failure(errno.EINVAL)
+    for name in names:
+        check_name(name)
     return names
+
+
+def check_name(name: bytes) -> None:
+    """Raise FileNotFoundError for a name that is hidden."""
+    if name.startswith(b"."):
+        raise _failure(errno.ENOENT)
 
 
 def content_type(name: bytes) -> str:

@@ -87,13 +87,14 @@ def file_head(file: OpenFile, coding: str, now: float) -> bytes:
         head += f"Content-Length: {file.size}\r\n"
     if file.compressible:
         head += "Vary: Accept-Encoding\r\n"
-    head += f"Last-Modified: {formatdate(min(max(file.modified, 0), now), usegmt=True)}\r\n"
+    if file.modified is not None:
+        head += f"Last-Modified: {formatdate(min(max(file.modified, 0), now), usegmt=True)}\r\n"
     file.heads[coding] = head.encode()
     return file.heads[coding]
 
 
 @lru_cache(maxsize=8)
-def head_end(second: int, version: str, keep_alive: bool) -> bytes:
+def head_end(second: int, version: str, keep_alive: bool) -> bytes:  # noqa: FBT001  # quicker
     """Return the last headers of any response: those that don't depend on what it carries.
 
     Args:
