@@ -587,7 +587,7 @@ def test_records_share_a_system_call(authority: trustme.CA, sock: Scripted) -> N
 
 
 def test_handshake_comes_first(authority: trustme.CA, sock: Scripted) -> None:
-    """Before the handshake is done nothing is taken; the filter says its part, and wants to read."""
+    """Before the handshake is done nothing is taken; the filter says its part, and reads."""
     client = Client(authority)
     batch = filled(BODY)
     assert iob_write(sock, batch, client.out) == IOB_AGAIN
