@@ -51,14 +51,14 @@ async def send_to_stream(writer: asyncio.StreamWriter, batch: IOBatch) -> int:
         while batch.error is None and batch.bytesleft:
             if writer.is_closing():
                 raise BrokenPipeError(errno.EPIPE, "the stream is closed")
-            pieces, size, plain = stage(batch, STAGE_LIMIT, small)
+            pieces, size, _ = stage(batch, STAGE_LIMIT, small)
             if pieces:
                 # A transport may keep what it is given, so it gets nothing that could change.
                 writer.writelines(
                     piece if type(piece) is bytes else bytes(piece) for piece in pieces
                 )
                 _press(writer.transport)
-                batch._advance(size, plain)
+                batch._advance(size)
                 await writer.drain()
             else:
                 first = batch._queue[0]

@@ -816,6 +816,19 @@ async def test_drain_does_not_wait_without_need() -> None:
 
 
 @both_loops
+async def test_drain_is_woken_once() -> None:
+    """Several ends in one turn of the loop wake a task that drains, and do it no harm."""
+    with full_writer(high_water=10) as (writer, _):
+        operations = [writer.write(batch_of(b"12345")) for _ in range(4)]
+        waiting = asyncio.create_task(writer.drain())
+        await turns()
+        for operation in operations:
+            assert not waiting.done()
+            operation.cancel()
+        await waiting
+
+
+@both_loops
 async def test_pending() -> None:
     """Pending is what was posted and is not sent yet."""
     with scripted_writer(3, again()) as (writer, _):

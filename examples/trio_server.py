@@ -1,0 +1,59 @@
+"""Serve one file over HTTP, on trio: `python trio_server.py FILE [PORT]`."""
+
+import os
+import socket
+import sys
+from functools import partial
+
+import trio
+
+from iobatch import IOB_AGAIN, IOB_ERROR, IOBatch, iob_send
+
+
+async def send(sock: socket.socket, batch: IOBatch) -> None:
+    """Send a whole batch. If it is cancelled, the rest is still in the batch."""
+    while nbytes := iob_send(sock, batch):
+        if nbytes == IOB_ERROR and batch.error:
+            raise batch.error
+        if nbytes == IOB_AGAIN:
+            await trio.lowlevel.wait_writable(sock)
+        else:
+            await trio.lowlevel.checkpoint()  # a fast reader leaves time for others, too
+
+
+async def answer(sock: socket.socket, fd: int) -> None:
+    """Answer the requests of one connection, until its other side closes it, or is too slow."""
+    unread = b""
+    with sock, IOBatch() as batch:
+        try:
+            while len(unread) < 16384:
+                await trio.lowlevel.wait_readable(sock)
+                if not (piece := sock.recv(16384)):
+                    break
+                *requests, unread = (unread + piece).split(b"\r\n\r\n")
+                for _ in requests:
+                    size = os.fstat(fd).st_size
+                    batch.adds(f"HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n")
+                    batch.addfile(fd, 0, size)
+                    with trio.fail_after(600):
+                        await send(sock, batch)
+        except (OSError, trio.TooSlowError) as exc:
+            print(f"connection lost: {exc}", file=sys.stderr)
+
+
+async def main(path: str, port: int = 8000) -> None:
+    """Serve until interrupted."""
+    with open(path, "rb") as file, socket.create_server(("127.0.0.1", port)) as listener:  # noqa: ASYNC230, PTH123
+        listener.setblocking(False)
+        print(f"listening on {listener.getsockname()}", flush=True)
+        async with trio.open_nursery() as nursery:
+            while True:
+                await trio.lowlevel.wait_readable(listener)
+                sock, _ = listener.accept()
+                sock.setblocking(False)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                nursery.start_soon(answer, sock, file.fileno())
+
+
+if __name__ == "__main__":
+    trio.run(partial(main, sys.argv[1], *map(int, sys.argv[2:])))
