@@ -156,7 +156,7 @@ def split(raw: bytes, *methods: str) -> list[Response]:
         status, *lines = head.decode("latin-1").split("\r\n")
         headers = dict(line.split(": ", 1) for line in lines)
         method = methods[len(found)] if len(found) < len(methods) else "GET"
-        if method == "HEAD":
+        if method == "HEAD" or status.split()[1] in {"204", "304"}:
             body = b""
         elif headers.get("Transfer-Encoding") == "chunked":
             body, raw = unchunk(raw)
@@ -216,9 +216,12 @@ def receive_head(sock: socket.socket) -> bytes:
     return bytes(head)
 
 
-def get(address: Address, target: str, method: str = "GET", version: str = "1.1") -> Response:
-    """Send one request with a target as it is."""
-    request = f"{method} {target} HTTP/{version}\r\nHost: here\r\n\r\n"
+def get(
+    address: Address, target: str, method: str = "GET", version: str = "1.1", **headers: str
+) -> Response:
+    """Send one request with a target as it is; a header's name may have "_" for "-"."""
+    lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
+    request = f"{method} {target} HTTP/{version}\r\nHost: here\r\n{lines}\r\n"
     [response] = split(exchange(address, request.encode("latin-1")), method)
     return response
 

@@ -18,7 +18,7 @@ from httptools import (
 )
 
 import responses
-from codings import AVAILABLE, CODINGS, choose
+from codings import CODINGS
 from files import split_path, split_target
 from iobatch import IOB_ERROR, IOBatch, iob_send
 from outlet import Outlet
@@ -181,29 +181,45 @@ class Connection:
         try:
             if request.refused:
                 head, body = responses.error(request.refused)
+            elif request.method == b"OPTIONS":
+                head, body = responses.OPTIONS, b""
             else:
-                file = self._files.get(request.target, now)
-                coding = ""
-                if file.compressible and request.version == "1.1":
-                    coding = choose(request.headers.get(b"accept-encoding", b""), AVAILABLE)
-                head = file.heads.get(coding) or responses.file_head(file, coding, time())
-                if request.method != b"GET":
-                    batch.addbuf(head + end)
-                elif coding:
-                    self._encode(head + end, file, coding)
-                    return False
-                else:
-                    batch.addbuf(head + end)
-                    # By its number, since an object takes longer. So it has to be kept open.
-                    batch.addfile(file.fd, 0, file.size)
-                    self._held.append(file)
-                return True
+                return self._answer_file(request, end, now)
         except IsADirectoryError:
             path, query = split_target(request.target)
             head, body = responses.redirect(split_path(path), query)
         except OSError as exc:
             head, body = responses.error(responses.status_of(exc))
         batch.addbuf(head + end if request.method == b"HEAD" else head + end + body)
+        return True
+
+    def _answer_file(self, request: Request, end: bytes, now: float) -> bool:
+        batch = self._batch
+        file = self._files.get(request.target, now)
+        coding = ""
+        if file.compressible:
+            siblings = self._files.siblings(file, now)
+            file, coding = responses.negotiate(request.headers, request.version, file, siblings)
+        if not responses.CONDITIONAL.isdisjoint(request.headers):
+            reply = responses.conditional(request, file, coding, time())
+            if reply is not None:
+                batch.addbuf(reply.head + end)
+                for lead, (offset, count) in reply.parts:
+                    batch.addbuf(lead)
+                    batch.addfile(file.fd, offset, count)
+                    self._held.append(file)
+                if request.method == b"GET":
+                    batch.addbuf(reply.end)
+                return True
+        head = (file.heads.get(coding) or responses.file_head(file, coding, time())) + end
+        if coding and request.method == b"GET":
+            self._encode(head, file, coding)
+            return False
+        batch.addbuf(head)
+        if request.method == b"GET":
+            # By its number, since an object takes longer. So it has to be kept open.
+            batch.addfile(file.fd, 0, file.size)
+            self._held.append(file)
         return True
 
     def _encode(self, head: bytes, file: OpenFile, coding: str) -> None:

@@ -6,9 +6,11 @@ import errno
 import os
 from collections import deque
 from contextlib import contextmanager, suppress
+from hashlib import blake2b
 from mimetypes import guess_type
 from stat import S_ISDIR, S_ISLNK, S_ISREG
 from tempfile import TemporaryFile
+from time import time
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
@@ -25,6 +27,8 @@ INDEX = b"index.html"
 # are kept open for that.
 FRESH = 1.0
 MAX_OPEN = 256
+# What is in the files beside a file, the smallest first.
+SUFFIXES = {"br": b".br", "zstd": b".zst", "gzip": b".gz"}
 # MAXSYMLINKS of Linux (path_resolution(7)).
 MAX_LINKS = 40
 
@@ -52,10 +56,19 @@ class OpenFile:
     content_type: str
     # Until when it is used without another look at the file system (time.monotonic).
     fresh_until: float
-    # The heads of its responses by content coding: kept here because they live just as long.
-    heads: dict[str, bytes] = field(init=False, factory=dict)
+    # What an entity tag is made of; a weak one, if other bytes may have the same.
+    tag: str
+    weak: bool = False
+    # The decoded names of its path.
+    names: Sequence[bytes] = ()
+    # The content coding that the file itself has; "": none.
+    coding: str = ""
     # It is sent in the content coding that the client likes best.
     compressible: bool = field(init=False)
+    # Files beside it with the same content in a content coding; None: not looked for yet.
+    siblings: dict[str, OpenFile] | None = field(init=False, default=None)
+    # The heads of its responses by content coding: kept here because they live just as long.
+    heads: dict[str, bytes] = field(init=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
         self.compressible = self.size >= MIN_CODED and compressible(self.content_type)
@@ -127,6 +140,22 @@ class Files:
                 cache[path] = file
         return file
 
+    def siblings(self, file: OpenFile, now: float) -> dict[str, OpenFile]:
+        """Return the files beside one that have its content in a content coding, by coding."""
+        if file.siblings is None:
+            file.siblings = {}
+            for coding, suffix in SUFFIXES.items() if file.names else ():
+                with suppress(OSError):
+                    *names, last = file.names
+                    found = self._open_below([*names, last + suffix], now)
+                    # What is older than the file was made of another one.
+                    if found is not None and int(found.modified or 0) >= int(file.modified or 0):
+                        found.coding = coding
+                        found.content_type = file.content_type
+                        found.compressible = True
+                        file.siblings[coding] = found
+        return file.siblings
+
     def _open(self, path: bytes, now: float) -> OpenFile:
         """Open what a path stands for, which for a directory is its index."""
         names = split_path(path)
@@ -162,7 +191,17 @@ class Files:
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
             fd = os.open(name, flags, dir_fd=parent)
         status = os.fstat(fd)
-        file = OpenFile(fd, status.st_size, status.st_mtime, content_type(names[-1]), now + FRESH)
+        file = OpenFile(
+            fd,
+            status.st_size,
+            status.st_mtime,
+            content_type(names[-1]),
+            now + FRESH,
+            f"{status.st_mtime_ns:x}-{status.st_size:x}",
+            # It may change once more before its clock has gone on.
+            weak=time() - status.st_mtime < 1,
+            names=names,
+        )
         if not S_ISREG(status.st_mode):
             raise _failure(errno.EACCES)
         return file
@@ -185,7 +224,8 @@ class Files:
         with TemporaryFile(buffering=0) as file:
             file.write(content)
             fd = os.dup(file.fileno())
-        return OpenFile(fd, len(content), None, "text/html; charset=utf-8", now + FRESH)
+        tag = blake2b(content, digest_size=12).hexdigest()
+        return OpenFile(fd, len(content), None, "text/html; charset=utf-8", now + FRESH, tag)
 
     def _entry(self, names: Sequence[bytes], found: os.DirEntry[str]) -> Entry:
         """Return what a page says of a file or directory."""

@@ -9,14 +9,34 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import quote_from_bytes
 
-from attrs import define
+from attrs import define, field
+
+from codings import AVAILABLE, choose
+from conditions import precondition, range_applies
+from files import SUFFIXES
+from ranges import content_range, multipart, spans
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from files import OpenFile
+    from ranges import Span
 
-METHODS = frozenset({b"GET", b"HEAD"})
+METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS"})
+# A request that has any of these may be answered by less than the file.
+CONDITIONAL = frozenset(
+    {
+        b"if-match",
+        b"if-modified-since",
+        b"if-none-match",
+        b"if-range",
+        b"if-unmodified-since",
+        b"range",
+    }
+)
+# RFC 9110 15.3.5: it has no content.
+OPTIONS = f"HTTP/1.1 204 No Content\r\nAllow: {b', '.join(sorted(METHODS)).decode()}\r\n".encode()
+
 
 # The status for an error of the file system, where it isn't 500.
 _STATUS_OF_ERRNO = {
@@ -71,12 +91,49 @@ def has_body(request: Request) -> bool:
     return b"transfer-encoding" in headers
 
 
+@define(eq=False)
+class Reply:
+    """A response with some parts of a file, or none."""
+
+    head: bytes  # up to what head_end adds
+    # What goes in front of each part, and where it is in the file.
+    parts: list[tuple[bytes, Span]] = field(factory=list)
+    # What goes behind the last part, or is all there is.
+    end: bytes = b""
+
+
+def negotiate(
+    headers: Mapping[bytes, bytes], version: str, file: OpenFile, siblings: dict[str, OpenFile]
+) -> tuple[OpenFile, str]:
+    """Choose between a file as it is, one beside it, and making a coding of it on the fly.
+
+    Args:
+        headers: the request's.
+        version: the request's.
+        file: the one that was asked for.
+        siblings: files with the same content in a coding, by coding.
+
+    Returns:
+        The file to be sent, and the coding to be made of it; "": none.
+
+    """
+    available = tuple(siblings)
+    # HTTP/1.0 has no chunks. What is made on the fly has no parts that could be asked for, and its
+    # tag is weak, so that it can't be what If-Match means.
+    if version == "1.1" and b"range" not in headers and b"if-match" not in headers:
+        available = tuple(each for each in SUFFIXES if each in siblings or each in AVAILABLE)
+    coding = choose(headers.get(b"accept-encoding", b""), available)
+    if coding in siblings:
+        return siblings[coding], ""
+    return file, coding
+
+
 def file_head(file: OpenFile, coding: str, now: float) -> bytes:
     """Return the head of a response with a file, up to what head_end adds, and keep it there.
 
     Args:
         file: what is sent.
-        coding: the content coding that it is sent in; "": as it is.
+        coding: the content coding that is made of it; "": it is sent as it is.
         now: seconds since 1970. Nothing was modified in the future (RFC 9110 8.8.2.1).
 
     """
@@ -84,13 +141,73 @@ def file_head(file: OpenFile, coding: str, now: float) -> bytes:
     if coding:
         head += f"Content-Encoding: {coding}\r\nTransfer-Encoding: chunked\r\n"
     else:
-        head += f"Content-Length: {file.size}\r\n"
-    if file.compressible:
-        head += "Vary: Accept-Encoding\r\n"
-    if file.modified is not None:
-        head += f"Last-Modified: {formatdate(min(max(file.modified, 0), now), usegmt=True)}\r\n"
-    file.heads[coding] = head.encode()
+        if file.coding:
+            head += f"Content-Encoding: {file.coding}\r\n"
+        head += f"Content-Length: {file.size}\r\nAccept-Ranges: bytes\r\n"
+    file.heads[coding] = head.encode() + _validators(file, coding, now)
     return file.heads[coding]
+
+
+def conditional(request: Request, file: OpenFile, coding: str, now: float) -> Reply | None:
+    """Return the response to a request that has a header of CONDITIONAL; None: it is the file.
+
+    Args:
+        request: a GET or HEAD.
+        file: as for file_head.
+        coding: as for file_head.
+        now: as for file_head.
+
+    Source: RFC 9110, section 13.2.
+    """
+    headers = request.headers
+    tag = etag(file, coding).encode()
+    status = precondition(headers, tag, file.modified)
+    if status == HTTPStatus.PRECONDITION_FAILED:
+        head, body = error(status)
+        return Reply(head, end=body)
+    if status:
+        return Reply(b"HTTP/1.1 304 Not Modified\r\n" + _validators(file, coding, now))
+    if (
+        b"range" not in headers
+        or request.method != b"GET"  # RFC 9110 14.2
+        or not range_applies(headers, tag, file.modified, now)
+        or (found := spans(headers[b"range"], file.size)) is None
+    ):
+        return None
+    if not found:
+        head, body = error(416)
+        return Reply(head + b"Content-Range: bytes */%d\r\n" % file.size, end=body)
+    end = b""
+    if len(found) == 1:
+        about = f"Content-Type: {file.content_type}\r\nContent-Length: {found[0][1]}\r\n".encode()
+        about += content_range(found[0], file.size)
+        leads = [b""]
+    else:
+        about, leads, end = multipart(found, file.size, file.content_type)
+    head = b"HTTP/1.1 206 Partial Content\r\n" + about
+    if file.coding:
+        head += f"Content-Encoding: {file.coding}\r\n".encode()
+    head += _validators(file, coding, now)
+    return Reply(head, list(zip(leads, found, strict=True)), end)
+
+
+def etag(file: OpenFile, coding: str) -> str:
+    """Return the entity tag of a file that is sent in a coding.
+
+    What is made on the fly has a weak one: another version of the compressor makes other bytes.
+    """
+    tag = "-".join(filter(None, (file.tag, coding or file.coding)))
+    return f'W/"{tag}"' if coding or file.weak else f'"{tag}"'
+
+
+def _validators(file: OpenFile, coding: str, now: float) -> bytes:
+    """Return the headers that a response has even if the file itself isn't sent."""
+    lines = f"ETag: {etag(file, coding)}\r\n"
+    if file.compressible:
+        lines += "Vary: Accept-Encoding\r\n"
+    if file.modified is not None:
+        lines += f"Last-Modified: {formatdate(min(max(file.modified, 0), now), usegmt=True)}\r\n"
+    return lines.encode()
 
 
 @lru_cache(maxsize=8)

@@ -1,0 +1,84 @@
+"""Range requests (RFC 9110 14): parts of a file."""
+
+from __future__ import annotations
+
+import re
+from secrets import token_hex
+
+# More ranges, or more bytes than the whole has, are answered by the whole: it is less work than a
+# thousand ranges that overlap (CVE-2011-3192; RFC 9110 14.2).
+MAX_RANGES = 32
+
+_SPEC = re.compile(rb"([0-9]*)-([0-9]*)")
+
+# An offset and a count.
+Span = tuple[int, int]
+
+
+def spans(value: bytes, size: int) -> list[Span] | None:
+    """Return the parts that a Range asks for, in its order.
+
+    Args:
+        value: of the header.
+        size: of the whole, in bytes.
+
+    Returns:
+        An empty list: there is nothing at any of these places. None: the header is to be ignored,
+        because it makes no sense, or asks for too much.
+
+    Source: RFC 9110, section 14.1.2.
+    """
+    unit, _, rest = value.partition(b"=")
+    specs = [spec for each in rest.split(b",") if (spec := each.strip(b" \t"))]
+    if unit.strip().lower() != b"bytes" or not specs or len(specs) > MAX_RANGES or not size:
+        return None
+    found = []
+    for spec in specs:
+        match = _SPEC.fullmatch(spec)
+        if match is None:
+            return None
+        # int refuses more than some thousand digits, and no file has 10**18 bytes.
+        first, last = (number.lstrip(b"0")[:19] or number[:1] for number in match.groups())
+        if first:
+            start, stop = int(first), int(last) + 1 if last else size
+            if last and stop <= start:
+                return None
+        elif last:
+            start, stop = max(size - int(last), 0), size
+        else:
+            return None
+        if start < size and start < stop:
+            found.append((start, min(stop, size) - start))
+    return found if sum(count for _, count in found) <= size else None
+
+
+def content_range(span: Span, size: int) -> bytes:
+    """Return the header for a part."""
+    offset, count = span
+    return b"Content-Range: bytes %d-%d/%d\r\n" % (offset, offset + count - 1, size)
+
+
+def multipart(found: list[Span], size: int, content_type: str) -> tuple[bytes, list[bytes], bytes]:
+    """Return what makes one body of several parts (RFC 9110 14.6).
+
+    Args:
+        found: the parts.
+        size: of the whole, in bytes.
+        content_type: of the whole.
+
+    Returns:
+        The headers for the body, what goes in front of each part, and what goes behind the last.
+
+    """
+    # Chosen by chance, so that no file can have it.
+    boundary = token_hex(16).encode()
+    line = b"\r\n--%s\r\nContent-Type: %s\r\n" % (boundary, content_type.encode())
+    leads = [line + content_range(span, size) + b"\r\n" for span in found]
+    leads[0] = leads[0][2:]
+    end = b"\r\n--%s--\r\n" % boundary
+    length = sum(map(len, leads)) + sum(count for _, count in found) + len(end)
+    headers = b"Content-Type: multipart/byteranges; boundary=%s\r\nContent-Length: %d\r\n" % (
+        boundary,
+        length,
+    )
+    return headers, leads, end
