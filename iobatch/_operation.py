@@ -99,7 +99,7 @@ class WriteOperation:
     _finishes: bool = False
     # A callback that is no Filter said "again": with OpenSSL a part of it may be on its way.
     _offered: bool = False
-    _listeners: list[asyncio.Future[None] | tuple[Callback, Context]] | None = None
+    _listeners: list[asyncio.Future[None] | tuple[Listener, Context]] | None = None
     _timer: Timer | None = None
 
     @property
@@ -120,7 +120,7 @@ class WriteOperation:
         """Tell whether it has ended, in whatever way."""
         return self.status is not PENDING
 
-    def add_done_callback(self, callback: Callback) -> None:
+    def add_done_callback(self, callback: Listener) -> None:
         """Have the loop call callback(operation) when the operation has ended.
 
         It runs from the loop, in the context of this call, and never inside a call of this
@@ -194,7 +194,7 @@ class WriteOperation:
         """Whether some of it, but not all, was sent or may be on its way."""
         return self._touched and self.bytes_transferred < self._goal
 
-    def _listen(self, listener: asyncio.Future[None] | tuple[Callback, Context]) -> None:
+    def _listen(self, listener: asyncio.Future[None] | tuple[Listener, Context]) -> None:
         if self._listeners is None:
             self._listeners = []
         self._listeners.append(listener)
@@ -222,7 +222,28 @@ class WriteOperation:
                     listener.set_result(None)
 
 
-Callback = Callable[[WriteOperation], object]
+Listener = Callable[[WriteOperation], object]
+
+
+def either(on_complete: Listener | None, on_error: Listener | None) -> Listener | None:
+    """Make one callback of two."""
+    check_callable(on_complete)
+    check_callable(on_error)
+    if on_error is None:
+        return on_complete
+
+    def tell(operation: WriteOperation) -> None:
+        callback = on_complete if operation.status is DONE else on_error
+        if callback is not None:
+            callback(operation)
+
+    return tell
+
+
+def check_callable(callback: object) -> None:
+    """Refuse what can't be called; None is no callback."""
+    if callback is not None and not callable(callback):
+        raise TypeError(f"a callback must be callable, not {type(callback).__name__!r}")
 
 
 @define(eq=False)

@@ -7,12 +7,11 @@ import errno
 import os
 import socket
 from collections import OrderedDict
-from collections.abc import Callable
 from contextlib import suppress
 from math import inf
 from selectors import EVENT_READ
 from ssl import SSLWantReadError
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from attrs import define, field
 
@@ -22,13 +21,14 @@ from iobatch._operation import DONE, PENDING, CancellationType, Timer, WriteOper
 from iobatch._send import SEND_LIMIT, iob_send, iob_sendmsg
 from iobatch._write import WRITE_LIMIT, iob_write
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 # Plain ints: members of an Enum take longer to look up.
 IDLE: Final = 0  # nothing is queued
 SENDING: Final = 1  # inside a call that sends: what is posted now is only queued
 WAITING: Final = 2  # for the loop to say that the socket is writable
 CLOSED: Final = 3
-
-Through = Callable[[Any, memoryview], int | None]
 
 READ_FIRST: Final = "the filter has to read before it can write, and a writer has no reader"
 
@@ -45,7 +45,7 @@ class PostedWrites:
     """
 
     sock: socket.socket
-    _through: Through | None = field(default=None, kw_only=True)
+    _through: Callable[[Any, memoryview], int | None] | None = field(default=None, kw_only=True)
     timeout: float | None = field(default=None, kw_only=True)
     stall_timeout: float | None = field(default=None, kw_only=True)
     _limit: int | None = field(default=None, kw_only=True)

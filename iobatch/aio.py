@@ -13,7 +13,15 @@ from attrs import define
 
 from iobatch._batch import IOBatch
 from iobatch._entries import flatten, natural
-from iobatch._operation import DONE, CancellationType, WriteOperation, WriteStatus
+from iobatch._operation import (
+    DONE,
+    CancellationType,
+    Listener,
+    WriteOperation,
+    WriteStatus,
+    check_callable,
+    either,
+)
 from iobatch._posted import CLOSED, IDLE, SENDING, WAITING, PostedWrites
 from iobatch._send import iob_send
 from iobatch._stream import send_to_stream
@@ -26,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BatchWriter", "CancellationType", "WriteOperation", "WriteStatus", "send_to_stream"]
 
-Listener = Callable[[WriteOperation], object]
 BufferListener = Callable[["BatchWriter", Any, int], object]
 # A number of seconds; None: no bound; `...`: what it was before.
 Seconds = float | EllipsisType | None
@@ -153,7 +160,7 @@ class BatchWriter(PostedWrites):
             exactly=exactly,
             timeout=timeout,
             stall_timeout=stall_timeout,
-            listener=_either(on_complete, on_error),
+            listener=either(on_complete, on_error),
             user_info=user_info,
         )
 
@@ -181,7 +188,7 @@ class BatchWriter(PostedWrites):
             flags=flags,
             timeout=timeout,
             stall_timeout=stall_timeout,
-            listener=_either(on_complete, on_error),
+            listener=either(on_complete, on_error),
             user_info=user_info,
         )
 
@@ -219,8 +226,8 @@ class BatchWriter(PostedWrites):
 
         Source: LispWorks, async-io-state-write-buffer.
         """
-        _check_callable(callback)
-        _check_callable(error_callback)
+        check_callable(callback)
+        check_callable(error_callback)
 
         def tell(operation: WriteOperation) -> None:
             self.status = operation.status
@@ -389,23 +396,3 @@ def _seconds(seconds: Seconds, before: float | None) -> float | None:
     if seconds is not None and not seconds >= 0:  # not a number, either
         raise ValueError(f"a timeout must not be negative: {seconds}")
     return seconds
-
-
-def _either(on_complete: Listener | None, on_error: Listener | None) -> Listener | None:
-    """Make one callback of two."""
-    _check_callable(on_complete)
-    _check_callable(on_error)
-    if on_error is None:
-        return on_complete
-
-    def tell(operation: WriteOperation) -> None:
-        callback = on_complete if operation.status is DONE else on_error
-        if callback is not None:
-            callback(operation)
-
-    return tell
-
-
-def _check_callable(callback: object) -> None:
-    if callback is not None and not callable(callback):
-        raise TypeError(f"a callback must be callable, not {type(callback).__name__!r}")
