@@ -9,12 +9,13 @@ from contextlib import suppress
 from functools import partial
 from io import FileIO
 from selectors import EVENT_WRITE
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from attrs import define
 
 from iobatch._entries import (
     MAX_BYTES,
+    MAX_FD,
     Entry,
     Release,
     Releases,
@@ -39,6 +40,12 @@ IOB_DONE: Final = 0
 IOB_AGAIN: Final = -1
 IOB_ERROR: Final = -3
 
+# What a batch is doing: nothing; its head is with a system call or callback, so that nothing may
+# get in front of it; its hooks run, behind the accounting.
+IDLE: Final = 0
+SENDING: Final = 1
+RELEASING: Final = 2
+
 TOO_LONG: Final = "neither a batch nor a file has more than 2**63 - 1 bytes"
 
 _fadvise = getattr(os, "posix_fadvise", None)
@@ -52,8 +59,9 @@ class IOBatch:
     held, not copied: the caller must not change them until they are released. An entry is released
     as soon as its last byte was accepted, or by reset(), or when the batch is collected; that is
     the moment at which its on_release runs and an owned file is closed. on_release is called
-    without arguments, exactly once, after the accounting; it may add entries, but may not send or
-    reset this batch (RuntimeError). It must not raise: if it does, sys.unraisablehook reports it.
+    without arguments, exactly once, after the accounting; it may add entries (but to a batch that is
+    being collected), and may not send or reset this batch (RuntimeError). It must not raise: if it
+    does, sys.unraisablehook reports it.
 
     What is refused raises before anything changes. One batch belongs to one thread at a time.
     """
@@ -66,8 +74,8 @@ class IOBatch:
     # A callback that said "again" was offered the first so many bytes of the head, which is a
     # buffer then, and must be offered just these again (SSL_write(3): "bad write retry").
     _pin: int
-    # The batch is being sent, or runs its hooks.
-    _busy: bool
+    # IDLE, SENDING or RELEASING.
+    _busy: int
 
     def __init__(self) -> None:
         """Make an empty batch."""
@@ -76,7 +84,7 @@ class IOBatch:
         self._left = self._sent = self._pin = 0
         self._error = None
         self._wants = EVENT_WRITE
-        self._busy = False
+        self._busy = IDLE
 
     @property
     def bytesleft(self) -> int:
@@ -124,7 +132,11 @@ class IOBatch:
                 if any(type(entry) is Release and entry.closes for entry in queue):
                     warnings.warn(f"unclosed file in {self!r}", ResourceWarning, 2, self)
             finally:  # also where warnings are errors
-                self._drop()
+                # Full, so that hooks can't add to what is never going to be sent.
+                self._drop(left=MAX_BYTES)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a batch can be neither copied nor pickled")
 
     # Adding
 
@@ -155,8 +167,7 @@ class IOBatch:
             left = self._sum(len(entry))
             if entry:
                 self._left = left
-                self._queue.append(entry)
-                self._queue.extend(releases)
+                self._queue.extend((entry, *releases))
             else:
                 self._release_empty(entry, releases)
 
@@ -202,13 +213,19 @@ class IOBatch:
             IsADirectoryError: file is a directory. For a descriptor or object given with a count
                 it costs no system call to add it, so sending reports this instead.
             OSError: the file can't be opened, or its size can't be told.
-            OverflowError: the range would end past 2**63 - 1, or as for addbuf.
+            OverflowError: the range would end past 2**63 - 1, or the descriptor is too large for
+                any system; or as for addbuf.
 
         """
         if type(file) is type(offset) is type(count) is int and on_release is None:
             # What a server adds for each response takes no call.
             left = self._left + count
-            if count and (file | offset | count) >= 0 and left + offset <= MAX_BYTES:
+            if (
+                count
+                and (file | offset | count) >= 0
+                and left + offset <= MAX_BYTES
+                and file <= MAX_FD
+            ):
                 self._left = left
                 self._queue.append((file, offset, count, None, False))
                 return
@@ -270,18 +287,18 @@ class IOBatch:
         """Add a buffer in front of what is left. Args and Raises: as for addbuf.
 
         Raises:
-            RuntimeError: bytes were offered to a callback of iob_write that said "again", or are
-                being offered now; they must come first in its next offer.
+            RuntimeError: bytes were offered to a callback of iob_write that said "again", and
+                must come first in its next offer; or bytes are being sent right now.
 
         """
-        if self._pin:
-            raise RuntimeError("what was offered to a callback has to be offered again first")
+        if self._pin or self._busy == SENDING:
+            raise RuntimeError("the bytes at the head have been offered or are being sent")
         releases = hooks(on_release)
         entry = flatten(data)
         left = self._sum(len(entry))
         if entry:
-            self._queue.extendleft((*releases, entry))
             self._left = left
+            self._queue.extendleft((*releases, entry))
         else:
             self._release_empty(entry, releases)
 
@@ -314,7 +331,7 @@ class IOBatch:
     def reset(self) -> None:
         """Drop what is left, close what is owned, clear error and counts.
 
-        The batch is as new, and can be used again.
+        The batch is as new, and can be used again; what hooks add meanwhile is its first content.
 
         Raises:
             RuntimeError: this is a hook or callback of the batch itself.
@@ -381,9 +398,8 @@ class IOBatch:
         if offset + count > MAX_BYTES:
             raise OverflowError(TOO_LONG)
         if count:
-            self._queue.append((fd, offset, count, file, False))
-            self._queue.extend(releases)
             self._left = left
+            self._queue.extend(((fd, offset, count, file, False), *releases))
         else:
             self._run(releases)
 
@@ -406,7 +422,7 @@ class IOBatch:
 
     def _run(self, releases: Iterable[Release]) -> None:
         """Run hooks, with the batch locked against sending and resetting."""
-        busy, self._busy = self._busy, True
+        busy, self._busy = self._busy, RELEASING
         try:
             for release in releases:
                 try:
@@ -416,10 +432,14 @@ class IOBatch:
         finally:
             self._busy = busy
 
-    def _drop(self) -> None:
-        self._pin = 0
+    def _drop(self, left: int = 0) -> None:
+        entries = list(self._queue)
+        self._queue.clear()
+        self._left = left
+        self._sent = self._pin = 0
         self._error = None
         self._wants = EVENT_WRITE
-        # What is dropped is accounted for as if it were sent, from a sum that it brings to 0.
-        self._sent = -self._left
-        self._advance(self._left)
+        for entry in entries:
+            if type(entry) is memoryview:
+                entry.release()
+        self._run(entry for entry in entries if isinstance(entry, Release))

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 
 MAX_BYTES: Final = 2**63 - 1  # the largest off_t
+MAX_FD: Final = 2**31 - 1  # the largest int
 
 
 class TruncatedFileError(OSError):
@@ -117,12 +118,17 @@ class _Unraisable:
     exc: BaseException
 
     def __del__(self) -> None:
-        raise self.exc
+        try:
+            raise self.exc
+        finally:
+            # Its traceback refers to this frame now.
+            del self.exc
 
 
 def report_unraisable(exc: BaseException) -> None:
     """Hand an exception to sys.unraisablehook."""
     _Unraisable(exc)
+    del exc  # as above
 
 
 def natural(number: int, name: str) -> int:
@@ -146,13 +152,17 @@ def positive(limit: int | None) -> int:
 def fileno(file: object) -> int:
     """Return the descriptor of a file object."""
     if isinstance(file, int):
-        return natural(file, "a file descriptor")
-    method = getattr(file, "fileno", None)
-    if method is None:
+        fd = file
+    elif hasattr(file, "fileno"):
+        fd = file.fileno()
+    else:
         raise TypeError(
             f"a descriptor or an object with fileno() is required, not {type(file).__name__!r}"
         )
-    return natural(method(), "a file descriptor")
+    fd = natural(fd, "a file descriptor")
+    if fd > MAX_FD:
+        raise OverflowError(f"no file descriptor is as large as {fd}")
+    return fd
 
 
 def file_size(fd: int) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attrs import define
 
-from iobatch._batch import IOB_AGAIN, IOB_DONE, IOB_ERROR, IOBatch
+from iobatch._batch import IDLE, IOB_AGAIN, IOB_DONE, IOB_ERROR, SENDING, IOBatch
 from iobatch._entries import MAX_BYTES, TruncatedFileError, fileno, positive
 from iobatch._stage import IOV_MAX, head, stage
 
@@ -38,6 +38,7 @@ _MAX_CALL: Final = 0x7FFFF000
 _NOSIGNAL: Final = int(getattr(socket, "MSG_NOSIGNAL", 0))
 _MORE: Final = int(getattr(socket, "MSG_MORE", 0))
 _CORK: Final = int(getattr(socket, "TCP_CORK", 0))
+_UDP_CORK: Final = 1  # udp(7); socket has no name for it
 _AGAIN: Final = (errno.EAGAIN, errno.EWOULDBLOCK)
 # The file's or the socket's kind is not one that sendfile(2) knows.
 _REFUSED: Final = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EOVERFLOW)
@@ -98,7 +99,7 @@ def iob_send(
     nbytes: int
     held = False  # sent with MSG_MORE, and nothing sent behind it yet
     corked: bool | None = None  # None: not tried
-    batch._busy = True
+    batch._busy = SENDING
     batch._pin = 0
     try:
         while True:
@@ -121,32 +122,18 @@ def iob_send(
                 else:
                     nbytes = to.sendmsg(pieces, (), how)
                 held = more and not flags & _MORE
-            else:
-                first = batch._queue[0]
-                if TYPE_CHECKING:
-                    assert type(first) is tuple
-                    assert _sendfile is not None
-                fd, offset, count, file, _ = first
+            elif type(to) is not _Descriptor and signal.getsignal(signal.SIGPIPE) is signal.SIG_DFL:
                 # sendfile knows no MSG_NOSIGNAL either.
-                if (
-                    type(to) is not _Descriptor
-                    and signal.getsignal(signal.SIGPIPE) is signal.SIG_DFL
-                ):
-                    small = MAX_BYTES
-                    continue
-                size = min(count, room, _MAX_CALL)
+                small = MAX_BYTES
+                continue
+            else:
+                size = min(batch._queue[0][2], room, _MAX_CALL)  # type: ignore[index]
                 more = size < batch._left and size < room
                 if more and corked is None:
                     corked = _cork(to)
-                try:
-                    nbytes = _sendfile(to.fileno(), fd, offset, size)
-                except OSError as exc:
-                    if exc.errno not in _REFUSED:
-                        raise
-                    batch._queue[0] = (fd, offset, count, file, True)
+                nbytes = _send_range(to, batch, size)
+                if nbytes < 0:
                     continue
-                if not nbytes:
-                    raise TruncatedFileError(fd, offset, count)
                 held = plain = False
             sent += nbytes
             if plain and nbytes == batch._left:
@@ -164,7 +151,7 @@ def iob_send(
         code = _ended(batch, exc)
         return sent or code
     finally:
-        batch._busy = False
+        batch._busy = IDLE
         if held or corked:
             _push(to, corked=bool(corked))
 
@@ -210,13 +197,15 @@ def iob_sendmsg(
         return IOB_ERROR
     if not batch._left:
         return IOB_DONE
-    batch._busy = True
+    batch._busy = SENDING
     batch._pin = 0
     try:
         if sock.type == socket.SOCK_STREAM:
             pieces, size, _ = stage(batch, _MAX_CALL)
         else:
-            if batch._left > _MAX_CALL:
+            # No message is longer than the socket's buffer, but for UDP: that ends by itself. So a
+            # range that is too long for any is not read first.
+            if batch._left > max(sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF), 0xFFFF):
                 raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
             size = 0
             while size < batch._left:  # a read may be short
@@ -229,7 +218,7 @@ def iob_sendmsg(
     except OSError as exc:
         return _ended(batch, exc)
     finally:
-        batch._busy = False
+        batch._busy = IDLE
 
 
 @define
@@ -264,6 +253,24 @@ def _sender(sock: Any, flags: int) -> Any:
     return descriptor
 
 
+def _send_range(to: Any, batch: IOBatch, size: int) -> int:
+    """Send bytes of the range at the head by sendfile; -1: it is refused, and will be read."""
+    if TYPE_CHECKING:
+        assert type(batch._queue[0]) is tuple
+        assert _sendfile is not None
+    fd, offset, count, file, _ = batch._queue[0]
+    try:
+        nbytes = _sendfile(to.fileno(), fd, offset, size)
+    except OSError as exc:
+        if exc.errno not in _REFUSED:
+            raise
+        batch._queue[0] = (fd, offset, count, file, True)
+        return -1
+    if not nbytes:
+        raise TruncatedFileError(fd, offset, count)
+    return nbytes
+
+
 def _ended(batch: IOBatch, exc: OSError) -> int:
     """Tell "again" from a permanent error, and keep the error."""
     # A TimeoutError without errno is the socket's own timeout; ETIMEDOUT is the connection's end.
@@ -288,7 +295,10 @@ def _cork(sock: Any) -> bool:
 
 def _push(sock: Any, *, corked: bool) -> None:
     """Let go what a cork of ours, or MSG_MORE with nothing behind it, holds back."""
-    with suppress(OSError):
-        if corked or not sock.getsockopt(socket.IPPROTO_TCP, _CORK):
-            # It sends what waits, also where there was no cork.
-            sock.setsockopt(socket.IPPROTO_TCP, _CORK, 0)
+    # UDP holds a datagram back in the same way. To remove a cork sends what waits, also where there
+    # was none.
+    for level, option in ((socket.IPPROTO_TCP, _CORK), (socket.IPPROTO_UDP, _UDP_CORK)):
+        with suppress(OSError):
+            if corked or not sock.getsockopt(level, option):
+                sock.setsockopt(level, option, 0)
+            return

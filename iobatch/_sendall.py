@@ -8,7 +8,7 @@ from copy import copy
 from functools import partial
 from selectors import DefaultSelector
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from iobatch._batch import IOB_AGAIN, IOB_ERROR
 from iobatch._entries import fileno
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from iobatch._batch import IOBatch
+
+# Selectors can't wait forever in one call: this is a day.
+_LONG: Final = 86_400.0
 
 
 def iob_sendall(
@@ -35,8 +38,8 @@ def iob_sendall(
         sock: as for iob_send, or with a callback as for iob_write. To be waited for it must be a
             descriptor or have fileno().
         batch: what to send.
-        callback: write through it, by iob_write. If it has a method drain (a Filter), it is
-            drained too; its finish is the caller's.
+        callback: write through it, by iob_write. A Filter (anything with drain, and bytesleft,
+            error and wants as a batch has them) is drained too; its finish is the caller's.
         timeout: seconds for all of it, in which sock is non-blocking; None: no bound, whatever
             the socket's own timeout.
         progress: called with the number of bytes after each step that sent some.
@@ -52,8 +55,8 @@ def iob_sendall(
         Exception: what iob_send, iob_write and progress raise.
 
     """
-    if timeout is not None and timeout < 0:
-        raise ValueError(f"timeout must not be negative: {timeout}")
+    if timeout is not None and not timeout >= 0:
+        raise ValueError(f"timeout must be a number of seconds, and not negative: {timeout}")
     start = batch.bytessent
     deadline = None if timeout is None else monotonic() + timeout
     drain = getattr(callback, "drain", None)
@@ -71,8 +74,7 @@ def iob_sendall(
         for step, source in steps:
             while nbytes := step():
                 if nbytes == IOB_ERROR:
-                    # A copy: what the batch keeps shall not refer to this frame, and so to itself.
-                    raise copy(source.error)
+                    raise _copied(source.error)
                 if nbytes > 0 and progress is not None and source is batch:
                     progress(nbytes)
                 left = None if deadline is None else deadline - monotonic()
@@ -85,8 +87,16 @@ def iob_sendall(
                         selector.register(sock, source.wants)
                     else:
                         selector.modify(sock, source.wants)
-                    selector.select(left)
+                    selector.select(None if left is None else min(left, _LONG))
     return batch.bytessent - start
+
+
+def _copied(error: OSError) -> OSError:
+    """Copy an error: what the batch keeps shall not refer to our frame, and so to the batch."""
+    try:
+        return copy(error)
+    except Exception:  # noqa: BLE001 # a callback's own class: it may not be made for it
+        return error
 
 
 @contextmanager

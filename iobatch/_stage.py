@@ -17,7 +17,7 @@ IOV_MAX: Final = os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") else 16
 STAGE_LIMIT: Final = 128 * 1024
 # Up to here copying neighbours into one offer costs less than the record or the system call that
 # it saves.
-JOIN_LIMIT: Final = 32 * 1024
+OFFER_LIMIT: Final = 32 * 1024
 
 
 def stage(
@@ -53,49 +53,54 @@ def stage(
     pieces: list[bytes | memoryview] = []
     releases = size = 0
     plain = True
-    for entry in queue:
-        if type(entry) is bytes:
-            pieces.append(entry)
-            size += len(entry)
-        elif type(entry) is tuple:
-            fd, offset, count, file, refused = entry
-            want = (room if whole or room < STAGE_LIMIT else STAGE_LIMIT) - size
-            if want >= count:
-                want = count
-            elif want <= 0:
-                break
-            if count > small and not refused:
-                break
-            try:
-                data = pread(fd, want, offset)
-                if not data:
-                    raise TruncatedFileError(fd, offset, count)
-            except OSError:
-                if pieces and not whole:
+    try:
+        for entry in queue:
+            if type(entry) is bytes:
+                pieces.append(entry)
+                size += len(entry)
+            elif type(entry) is tuple:
+                fd, offset, count, file, refused = entry
+                want = (room if whole or room < STAGE_LIMIT else STAGE_LIMIT) - size
+                if want >= count:
+                    want = count
+                elif want <= 0:
                     break
-                raise
-            # Unlike an insertion, an assignment leaves the iterator valid.
-            queue[len(pieces) + releases] = data
-            pieces.append(data)
-            got = len(data)
-            size += got
-            if got < count:
-                rest = (fd, offset + got, count - got, file, refused)
-                queue.insert(len(pieces) + releases, rest)
+                if count > small and not refused:
+                    break
+                try:
+                    data = pread(fd, want, offset)
+                    if not data:
+                        raise TruncatedFileError(fd, offset, count)
+                except OSError:
+                    if pieces and not whole:
+                        break
+                    raise
+                # Unlike an insertion, an assignment leaves the iterator valid.
+                queue[len(pieces) + releases] = data
+                pieces.append(data)
+                got = len(data)
+                size += got
+                if got < count:
+                    rest = (fd, offset + got, count - got, file, refused)
+                    queue.insert(len(pieces) + releases, rest)
+                    break
+            elif alike:
                 break
-        elif alike:
-            break
-        elif type(entry) is memoryview:
-            pieces.append(entry)
-            size += len(entry)
-            plain = False
+            elif type(entry) is memoryview:
+                pieces.append(entry)
+                size += len(entry)
+                plain = False
+            else:
+                releases += 1
+                plain = False
+            if size >= room or (len(pieces) == IOV_MAX and not whole):
+                break
         else:
-            releases += 1
-            plain = False
-        if size >= room or (len(pieces) == IOV_MAX and not whole):
-            break
-    else:
-        return pieces, size, plain
+            return pieces, size, plain
+    except RuntimeError:
+        # A signal handler, or the garbage collector by a finalizer, added an entry meanwhile. What
+        # was gathered so far is right, and there always is some.
+        pass
     if size > room:
         pieces[-1] = memoryview(pieces[-1])[: room - size]
         size = room
@@ -113,9 +118,9 @@ def head(batch: IOBatch, room: int) -> bytes | memoryview:
     """
     queue = batch._queue
     first = queue[0]
-    if type(first) is bytes and len(first) < JOIN_LIMIT:
+    if type(first) is bytes and len(first) < OFFER_LIMIT:
         # No more of a file than can be joined; its rest comes by itself.
-        room = min(room, JOIN_LIMIT)
+        room = min(room, OFFER_LIMIT)
     elif type(first) is not tuple:
         return first  # type: ignore[return-value]  # never a Release
     pieces, _, _ = stage(batch, room, alike=True)

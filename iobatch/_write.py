@@ -10,7 +10,7 @@ from selectors import EVENT_READ, EVENT_WRITE
 from ssl import SSLWantReadError, SSLWantWriteError
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from iobatch._batch import IOB_AGAIN, IOB_DONE, IOB_ERROR, IOBatch
+from iobatch._batch import IDLE, IOB_AGAIN, IOB_DONE, IOB_ERROR, SENDING, IOBatch
 from iobatch._entries import positive
 from iobatch._stage import offer
 
@@ -73,7 +73,7 @@ def iob_write(
     if not batch._left:
         return IOB_DONE
     written = 0
-    batch._busy = True
+    batch._busy = SENDING
     batch._wants = EVENT_WRITE
     try:
         while batch._left and written < limit:
@@ -85,7 +85,7 @@ def iob_write(
                 break
         return written
     finally:
-        batch._busy = False
+        batch._busy = IDLE
 
 
 def _offer(

@@ -1264,15 +1264,19 @@ def test_hook_may_add(tmp_path: Path) -> None:
 def test_hook_that_refills_forever_is_cut_by_the_limit() -> None:
     """A hook that adds a new entry each time can't make one call endless."""
     batch = IOBatch()
+    on_release: list[Callable[[], None]] = []
 
     def refill() -> None:
-        batch.addbuf(bytes(1000), on_release=refill)
+        batch.addbuf(bytes(1000), on_release=on_release[0])
 
+    on_release.append(refill)
     refill()
     with Scripted() as sock:
         assert 0 < iob_send(sock, batch, limit=10_000) <= 10_000
     assert 0 < iob_write(None, batch, lambda _sock, view: len(view), limit=10_000) <= 10_000
-    batch.addbuf(b"")
+    on_release[0] = lambda: None
+    batch.reset()
+    batch.reset()
 
 
 @pytest.mark.parametrize("when", ["send", "write", "sendmsg", "reset", "added empty"])
@@ -1345,3 +1349,67 @@ def test_truncated_file_error_can_be_pickled_and_copied() -> None:
     ):
         assert (error.fd, error.offset, error.missing) == (7, 1000, 24)
         assert str(error) == str(TruncatedFileError(7, 1000, 24))
+
+
+def test_nothing_can_be_added_to_a_batch_that_is_collected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hook that adds to its batch during collection fails, and what it gave is closed."""
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    raised: list[type[BaseException] | None] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: raised.append(args.exc_type))
+    fd = os.open(path, os.O_RDONLY)
+
+    def make() -> None:
+        # The batch is in a cycle with its own hook, as it is where a hook refills it.
+        batch = IOBatch()
+        batch.addbuf(b"x", on_release=lambda: batch.addfile_close(fd, 0, 5))
+
+    make()
+    gc.collect()
+    assert raised == [OverflowError]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+def test_hook_that_raises_keeps_nothing_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a hook raised does not hold the batch, nor its buffers, until the next collection."""
+    monkeypatch.setattr(sys, "unraisablehook", lambda _args: None)
+    buffer = bytearray(100)
+    batch = IOBatch()
+
+    def fail() -> None:
+        raise ValueError
+
+    gc.disable()
+    try:
+        batch.addbuf(b"x", on_release=fail)
+        batch.addbuf(buffer)
+        with Scripted() as sock:
+            assert iob_send(sock, batch, limit=50) == 50
+        batch.reset()
+        buffer.append(1)
+        gone = weakref.ref(batch)
+        del batch
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("fd", [2**31, 2**63, Borrowed(2**31)])
+def test_no_descriptor_is_so_large(fd: Any) -> None:
+    """What no system call takes as a descriptor is refused when it is added."""
+    batch = IOBatch()
+    with pytest.raises(OverflowError):
+        batch.addfile(fd, 0, 10)
+    assert not batch
+    check_invariants(batch)
+
+
+def test_a_batch_is_not_copied() -> None:
+    """Two batches with the same entries would release them twice."""
+    batch = IOBatch()
+    for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError):
+            duplicate(batch)

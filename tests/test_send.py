@@ -1621,3 +1621,64 @@ def test_write_then_send() -> None:
         batch.prepend(b"+")
         assert iob_send(one, batch) == 9
         assert receive(other, 11) == b"01+23456789"
+
+
+@pytest.mark.parametrize("send", [iob_send, iob_sendmsg])
+def test_nothing_gets_in_front_of_what_is_being_sent(
+    send: Callable[[socket.socket, IOBatch], int],
+) -> None:
+    """Prepending while a system call has the head, as a signal handler could, is refused."""
+
+    class Reentrant(Scripted):
+        def _take(self, name: str, pieces: Any, flags: int) -> int:
+            with pytest.raises(RuntimeError):
+                batch.prepend(b"PRE")
+            return super()._take(name, pieces, flags)
+
+    batch = IOBatch()
+    batch.addbuf(b"hello")
+    with Reentrant() as sock:
+        assert send(sock, batch) == 5
+        assert sock.taken == b"hello"
+
+
+def test_what_is_added_while_the_head_is_read_goes_out_too(make_file: MakeFile) -> None:
+    """A finalizer, or a signal handler, may add entries in the middle of a call."""
+
+    class Dying:
+        def __init__(self, fd: int) -> None:
+            self.fd = fd
+
+        def fileno(self) -> int:
+            return self.fd
+
+        def __del__(self) -> None:
+            batch.addbuf(b"!")
+
+    content = data(30)
+    fd = make_file(content)
+    batch = IOBatch()
+    for offset in (0, 10, 20):
+        batch.addfile(Dying(fd), offset, 10)
+    with Scripted() as sock:
+        while iob_send(sock, batch) > 0:
+            check_invariants(batch)
+        assert sock.taken == content + b"!!!"
+
+
+def test_a_datagram_socket_keeps_nothing_either(make_file: MakeFile) -> None:
+    """What MSG_MORE held back on a UDP socket is let go when nothing follows."""
+    empty = make_file(b"")
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one,
+    ):
+        other.bind(("127.0.0.1", 0))
+        other.settimeout(PATIENCE)
+        one.connect(other.getsockname())
+        batch = IOBatch()
+        batch.addbuf(b"header")
+        batch.addfile(empty, 0, LARGE)
+        assert iob_send(one, batch) == 6
+        assert other.recv(100) == b"header"
+        batch.reset()

@@ -517,3 +517,43 @@ def test_filter_that_is_never_drained(held: int) -> None:
         with pytest.raises(TimeoutError):
             iob_sendall(one, batch, callback, timeout=0.01)
         assert batch.bytessent == 5
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), -1.0])
+def test_timeout_is_a_number_of_seconds(timeout: float) -> None:
+    """A timeout that is no length of time is refused before anything is sent."""
+    batch = IOBatch()
+    batch.addbuf(b"x")
+    with Scripted() as sock, pytest.raises(ValueError):
+        iob_sendall(sock, batch, timeout=timeout)
+    assert batch.bytesleft == 1
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), 1e300])
+def test_timeout_may_be_endless(timeout: float) -> None:
+    """Longer than a selector can wait in one call is no error when the socket is full."""
+    with stream_pair(buffers=4096) as (one, other), ThreadPoolExecutor(1) as pool:
+        wanted = data(300_000)
+        batch = IOBatch()
+        batch.addbuf(wanted)
+        reader = pool.submit(receive, other, len(wanted))
+        assert iob_sendall(one, batch, timeout=timeout) == len(wanted)
+        assert reader.result(PATIENCE) == wanted
+
+
+def test_an_error_that_can_not_be_copied_is_raised_itself() -> None:
+    """A callback's own class of OSError comes through, whatever its arguments are."""
+
+    class OddError(OSError):
+        def __init__(self, a: int, b: int, c: int) -> None:
+            super().__init__(errno.EIO, "odd")
+            self.all = (a, b, c)
+
+    def callback(_sock: None, _view: memoryview) -> int:
+        raise OddError(1, 2, 3)
+
+    batch = IOBatch()
+    batch.addbuf(b"x")
+    with pytest.raises(OddError) as caught:
+        iob_sendall(None, batch, callback)
+    assert caught.value.all == (1, 2, 3)

@@ -402,3 +402,20 @@ def test_error_stays() -> None:
         assert iob_send(sock, batch) == IOB_ERROR
         assert iob_sendmsg(sock, batch) == IOB_ERROR
         assert len(sock.calls) == 1
+
+
+def test_a_message_too_long_for_any_buffer_is_not_read(
+    make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EMSGSIZE comes without reading hundreds of megabytes first."""
+    fd = make_file(b"")
+    os.truncate(fd, 300 * 1024 * 1024)
+    reads = log_preads(monkeypatch)
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with one, other:
+        batch = IOBatch()
+        batch.addfile(fd)
+        assert iob_sendmsg(one, batch) == IOB_ERROR
+        assert batch.error is not None
+        assert batch.error.errno == errno.EMSGSIZE
+        assert (batch.bytesleft, reads) == (300 * 1024 * 1024, [])
