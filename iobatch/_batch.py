@@ -59,9 +59,9 @@ class IOBatch:
     held, not copied: the caller must not change them until they are released. An entry is released
     as soon as its last byte was accepted, or by reset(), or when the batch is collected; that is
     the moment at which its on_release runs and an owned file is closed. on_release is called
-    without arguments, exactly once, after the accounting; it may add entries (but to a batch that is
-    being collected), and may not send or reset this batch (RuntimeError). It must not raise: if it
-    does, sys.unraisablehook reports it.
+    without arguments, exactly once, after the accounting; it may add entries (not to a batch that
+    is being collected), and may not send or reset this batch (RuntimeError). It must not raise: if
+    it does, sys.unraisablehook reports it.
 
     What is refused raises before anything changes. One batch belongs to one thread at a time.
     """

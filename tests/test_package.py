@@ -18,7 +18,19 @@ PACKAGE = Path(iobatch.__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 # Each module imports only from those in front of it.
-ORDER = ("_entries", "_batch", "_stage", "_send", "_write", "_sendall", "filters", "aio")
+ORDER = (
+    "_entries",
+    "_batch",
+    "_stage",
+    "_send",
+    "_write",
+    "_sendall",
+    "filters",
+    "_operation",
+    "_posted",
+    "_stream",
+    "aio",
+)
 
 
 def imported(module: str) -> set[str]:
