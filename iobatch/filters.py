@@ -36,8 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TLS", "Chunked", "Filter", "Transform"]
 
-# A read of a TLS connection gives no more than one record has (RFC 8446, section 5.1).
-_RECORD: Final = 16 * 1024
+_RECORD: Final = 16 * 1024  # a read gives no more than one record has (RFC 8446, section 5.1)
 
 
 class Transform(Protocol):
@@ -178,10 +177,10 @@ class Filter:
         """
         if self.error is not None:
             return IOB_ERROR
-        ready = not self._finished and self._batch._left < self._high_water
-        if ready and self._run(self._transform.compress, b"") == IOB_ERROR:
-            return IOB_ERROR
-        return self._onward(sock, Filter.drain)
+        code = IOB_DONE
+        if not self._finished and self._batch._left < self._high_water:
+            code = self._run(self._transform.compress, b"")
+        return code if code == IOB_ERROR else self._onward(sock, Filter.drain) or code
 
     def finish(self, sock: Any, *, until: Filter | None = None) -> int:
         """End the stream: flush the transform, drain this filter, then finish the next one.
@@ -342,15 +341,12 @@ class TLS:
         """Decrypt what the socket received; b"" is its end.
 
         Returns:
-            What the peer wrote, as far as whole records are there. Maybe b"": a handshake or
-            another message of TLS itself is not for the caller.
+            What the peer wrote, as far as whole records are there. Maybe b"", as for a handshake.
 
         Raises:
             SSLZeroReturnError: the peer has sent close_notify.
             SSLEOFError: the end came without close_notify.
-            SSLError: the peer's alert; or what is wrong with what it sent, and drain() sends it an
-                alert.
-
+            SSLError: the peer's alert, or what is wrong with what it sent (drain() tells it).
             What came before is returned first. After any of these nothing more can be written.
 
         """

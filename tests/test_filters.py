@@ -609,6 +609,7 @@ def test_handshake_comes_first(authority: trustme.CA, sock: Scripted) -> None:
     client.sslobject.do_handshake()
     client.tls.receive(client.outgoing.read())
     send(sock, batch, client.out)
+    assert client.out.wants == EVENT_WRITE
     assert client.read(bytes(sock.taken)) == BODY
 
 
@@ -1049,6 +1050,48 @@ def test_high_water() -> None:
         assert sock.taken == data(1 << 20)
 
 
+def test_full_filter_is_asked_for_nothing() -> None:
+    """drain() of a full filter does not make its transform add to what is held."""
+    out = Filter(SimpleNamespace(compress=lambda data: bytes(data) or b"more", flush=bytes))
+    out._batch.addbuf(data(256 * 1024))
+    with Scripted(again(), 100, again()) as sock:
+        assert [out.drain(sock) for _ in range(2)] == [IOB_AGAIN, 100]
+        assert out.bytesleft == 256 * 1024 - 100
+        assert out.drain(sock) == IOB_AGAIN
+        assert out.bytesleft == 256 * 1024 - 100 + 4
+
+
+def test_transform_that_has_to_read_before_it_drains(sock: Scripted) -> None:
+    """When what waits can't be had before something is read, drain() says so, and not 0."""
+    script: deque[Any] = deque([ssl.SSLWantReadError(), ssl.SSLWantReadError(), b"waited"])
+
+    def compress(_: Any) -> bytes:
+        step = script.popleft() if script else b""
+        if isinstance(step, bytes):
+            return step
+        raise step
+
+    out = Filter(SimpleNamespace(compress=compress, flush=bytes), below := Filter(Identity()))
+    below._batch.addbuf(b"held ")
+    assert out.drain(sock) == 5
+    assert out.drain(sock) == IOB_AGAIN
+    assert out.wants == EVENT_READ
+    complete(sock, lambda: out.drain(sock), out)
+    assert out.wants == EVENT_WRITE
+    assert sock.taken == b"held waited"
+
+
+def test_nothing_is_kept_from_the_next_filter(sock: Scripted) -> None:
+    """Only in front of the socket output is collected; from filter to filter it goes at once."""
+    below = Counting()
+    out = Filter(Identity(), Filter(below))
+    batch = filled(data(1 << 20))
+    for _ in range(3):
+        assert iob_write(sock, batch, out) == WRITE_LIMIT
+        assert below.take() == WRITE_LIMIT
+        assert not out.bytesleft
+
+
 def test_high_water_is_checked() -> None:
     """A filter that could never take anything is refused."""
     assert Filter(Identity(), high_water=1).bytesleft == 0
@@ -1087,6 +1130,38 @@ def test_fairness_below_one_that_grows(sock: Scripted) -> None:
     assert below.take() == WRITE_LIMIT
     send(sock, batch, out)
     assert sock.taken == Growing().compress(data(4000) + data(3000, 1))
+
+
+def test_fairness_to_the_callback() -> None:
+    """What was grown goes on in steps of 64 KiB too, also where a callback takes less at once."""
+    sizes: list[int] = []
+
+    def callback(_: Any, view: memoryview) -> int:
+        sizes.append(min(len(view), 40_000))
+        return sizes[-1]
+
+    out = Filter(Growing(), callback)
+    batch = filled(data(5000))
+    while code := iob_write(None, batch, out) or out.finish(None):
+        assert code > 0
+        assert sum(sizes) <= WRITE_LIMIT
+        sizes.clear()
+
+
+def test_fairness_at_the_end(sock: Scripted) -> None:
+    """What a transform kept up to its end goes on in steps of 64 KiB."""
+    below = Counting()
+    out = Filter(Swallowing(), Filter(below))
+    batch = filled(BODY)
+    complete(sock, lambda: iob_write(sock, batch, out), out)
+
+    def step() -> int:
+        code = out.finish(sock)
+        assert below.take() <= WRITE_LIMIT
+        return code
+
+    complete(sock, step, out)
+    assert sock.taken == BODY
 
 
 def test_pressure_reaches_the_top(client: Client) -> None:
@@ -1251,6 +1326,8 @@ def test_failed_filter_is_collected(client: Client, sock: Scripted) -> None:
     """No error keeps a filter or a TLS alive through its traceback."""
     with pytest.raises(ssl.SSLError):
         client.tls.receive(b"no TLS at all")
+    with pytest.raises(ssl.SSLError):
+        client.tls.receive(b"more")
     assert_refused(sock, client.out, ssl.SSLError)
     gone = [weakref.ref(client.out), weakref.ref(client.tls)]
     gc.disable()
