@@ -28,18 +28,18 @@ async def answer(sock: socket.socket, fd: int) -> None:
             print(f"connection lost: {exc}", file=sys.stderr)
 
 
-async def main(path: str, port: int = 8000) -> None:
+async def main(fd: int, port: int) -> None:
     """Serve until interrupted."""
     loop = asyncio.get_running_loop()
-    with open(path, "rb") as file, socket.create_server(("127.0.0.1", port)) as listener:  # noqa: ASYNC230, PTH123
+    with socket.create_server(("127.0.0.1", port)) as listener:
         listener.setblocking(False)
         print(f"listening on {listener.getsockname()}", flush=True)
         async with asyncio.TaskGroup() as group:
             while True:
                 sock, _ = await loop.sock_accept(listener)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                group.create_task(answer(sock, file.fileno()))
+                group.create_task(answer(sock, fd))
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], *map(int, sys.argv[2:])))
+    asyncio.run(main(os.open(sys.argv[1], os.O_RDONLY), int([*sys.argv, "8000"][2])))

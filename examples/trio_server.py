@@ -3,7 +3,6 @@
 import os
 import socket
 import sys
-from functools import partial
 
 import trio
 
@@ -41,9 +40,9 @@ async def answer(sock: socket.socket, fd: int) -> None:
             print(f"connection lost: {exc}", file=sys.stderr)
 
 
-async def main(path: str, port: int = 8000) -> None:
+async def main(fd: int, port: int) -> None:
     """Serve until interrupted."""
-    with open(path, "rb") as file, socket.create_server(("127.0.0.1", port)) as listener:  # noqa: ASYNC230, PTH123
+    with socket.create_server(("127.0.0.1", port)) as listener:
         listener.setblocking(False)
         print(f"listening on {listener.getsockname()}", flush=True)
         async with trio.open_nursery() as nursery:
@@ -52,8 +51,8 @@ async def main(path: str, port: int = 8000) -> None:
                 sock, _ = listener.accept()
                 sock.setblocking(False)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                nursery.start_soon(answer, sock, file.fileno())
+                nursery.start_soon(answer, sock, fd)
 
 
 if __name__ == "__main__":
-    trio.run(partial(main, sys.argv[1], *map(int, sys.argv[2:])))
+    trio.run(main, os.open(sys.argv[1], os.O_RDONLY), int([*sys.argv, "8000"][2]))

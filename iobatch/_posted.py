@@ -10,7 +10,7 @@ from collections import OrderedDict
 from contextlib import suppress
 from math import inf
 from selectors import EVENT_READ
-from ssl import SSLWantReadError
+from ssl import SSL_ERROR_WANT_READ, SSLWantReadError
 from typing import TYPE_CHECKING, Any, Final
 
 from attrs import define, field
@@ -184,7 +184,7 @@ class PostedWrites:
         elif code == IOB_ERROR:
             self._stop(head, WriteStatus.ERROR, source.error)
         elif source.wants == EVENT_READ:
-            self._stop(head, WriteStatus.ERROR, SSLWantReadError(errno.EIO, READ_FIRST))
+            self._stop(head, WriteStatus.ERROR, SSLWantReadError(SSL_ERROR_WANT_READ, READ_FIRST))
         else:
             return False
         return True
