@@ -72,16 +72,19 @@ def serving(
     """Run a server in a thread."""
     files = Files(directory, listing=listing)
     listener = listen("127.0.0.1", 0)
-    server = Server(listener, files, Settings(**settings))
+    told, stop = socket.socketpair()
+    server = Server(listener, files, Settings(**settings), stop)
+    address = listener.getsockname()
     thread = Thread(target=server.run)
     thread.start()
     try:
-        yield server, listener.getsockname()
+        yield server, address
     finally:
-        server.stopper.send(b"\0")
+        told.send(b"\0\0")  # at once
         thread.join(PATIENCE)
         assert not thread.is_alive()
         server.close()
+        told.close()
         files.close()
 
 

@@ -3,86 +3,175 @@
 from __future__ import annotations
 
 import argparse
-import os
-import signal
+import resource
 import socket
 import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from accesslog import AccessLog
 from files import Files
-from secure import tls_context
-from server import Server, listen, url
+from secure import self_signed, tls_context
+from server import Server, listen, listen_unix, url
 from settings import Settings
+from workers import signals, supervise
+
+if TYPE_CHECKING:
+    import ssl
 
 
-def port_number(text: str) -> int:
-    """Return a port from the command line."""
-    if not text.isdecimal() or int(text) > 0xFFFF:
-        raise argparse.ArgumentTypeError("a port is a number from 0 to 65535")
+def number(text: str, least: int, most: int) -> int:
+    """Return a number from the command line."""
+    if not text.isdecimal() or not least <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"a number from {least} to {most} is needed")
     return int(text)
 
 
-def main() -> int:
-    """Serve until SIGINT or SIGTERM; return the exit status."""
+def parse_args() -> argparse.Namespace:
+    """Return what the command line says."""
     parser = argparse.ArgumentParser(
         prog="httpd", description="Serve the files of a directory over HTTP."
     )
     parser.add_argument("directory", help="what to serve; nothing outside of it is")
-    parser.add_argument(
+    where = parser.add_argument_group("where")
+    where.add_argument(
         "--bind", metavar="ADDR", default="127.0.0.1", help="address to listen on (%(default)s)"
     )
-    parser.add_argument(
+    where.add_argument(
         "--port",
         metavar="N",
-        type=port_number,
+        type=lambda text: number(text, 0, 0xFFFF),
         default=8000,
         help="port to listen on (%(default)s); 0: any that is free",
     )
-    parser.add_argument(
+    where.add_argument("--unix", metavar="PATH", help="listen on a Unix socket instead")
+    tls = parser.add_argument_group("TLS").add_mutually_exclusive_group()
+    tls.add_argument(
         "--tls",
         nargs=2,
         metavar=("CERT", "KEY"),
         help="serve over TLS: the PEM files with the certificate chain and its private key",
     )
-    parser.add_argument(
+    tls.add_argument(
+        "--self-signed",
+        action="store_true",
+        help="serve over TLS, with a new certificate that browsers will warn of",
+    )
+    limits = parser.add_argument_group("limits")
+    limits.add_argument(
+        "--workers",
+        metavar="N",
+        type=lambda text: number(text, 1, 1024),
+        default=1,
+        help="processes that serve (%(default)s)",
+    )
+    limits.add_argument(
+        "--max-connections",
+        metavar="N",
+        type=lambda text: number(text, 1, 10**6),
+        default=10_000,
+        help="connections of each process; more have to wait (%(default)s)",
+    )
+    limits.add_argument(
+        "--limit-rate",
+        metavar="BYTES",
+        type=lambda text: number(text, 1, 10**12),
+        help="bytes per second on a connection",
+    )
+    limits.add_argument(
+        "--grace",
+        metavar="SECONDS",
+        type=lambda text: number(text, 0, 10**6),
+        default=10,
+        help="how long responses may go on after SIGINT or SIGTERM (%(default)s); a second signal "
+        "cuts them off",
+    )
+    shown = parser.add_argument_group("what is shown")
+    shown.add_argument(
         "--no-listing",
         dest="listing",
         action="store_false",
         help="don't show what is in a directory that has no index.html",
     )
-    args = parser.parse_args()
-    context = None
+    shown.add_argument(
+        "--log", choices=("common", "combined"), help="write a line for each request to the output"
+    )
+    shown.add_argument("--quiet", action="store_true", help="don't say where it can be reached")
+    return parser.parse_args()
+
+
+def tls_of(args: argparse.Namespace) -> ssl.SSLContext | None:
+    """Return what TLS needs; None: it isn't wanted."""
     if args.tls:
-        try:
-            context = tls_context(*args.tls)
-        except OSError as exc:
-            print(f"httpd: --tls {' '.join(args.tls)}: {exc.strerror or exc}", file=sys.stderr)
-            return 2
+        return tls_context(*args.tls)
+    if args.self_signed:
+        return self_signed({"localhost", "127.0.0.1", "::1", socket.gethostname(), args.bind})
+    return None
+
+
+def listeners_of(args: argparse.Namespace) -> list[socket.socket]:
+    """Return a listening socket for each worker."""
+    if args.unix:
+        listener = listen_unix(args.unix)
+        return [listener, *(listener.dup() for _ in range(args.workers - 1))]
+    listeners: list[socket.socket] = []
+    port = args.port
+    for _ in range(args.workers):
+        listeners.append(listen(args.bind, port, shared=args.workers > 1))
+        port = listeners[0].getsockname()[1]
+    return listeners
+
+
+def main() -> int:
+    """Serve until SIGINT or SIGTERM; return the exit status."""
+    args = parse_args()
+    try:
+        context = tls_of(args)
+    except OSError as exc:
+        option = f"--tls {' '.join(args.tls)}" if args.tls else "--self-signed"
+        print(f"httpd: {option}: {exc.strerror or exc}", file=sys.stderr)
+        return 2
     try:
         files = Files(args.directory, listing=args.listing)
     except OSError as exc:
         print(f"httpd: {args.directory}: {exc.strerror}", file=sys.stderr)
         return 2
     try:
-        listener = listen(args.bind, args.port)
+        listeners = listeners_of(args)
     except OSError as exc:
-        # What create_server says more than the reason is said here already.
-        unknown = isinstance(exc, socket.gaierror)
-        reason = exc.strerror if unknown else os.strerror(exc.errno or 0)
-        print(f"httpd: {args.bind} port {args.port}: {reason}", file=sys.stderr)
+        place = args.unix or f"{args.bind} port {args.port}"
+        print(f"httpd: {place}: {exc.strerror}", file=sys.stderr)
         return 1
-    server = Server(listener, files, Settings(tls=context))
-    # The handlers do nothing, and are installed so that the signals, even if they were ignored,
-    # write a byte to the descriptor, which stops the loop.
-    signal.set_wakeup_fd(server.stopper.fileno())
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
-    print(
-        f"Serving {args.directory} on {url(listener, secure=bool(context))} (Ctrl-C stops it)",
-        flush=True,
+    with suppress(OSError, ValueError):
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    settings = Settings(
+        max_connections=args.max_connections,
+        rate=args.limit_rate,
+        grace=args.grace,
+        tls=context,
+        log=AccessLog(sys.stdout.fileno(), args.log == "combined") if args.log else None,
     )
-    server.run()
-    server.close()
+    stop = signals()
+    if not args.quiet:
+        place = url(listeners[0], secure=context is not None)
+        print(f"Serving {args.directory} on {place} (Ctrl-C stops it)", flush=True)
+
+    def serve(listener: socket.socket, stop: socket.socket) -> None:
+        server = Server(listener, files, settings, stop)
+        server.run()
+        server.close()
+        if settings.log is not None:
+            settings.log.flush()
+
+    if len(listeners) > 1:
+        supervise(listeners, stop, serve)
+    else:
+        serve(listeners[0], stop)
     files.close()
+    if args.unix:
+        Path(args.unix).unlink(missing_ok=True)
     return 0
 
 

@@ -35,6 +35,10 @@ READ_SIZE = 16 * 1024
 MAX_TARGET = 8000
 # Of one request's head. As only what still has no end is counted, up to READ_SIZE more may pass.
 MAX_HEAD = 32 * 1024
+# Header fields of one request: browsers send less than 30.
+MAX_FIELDS = 100
+# What step returns besides events.
+REST = 1 << 8
 # So many responses are made ready at once: pipelined requests hold no more open files than that.
 MAX_ANSWERS = 16
 # When the last response is sent, what still comes in is thrown away, up to so many bytes and
@@ -68,6 +72,10 @@ class Connection:
     # When it is given up (time.monotonic): only progress puts it off. Progress is a response, or
     # a part of one, that the client took; not the next byte of a request that never ends.
     deadline: float
+    # The client's address.
+    _peer: bytes = b""
+    # Not before then anything more is sent, as the rate is limited (time.monotonic).
+    _rest_until: float = field(init=False, default=0.0)
     _parser: HttpRequestParser = field(init=False)
     _batch: IOBatch = field(init=False, factory=IOBatch)
     # The open files that the batch refers to by their descriptors.
@@ -87,6 +95,7 @@ class Connection:
     # The request that is being parsed, and how many bytes were read since the last one's head.
     _target: bytes = field(init=False, default=b"")
     _headers: dict[bytes, bytes] = field(init=False, factory=dict)
+    _fields: int = field(init=False, default=0)
     _unfinished: int = field(init=False, default=0)
 
     def __attrs_post_init__(self) -> None:
@@ -110,7 +119,7 @@ class Connection:
             now: time.monotonic().
 
         Returns:
-            What to wait for: EVENT_READ or EVENT_WRITE. 0: it is over; close it.
+            What to wait for: EVENT_READ or EVENT_WRITE. REST: for a while. 0: it is over; close it.
 
         """
         if self._sending:
@@ -135,21 +144,38 @@ class Connection:
             if not data:
                 return self._shake_hands()
         self._feed(data)
-        return self._send(now) if self._requests else EVENT_READ
+        if self._requests:
+            return self._send(now)
+        if self._unfinished == len(data):  # the first of a request
+            self.deadline = min(self.deadline, now + self._settings.header_timeout)
+        return EVENT_READ
+
+    def finish(self) -> bool:
+        """Take no more requests; tell whether there is nothing to be waited for."""
+        self._last = True
+        return not self._sending and self._drained < 0
 
     def _send(self, now: float) -> int:
         batch = self._batch
         requests = self._requests
+        rate = self._settings.rate
+        if rate is not None and now < self._rest_until:
+            return REST
         if not batch and (self._outlet is None or not self._outlet.coding):
+            self._held.clear()
             room = MAX_ANSWERS
             while room and requests and self._answer(requests.popleft(), now):
                 room -= 1
         outlet = self._outlet
         if outlet is None:
-            nbytes = iob_send(self.sock, batch)
+            if rate is None:
+                nbytes = iob_send(self.sock, batch)
+            else:
+                nbytes = iob_send(self.sock, batch, limit=rate // 8 + 1)
             left = batch.bytesleft > 0
         else:
-            nbytes = outlet.send()
+            outlet.ending = self._last and not requests and self._tls is not None
+            nbytes = outlet.send() if rate is None else outlet.send(rate // 8 + 1)
             left = bool(outlet)
         if nbytes == IOB_ERROR:
             return 0
@@ -158,6 +184,9 @@ class Connection:
         if left or requests:
             # Even if it could take more now: the others come first.
             self._sending = True
+            if rate is not None and nbytes > 0:
+                self._rest_until = now + nbytes / rate
+                return REST
             return EVENT_WRITE
         self._sending = False
         self._held.clear()
@@ -175,8 +204,6 @@ class Connection:
     def _answer(self, request: Request, now: float) -> bool:
         """Add the response to the batch; tell whether another one may follow at once."""
         batch = self._batch
-        if self._outlet is not None:
-            self._outlet.ending = self._tls is not None and not request.keep_alive
         end = head_end(int(time()), request.version, request.keep_alive)
         try:
             if request.refused:
@@ -190,7 +217,10 @@ class Connection:
             head, body = responses.redirect(split_path(path), query)
         except OSError as exc:
             head, body = responses.error(responses.status_of(exc))
-        batch.addbuf(head + end if request.method == b"HEAD" else head + end + body)
+        if request.method == b"HEAD":
+            body = b""
+        batch.addbuf(head + end + body)
+        self._note(request, head, len(body))
         return True
 
     def _answer_file(self, request: Request, end: bytes, now: float) -> bool:
@@ -204,23 +234,31 @@ class Connection:
             reply = responses.conditional(request, file, coding, time())
             if reply is not None:
                 batch.addbuf(reply.head + end)
+                before = batch.bytesleft
                 for lead, (offset, count) in reply.parts:
                     batch.addbuf(lead)
                     batch.addfile(file.fd, offset, count)
                     self._held.append(file)
                 if request.method == b"GET":
                     batch.addbuf(reply.end)
+                self._note(request, reply.head, batch.bytesleft - before)
                 return True
         head = (file.heads.get(coding) or responses.file_head(file, coding, time())) + end
         if coding and request.method == b"GET":
             self._encode(head, file, coding)
+            self._note(request, head, None)
             return False
         batch.addbuf(head)
+        self._note(request, head, file.size if request.method == b"GET" else 0)
         if request.method == b"GET":
             # By its number, since an object takes longer. So it has to be kept open.
             batch.addfile(file.fd, 0, file.size)
             self._held.append(file)
         return True
+
+    def _note(self, request: Request, head: bytes, size: int | None) -> None:
+        if self._settings.log is not None:
+            self._settings.log.add(self._peer, request, head[9:12], size)
 
     def _encode(self, head: bytes, file: OpenFile, coding: str) -> None:
         """Let a file go out through a content coding, behind what is in the batch."""
@@ -282,6 +320,9 @@ class Connection:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header."""
+        self._fields += 1
+        if self._fields > MAX_FIELDS:
+            raise Refused(431)
         name = name.lower()
         headers = self._headers
         headers[name] = headers[name] + b", " + value if name in headers else value
@@ -310,4 +351,4 @@ class Connection:
         self._requests.append(request)
         self._target = b""
         self._headers = {}
-        self._unfinished = 0
+        self._fields = self._unfinished = 0

@@ -85,10 +85,10 @@ class Outlet:
             or (self._tls is not None and (self.ending or self._tls.bytesleft > 0))
         )
 
-    def send(self) -> int:
-        """Send what the socket takes, or a turn's share; return as iob_send does."""
+    def send(self, limit: int = TURN) -> int:
+        """Send what the socket takes, up to about limit bytes; return as iob_send does."""
         moved = 0
-        while self and moved < TURN:
+        while self and moved < limit:
             nbytes = self._step()
             if nbytes < 0:
                 return moved or nbytes

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import ssl
+import subprocess
+from ipaddress import ip_address
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from iobatch.filters import TLS, Filter
 from outlet import HIGH_WATER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 def tls_context(certificate: str, key: str) -> ssl.SSLContext:
@@ -24,6 +31,40 @@ def tls_context(certificate: str, key: str) -> ssl.SSLContext:
     context.load_cert_chain(certificate, key, password=lambda: b"")
     context.set_alpn_protocols(["http/1.1"])
     return context
+
+
+def self_signed(names: Iterable[str]) -> ssl.SSLContext:
+    """Return a context with a new certificate that nobody has signed, to try TLS without one.
+
+    Args:
+        names: the hosts and addresses that it is for.
+
+    Raises:
+        OSError: the openssl program is missing or failed.
+
+    """
+    subjects = ",".join(f"{'IP' if _is_address(name) else 'DNS'}:{name}" for name in sorted(names))
+    with TemporaryDirectory() as folder:
+        certificate, key = f"{folder}/cert.pem", f"{folder}/key.pem"
+        command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30"
+        options = ["-subj", "/CN=httpd", "-addext", f"subjectAltName={subjects}"]
+        result = subprocess.run(  # noqa: S603
+            [*command.split(), *options, "-out", certificate, "-keyout", key],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if result.returncode:
+            raise OSError(0, f"openssl failed: {result.stderr.strip().splitlines()[-1:]}")
+        return tls_context(certificate, key)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def secure(context: ssl.SSLContext) -> tuple[TLS, Filter]:

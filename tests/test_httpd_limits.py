@@ -1,0 +1,417 @@
+"""What the file server does to go on: limits, workers, signals, and the log of it all."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import select
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from selectors import EVENT_READ
+
+import pytest
+
+from tests.helpers import PATIENCE, data, receive, stream_pair
+from tests.httpd_helpers import (
+    HTTPD,
+    exchange,
+    get,
+    make_site,  # noqa: F401
+    program,
+    read_all,
+    receive_head,
+    run_httpd,
+    serving,
+    split,
+    tool,
+)
+
+# isort: split
+from accesslog import MAX_WRITE, AccessLog
+from connection import REST, Connection
+from files import Files
+from responses import Request
+from settings import Settings
+
+REQUEST = b"GET /1048576 HTTP/1.1\r\nHost: x\r\n\r\n"
+SMALL = b"GET /1 HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def address_of(url: str) -> tuple[str, int]:
+    match = re.fullmatch(r"https?://(.+):(\d+)/", url)
+    assert match
+    return match[1], int(match[2])
+
+
+# Limits
+
+
+def test_header_timeout(site: Path) -> None:
+    """From its first byte a request has less time than a connection may be idle."""
+    files = Files(site)
+    with stream_pair("unix") as (ours, theirs):
+        ours.setblocking(False)
+        connection = Connection(ours, files, Settings(timeout=60.0, header_timeout=20.0), 60.0)
+        theirs.sendall(SMALL)
+        assert connection.step(5.0) == EVENT_READ
+        assert connection.deadline == 65.0, "idle"
+        theirs.sendall(SMALL[:10])
+        assert connection.step(10.0) == EVENT_READ
+        assert connection.deadline == 30.0, "a request has begun"
+        theirs.sendall(SMALL[10:20])
+        assert connection.step(29.0) == EVENT_READ
+        assert connection.deadline == 30.0, "and goes on too slowly"
+        theirs.sendall(SMALL[20:])
+        assert connection.step(29.5) == EVENT_READ
+        assert connection.deadline == 89.5, "idle again"
+        connection.close()
+    files.close()
+
+
+def test_max_connections(site: Path) -> None:
+    """Those beyond the limit wait until one of the others has gone."""
+    with serving(site, max_connections=3) as (server, address), ExitStack() as stack:
+        served = [stack.enter_context(socket.create_connection(address, PATIENCE)) for _ in "123"]
+        for sock in served:
+            sock.sendall(SMALL)
+            assert receive(sock, 12) == b"HTTP/1.1 200"
+        waiting = stack.enter_context(socket.create_connection(address, PATIENCE))
+        waiting.sendall(SMALL)
+        served[0].sendall(SMALL)
+        receive_head(served[0])
+        assert len(server._connections) == 3
+        served[0].close()
+        assert receive(waiting, 12) == b"HTTP/1.1 200"
+
+
+def test_rate(site: Path) -> None:
+    """A connection that had its share rests, for as long as that share is meant to last."""
+    files = Files(site)
+    with stream_pair("tcp4") as (ours, theirs):
+        ours.setblocking(False)
+        connection = Connection(ours, files, Settings(rate=80_000), 60.0)
+        theirs.sendall(REQUEST)
+        assert connection.step(1.0) == REST
+        share = len(theirs.recv(1 << 20))
+        assert share == 10_001
+        assert connection.step(1.0 + share / 80_000 - 0.001) == REST
+        theirs.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            theirs.recv(1)
+        assert connection.step(1.0 + share / 80_000 + 0.001) == REST
+        assert len(theirs.recv(1 << 20)) == share
+        connection.close()
+    files.close()
+
+
+@pytest.mark.parametrize("accept", ["identity", "gzip"])
+def test_rate_of_everything(site: Path, accept: str) -> None:
+    """What is sent at a limited rate comes whole."""
+    (site / "text.txt").write_bytes(data(1 << 20).hex().encode())
+    with serving(site, rate=20_000_000) as (_, address):
+        response = get(address, "/text.txt", Accept_Encoding=accept, Connection="close")
+        length = len(response.body)
+        assert length == 2 << 20 if accept == "identity" else length < 2 << 20
+        assert get(address, "/1048576").body == data(1 << 20, seed=1 << 20)
+
+
+def test_exception(
+    site: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What nobody has thought of ends a connection, and is told; others go on."""
+
+    def failing(*args: object) -> None:
+        raise ZeroDivisionError("nobody thought of it")
+
+    with serving(site) as (_, address), socket.create_connection(address, PATIENCE) as other:
+        other.sendall(SMALL)
+        assert receive(other, 12) == b"HTTP/1.1 200"
+        receive_head(other)
+        with monkeypatch.context() as patch:
+            patch.setattr(Connection, "_answer", failing)
+            assert exchange(address, SMALL) == b""
+        other.sendall(SMALL)
+        assert receive(other, 13)[1:] == b"HTTP/1.1 200"
+    assert "ZeroDivisionError: nobody thought of it" in capfd.readouterr().err
+
+
+# Where to listen
+
+
+def test_unix(site: Path, tmp_path: Path) -> None:
+    """It serves on a Unix socket, takes over one that nobody has, and removes it at its end."""
+    curl = tool("curl", "curl")
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as old:
+        old.bind(os.fspath(path))
+    with subprocess.Popen(
+        [sys.executable, HTTPD, site, "--unix", path], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert f"http+unix:{path} " in process.stdout.readline()
+        result = subprocess.run(
+            [curl, "-fsS", "--unix-socket", path, "http://x/1024"],
+            capture_output=True,
+            timeout=PATIENCE,
+            check=True,
+        )
+        assert result.stdout == data(1024, seed=1024)
+        second = run_httpd(site, "--unix", path)
+        assert second.returncode == 1
+        assert second.stderr == f"httpd: {path}: Address already in use\n"
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+    assert not path.exists()
+
+
+def test_unix_path_taken(site: Path) -> None:
+    """A file that is no socket is left alone."""
+    result = run_httpd(site, "--unix", site / "1024")
+    assert result.returncode == 1
+    assert (site / "1024").read_bytes() == data(1024, seed=1024)
+
+
+def test_self_signed(site: Path) -> None:
+    """A certificate of its own serves for trying TLS, with the names it is reached by."""
+    tool("openssl", "openssl")
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    with program(site, "--self-signed") as (_, url):
+        client = http.client.HTTPSConnection(*address_of(url), timeout=PATIENCE, context=context)
+        client.request("GET", "/1024")
+        assert client.getresponse().read() == data(1024, seed=1024)
+        client.close()
+        pem = ssl.get_server_certificate(address_of(url), timeout=PATIENCE)
+    trusting = ssl.create_default_context(cadata=pem)
+    assert any(
+        ("IP Address", "127.0.0.1") in each["subjectAltName"]  # type: ignore[operator]
+        for each in trusting.get_ca_certs()
+    )
+
+
+def test_self_signed_without_openssl(site: Path) -> None:
+    """Without the program that makes certificates this is told in one line."""
+    result = subprocess.run(
+        [sys.executable, HTTPD, site, "--self-signed"],
+        env={"PATH": "/nowhere"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert result.stderr == "httpd: --self-signed: No such file or directory\n"
+
+
+# Workers
+
+
+def children(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_workers(site: Path) -> None:
+    """Several processes serve one port; one that dies is replaced; all stop together."""
+    with program(site, "--workers", "3", stderr=subprocess.PIPE) as (process, url):
+        address = address_of(url)
+        for _ in range(20):
+            assert get(address, "/1024").body == data(1024, seed=1024)
+        before = children(process.pid)
+        assert len(before) == 3
+        os.kill(before[0], signal.SIGKILL)
+        assert process.stderr is not None
+        assert "a worker died" in process.stderr.readline()
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+        assert not any(Path(f"/proc/{pid}/cmdline").exists() for pid in before)
+
+
+def test_workers_end_with_the_first(site: Path) -> None:
+    """When the process that looks after them is killed, no worker stays."""
+    with program(site, "--workers", "2", stderr=subprocess.DEVNULL) as (process, url):
+        assert get(address_of(url), "/1").status == 200
+        with ExitStack() as stack:
+            # A descriptor of a process becomes readable at its end, whoever its parent is.
+            fds = [os.pidfd_open(pid) for pid in children(process.pid)]
+            for fd in fds:
+                stack.callback(os.close, fd)
+            assert len(fds) == 2
+            process.kill()
+            for fd in fds:
+                assert select.select([fd], [], [], PATIENCE)[0]
+
+
+# Stopping
+
+
+def knock(address: tuple[str, int]) -> None:
+    """Connect until that is refused: until all workers have taken notice."""
+    while True:
+        with socket.create_connection(address, PATIENCE) as late:
+            assert late.recv(1) == b"", "who comes late is not served"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_grace(site: Path, number: int, workers: str) -> None:
+    """At the end no more is accepted, idle clients are left, and what was begun is finished."""
+    with program(site, "--workers", workers) as (process, url), socket.socket() as sock:
+        address = address_of(url)
+        with socket.create_connection(address, PATIENCE) as idle:
+            idle.sendall(SMALL)
+            assert receive(idle, 12) == b"HTTP/1.1 200"
+            receive_head(idle)
+            receive(idle, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.settimeout(PATIENCE)
+            sock.connect(address)
+            sock.sendall(REQUEST * 20)
+            begun = receive(sock, 1)
+            process.send_signal(number)
+            assert idle.recv(1) == b"", "nothing runs there"
+        with pytest.raises(ConnectionError):
+            knock(address)
+        answers = split(begun + read_all(sock))
+        assert len(answers) == 20
+        assert all(answer.body == data(1 << 20, seed=1 << 20) for answer in answers)
+        sock.close()
+        assert process.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize(("grace", "signals"), [("1000", 2), ("0", 1)])
+def test_end_of_patience(site: Path, grace: str, signals: int) -> None:
+    """A second signal, or the end of --grace, cuts off what is still sent."""
+    with program(site, "--grace", grace) as (process, url), socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.settimeout(PATIENCE)
+        address = address_of(url)
+        with socket.create_connection(address, PATIENCE) as idle:
+            sock.connect(address)
+            sock.sendall(REQUEST * 20)
+            receive(sock, 1)
+            process.send_signal(signal.SIGINT)
+            assert idle.recv(1) == b"", "it has taken notice"
+        if signals == 2:
+            assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 0
+
+
+# The log
+
+
+def run_logged(site: Path, kind: str, *requests: bytes) -> list[str]:
+    with subprocess.Popen(
+        [sys.executable, HTTPD, site, "--port", "0", "--log", kind],
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        match = re.search(rb"http://127.0.0.1:(\d+)/", process.stdout.readline())
+        assert match
+        for request in requests:
+            exchange(("127.0.0.1", int(match[1])), request)
+        process.terminate()
+        return process.stdout.read().decode("ascii").splitlines()
+
+
+HEAD = r"127\.0\.0\.1 - - \[\d\d/[A-Z][a-z][a-z]/\d{4}:\d\d:\d\d:\d\d \+0000\] "
+
+
+def test_common_log(site: Path) -> None:
+    """Each response has its line, with its status and the length of its content."""
+    host = b" HTTP/1.1\r\nHost: x\r\n"
+    lines = run_logged(
+        site,
+        "common",
+        b"GET /1024?q" + host + b"\r\nHEAD /1024" + host + b"\r\n",
+        b"GET /nothing" + host + b"\r\n",
+        b"GET /1024" + host + b"Range: bytes=1-5\r\n\r\n",
+        b"GET /1024 HTTP/1.0\r\nIf-None-Match: *\r\n\r\n",
+        b"nonsense\r\n\r\n",
+    )
+    rests = [re.sub(HEAD, "", line) for line in lines]
+    assert rests == [
+        '"GET /1024?q HTTP/1.1" 200 1024',
+        '"HEAD /1024 HTTP/1.1" 200 -',
+        '"GET /nothing HTTP/1.1" 404 14',
+        '"GET /1024 HTTP/1.1" 206 5',
+        '"GET /1024 HTTP/1.0" 304 -',
+        '"-" 400 16',
+    ]
+
+
+def test_combined_log(site: Path) -> None:
+    """The Combined format has the referrer and the agent, and nothing that ends a field."""
+    [line, plain] = run_logged(
+        site,
+        "combined",
+        b'GET /"\\ HTTP/1.1\r\nHost: x\r\nReferer: a"b\xe9\r\nUser-Agent: x\ty\r\n\r\n',
+        b"GET /1 HTTP/1.1\r\nHost: x\r\n\r\n",
+    )
+    line = re.sub(HEAD, "", line)
+    assert line == r'"GET /\x22\x5c HTTP/1.1" 404 14 "a\x22b\xe9" "x\x09y"'
+    assert plain.endswith('"GET /1 HTTP/1.1" 200 1 "-" "-"')
+
+
+def test_nothing_moves_the_cursor() -> None:
+    """No byte that isn't printable gets into the log, even if the parser lets it through."""
+    reading, writing = os.pipe()
+    every = bytes(range(256))
+    log = AccessLog(writing, combined=True)
+    headers = {b"referer": every, b"user-agent": every}
+    log.add(b"::1", Request(b"GET", every, "1.1", headers, keep_alive=True), b"200", 0)
+    log.flush()
+    os.close(writing)
+    line = os.read(reading, 1 << 16)
+    os.close(reading)
+    assert re.fullmatch(rb'[ -~]+"GET [!-~ ]+ HTTP/1.1" 200 - "[ -~]+" "[ -~]+"\n', line)
+    assert line.count(b'"') == 6
+
+
+def test_log_is_written_in_whole_lines() -> None:
+    """Lines are gathered, but no write is more than a pipe takes as one piece."""
+    reading, writing = os.pipe()
+    log = AccessLog(writing, combined=False)
+    request = Request(b"GET", b"/" + b"x" * 500, "1.1", {}, keep_alive=True)
+    for _ in range(20):
+        log.add(b"127.0.0.1", request, b"200", 1)
+    log.flush()
+    os.close(writing)
+    content = os.read(reading, 1 << 20)
+    os.close(reading)
+    lines = content.splitlines()
+    assert len(lines) == 20
+    assert all(line.startswith(b"127.0.0.1") and line.endswith(b" 200 1") for line in lines)
+    log.add(b"", Request(b"", b"", "1.1", {}, keep_alive=False), b"400", None)
+    log.flush()  # nobody reads: that is no reason to end
+    assert MAX_WRITE == 4096
+
+
+def test_quiet(site: Path, tmp_path: Path) -> None:
+    """--quiet says nothing."""
+    with subprocess.Popen(
+        [sys.executable, HTTPD, site, "--quiet", "--unix", tmp_path / "socket", "--log", "common"],
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        client = socket.socket(socket.AF_UNIX)
+        with client:
+            for _ in range(10_000):
+                try:
+                    client.connect(os.fspath(tmp_path / "socket"))
+                    break
+                except OSError:
+                    os.sched_yield()
+                    select.select([], [], [], 0.002)
+            client.sendall(SMALL)
+            receive_head(client)
+        process.terminate()
+        assert process.stdout.readline().startswith(b"unix - - ")
+        assert process.stdout.read() == b""
