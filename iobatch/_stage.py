@@ -75,14 +75,18 @@ def stage(
                     if pieces and not whole:
                         break
                     raise
-                # Unlike an insertion, an assignment leaves the iterator valid.
-                queue[len(pieces) + releases] = data
-                pieces.append(data)
                 got = len(data)
+                index = len(pieces) + releases
+                if got < count:
+                    # No call in between, where a signal's handler could interrupt.
+                    queue[index] = (fd, offset + got, count - got, file, refused)
+                    queue.insert(index, data)
+                else:
+                    # Unlike an insertion, an assignment leaves the iterator valid.
+                    queue[index] = data
+                pieces.append(data)
                 size += got
                 if got < count:
-                    rest = (fd, offset + got, count - got, file, refused)
-                    queue.insert(len(pieces) + releases, rest)
                     break
             elif alike:
                 break
