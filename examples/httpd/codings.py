@@ -17,8 +17,8 @@ MIN_CODED = 1024
 # They stand between a file and a waiting client, so they have to be quick.
 GZIP_LEVEL = 4
 ZSTD_LEVEL = 3
-# A window of 128 KiB instead of 2 MiB: each client has its own.
-ZSTD_WINDOW_LOG = 17
+# Each client has its own window and tables: 0.7 MiB instead of 1.3, for 1 % more bytes.
+ZSTD_LOGS = {"window_log": 17, "hash_log": 15, "chain_log": 14}
 
 _COMPRESSIBLE = {
     "application/ecmascript",
@@ -50,15 +50,14 @@ def _gzip() -> Transform:
 
 def _zstd_stdlib() -> Transform:
     parameter = _stdlib.CompressionParameter
-    options = {parameter.compression_level: ZSTD_LEVEL, parameter.window_log: ZSTD_WINDOW_LOG}
+    options = {parameter[name]: value for name, value in ZSTD_LOGS.items()}
+    options[parameter.compression_level] = ZSTD_LEVEL
     compressor: Transform = _stdlib.ZstdCompressor(options=options)
     return compressor
 
 
 def _zstd_package() -> Transform:
-    parameters = _package.ZstdCompressionParameters.from_level(
-        ZSTD_LEVEL, window_log=ZSTD_WINDOW_LOG
-    )
+    parameters = _package.ZstdCompressionParameters.from_level(ZSTD_LEVEL, **ZSTD_LOGS)
     compressor: Transform = _package.ZstdCompressor(compression_params=parameters).compressobj()
     return compressor
 
