@@ -61,8 +61,7 @@ class PostedWrites:
     _queued: int = field(init=False, default=0)
     # How much may be sent before the loop has had a turn.
     _credit: int = field(init=False)
-    # What write() sends from before it makes an operation's own batch, which would cost as much
-    # as the system call.
+    # What write() sends from: an operation that is done at once has no batch of its own.
     _spare: IOBatch = field(init=False, factory=IOBatch)
     # Each write is one message.
     _messages: bool = field(init=False)
@@ -195,7 +194,7 @@ class PostedWrites:
         if self._messages:
             return iob_sendmsg(self.sock, batch, (), head._flags)
         limit = min(head._most - head.bytes_transferred, self._credit)
-        if self._direct:
+        if self._through is None:
             return iob_send(self.sock, batch, flags=head._flags, limit=limit)
         code = iob_write(self.sock, batch, self._through, limit=limit)
         head._offered = code == IOB_AGAIN and self._filter is None
