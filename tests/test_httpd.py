@@ -430,6 +430,8 @@ def test_longest_target(address: Address) -> None:
         ("1.0", b"", "close", False),
         ("1.0", b"Connection: keep-alive\r\n", "keep-alive", True),
         ("1.1", b"Content-Length: 0\r\n", None, True),
+        # More digits than int() takes from a string.
+        ("1.1", b"Content-Length: " + b"0" * 4301 + b"\r\n", None, True),
         ("1.1", b"Content-Length: 5\r\n", "close", False),
         ("1.1", b"Transfer-Encoding: chunked\r\n", "close", False),
         ("1.1", b"Connection: Upgrade\r\nUpgrade: h2c\r\n", "close", False),
@@ -723,9 +725,10 @@ def test_bad_addresses(site: Path) -> None:
         result = run_httpd(site, "--port", port)
         assert result.returncode == 1
         assert result.stderr == f"httpd: 127.0.0.1 port {port}: Address already in use\n"
-    result = run_httpd(site, "--bind", "192.0.2.1", "--port", "0")
-    assert result.returncode == 1
-    assert len(result.stderr.splitlines()) == 1
+    for host in ("192.0.2.1", "x" * 64):
+        result = run_httpd(site, "--bind", host, "--port", "0")
+        assert result.returncode == 1
+        assert len(result.stderr.splitlines()) == 1
     result = run_httpd(site, "--port", "65536")
     assert result.returncode == 2
     assert "from 0 to 65535" in result.stderr

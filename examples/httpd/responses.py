@@ -87,7 +87,8 @@ def has_body(request: Request) -> bool:
     """Tell whether content follows the head of a request (RFC 9112 6)."""
     headers = request.headers
     if b"content-length" in headers:
-        return int(headers[b"content-length"]) > 0  # The parser has seen that it is a number.
+        # The parser has seen that it is a number, but not that int() takes as many digits.
+        return headers[b"content-length"].strip(b"0 \t") != b""
     return b"transfer-encoding" in headers
 
 

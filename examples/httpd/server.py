@@ -41,9 +41,12 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
         OSError: there is no such address, or it can't be had.
 
     """
-    family, _, _, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except UnicodeError as exc:  # a label that is longer than any name may have
+        raise OSError(errno.EINVAL, "not the name of a host") from exc
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
