@@ -17,8 +17,10 @@ from ssl import (
     SSL_ERROR_ZERO_RETURN,
     SSLError,
     SSLWantReadError,
+    SSLWantWriteError,
     SSLZeroReturnError,
 )
+from traceback import format_exception_only
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from attrs import define, field, setters
@@ -71,8 +73,10 @@ class Filter:
 
     An OSError, of the transform or from further on, is permanent: the batch gets it, and it stays
     in `error`. Any other exception propagates, once if it is the transform's: an OSError (EIO)
-    that names it stays in `error`. What a transform was given when it raised doesn't count as
-    taken, but nobody knows what it made of it. Writing after finish() is a BrokenPipeError.
+    that names it stays in `error`, as it does for what would mean "again" of a callback: a
+    transform has nothing to wait for but SSLWantReadError. What a transform was given when it
+    raised doesn't count as taken, but nobody knows what it made of it. Writing after finish() is a
+    BrokenPipeError.
 
     Args:
         transform: what the bytes go through.
@@ -133,13 +137,11 @@ class Filter:
         batch = self._batch
         full = batch._left >= self._high_water
         if full:
-            moved = self._push(sock)
+            self._push(sock)
             if batch._left >= self._high_water:
-                if moved < WRITE_LIMIT:
-                    return self._again()
-                # To move more in this call would be unfair to others, but to say "again" would be
-                # wrong, since sock may be ready. So it takes the least, and is called once more.
-                view = view[:1]
+                # Maybe sock takes more, and is ready at once when it is waited for; but to move
+                # more in this call would be unfair to others.
+                return self._again()
         taken = self._take(sock, view)
         if taken < 0:
             self.drain(sock)  # its part of a handshake
@@ -179,7 +181,7 @@ class Filter:
             return IOB_ERROR
         code = IOB_DONE
         if not self._finished and self._batch._left < self._high_water:
-            code = self._run(self._transform.compress, b"")
+            code = self._run(sock, self._transform.compress, b"")
         return code if code == IOB_ERROR else self._onward(sock, Filter.drain) or code
 
     def finish(self, sock: Any, *, until: Filter | None = None) -> int:
@@ -209,7 +211,7 @@ class Filter:
         if not self._finished:
             if self._batch._left >= self._high_water:
                 return self._push(sock)
-            code = self._run(self._transform.flush)
+            code = self._run(sock, self._transform.flush)
             if code == IOB_AGAIN:
                 code = self.drain(sock) or IOB_AGAIN
                 self._starved = True
@@ -239,15 +241,18 @@ class Filter:
             raise SSLWantReadError(SSL_ERROR_WANT_READ, "the filter has to read first")
         return IOB_AGAIN
 
-    def _take(self, _sock: Any, view: memoryview) -> int:
-        """Take bytes without sending anything on."""
+    def _take(self, sock: Any, view: memoryview) -> int:
+        """Take bytes, unless this is full, without sending anything on."""
         self._check()
-        if self._run(self._transform.compress, view) == IOB_DONE:
-            return len(view)
+        if self._batch._left >= self._high_water:
+            return IOB_AGAIN
+        size = len(view)
+        if self._run(sock, self._transform.compress, view) == IOB_DONE:
+            return size
         self._check()
         return IOB_AGAIN
 
-    def _run(self, method: Callable[..., Buffer], *data: Buffer) -> int:
+    def _run(self, sock: Any, method: Callable[..., Buffer], *data: Buffer) -> int:
         """Let the transform do something, and keep its output; return IOB_DONE or why not."""
         try:
             output = method(*data)
@@ -257,6 +262,10 @@ class Filter:
             self._starved = True
             return IOB_AGAIN
         except BaseException as exc:
+            if isinstance(exc, SSLError):
+                # The alert that tells the peer why; there is no other time to send it.
+                self._batch.addbuf(bytes(memoryview(self._transform.compress(b""))))
+                self._push(sock)
             self._fail(exc)
             if isinstance(exc, OSError):
                 return IOB_ERROR
@@ -265,8 +274,13 @@ class Filter:
         return IOB_DONE
 
     def _fail(self, exc: BaseException) -> None:
-        error = exc if isinstance(exc, OSError) else OSError(errno.EIO, f"a filter broke: {exc!r}")
-        self._batch._fail(error)
+        again = isinstance(exc, BlockingIOError | SSLWantWriteError) or (
+            isinstance(exc, TimeoutError) and exc.errno is None
+        )
+        if again or not isinstance(exc, OSError):
+            # iob_write would take the former for "again".
+            exc = OSError(errno.EIO, f"a filter broke: {format_exception_only(exc)[-1].strip()}")
+        self._batch._fail(exc)
 
     def _push(self, sock: Any) -> int:
         """Move on what this filter holds, no more than one call may; return as drain() does."""
@@ -292,7 +306,8 @@ class Filter:
             moved = iob_write(sock, self._batch, then._take)
         if self._batch:
             return moved if moved > 0 else self._push(sock)
-        return step(then, sock)
+        code = step(then, sock)
+        return moved if code == IOB_AGAIN and moved > 0 else code
 
 
 class Chunked:

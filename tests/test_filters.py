@@ -1119,16 +1119,20 @@ def test_fairness() -> None:
 
 
 def test_fairness_below_one_that_grows(sock: Scripted) -> None:
-    """Where much is held and goes on well, the least is taken, so that nobody has to wait."""
+    """Where much is held and goes on well, one call moves 64 KiB, and then the others come."""
     below = Counting()
     out = Filter(Growing(), Filter(below), high_water=1000)
     batch = filled(data(4000))
     assert iob_write(sock, batch, out) == 4000
     assert below.take() == WRITE_LIMIT
     batch = filled(data(3000, 1))
-    assert iob_write(sock, batch, out) == 1
+    assert iob_write(sock, batch, out) == IOB_AGAIN
+    assert batch.wants == EVENT_WRITE
     assert below.take() == WRITE_LIMIT
-    send(sock, batch, out)
+    while batch:
+        assert iob_write(sock, batch, out) != IOB_ERROR
+        assert below.take() <= WRITE_LIMIT
+    complete(sock, lambda: out.finish(sock), out)
     assert sock.taken == Growing().compress(data(4000) + data(3000, 1))
 
 
@@ -1376,3 +1380,78 @@ def test_repr_shows_the_pipeline() -> None:
     out._batch.addbuf(b"abc")
     assert "3 bytes left" in repr(out)
     assert "Chunked" in repr(out)
+
+
+@pytest.mark.parametrize(
+    "error", [BlockingIOError(errno.EAGAIN, "x", 2), TimeoutError(), ssl.SSLWantWriteError(3, "x")]
+)
+def test_transform_that_says_again(sock: Scripted, error: OSError) -> None:
+    """A transform has nothing to wait for: what would mean "again" of a callback is its end."""
+    out = Filter(Raising(error))
+    batch = filled(b"data")
+    for _ in range(2):
+        assert iob_write(sock, batch, out) == IOB_ERROR
+    assert batch.error is out.error
+    assert (batch.error.errno, batch.bytesleft) == (errno.EIO, 4)
+
+
+def test_memory_is_bounded_where_each_piece_grows(sock: Scripted) -> None:
+    """However well the socket takes: no more is held than high_water and one piece's output."""
+    out = Filter(Growing(), Filter(Identity()), high_water=1000)
+    for seed in range(20):
+        batch = filled(data(2000, seed))
+        while batch:
+            assert iob_write(sock, batch, out) != IOB_ERROR
+            assert out.bytesleft < 1000 + 200_000
+    below = Filter(Growing(), lambda *_: -1, high_water=1)
+    out = Filter(Identity(), below)
+    for size in (1, 40_000, 40_000):
+        assert iob_write(None, filled(bytes(size)), out) in (size, IOB_AGAIN)
+    out.drain(None)
+    assert below.bytesleft <= 1 + 100 * 64 * 1024
+
+
+def test_alert_goes_out_in_front_of_the_refusal(client: Client, sock: Scripted) -> None:
+    """Who answers before he drains still tells the peer what was wrong with what it sent."""
+    client.sslobject.write(b"data")
+    first = client.outgoing.read()
+    client.sslobject.write(b"spoiled")
+    second = bytearray(client.outgoing.read())
+    second[-1] ^= 1
+    assert client.tls.receive(first + second) == b"data"
+    assert iob_write(sock, filled(b"an answer"), client.out) == IOB_ERROR
+    client.incoming.write(bytes(sock.taken))
+    with pytest.raises(ssl.SSLError, match="ALERT_BAD_RECORD_MAC"):
+        client.sslobject.read(100)
+
+
+def test_transform_that_releases_its_view(sock: Scripted) -> None:
+    """A transform may be done with the view it is given."""
+
+    class Releasing(Identity):
+        def compress(self, data: Any) -> bytes:
+            with memoryview(data) as view:
+                output = bytes(view)
+            if isinstance(data, memoryview):
+                data.release()
+            return output
+
+    send(sock, filled(b"data"), Filter(Releasing()))
+    assert sock.taken == b"data"
+
+
+def test_exception_without_a_name(sock: Scripted) -> None:
+    """An exception that can't be shown is an error that stays like any other."""
+
+    class UnspeakableError(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+        __repr__ = __str__
+
+    out = Filter(Raising(UnspeakableError()))
+    batch = filled(b"data")
+    with pytest.raises(UnspeakableError):
+        iob_write(sock, batch, out)
+    assert iob_write(sock, batch, out) == IOB_ERROR
+    assert "UnspeakableError" in str(batch.error)
