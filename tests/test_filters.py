@@ -1403,12 +1403,21 @@ def test_memory_is_bounded_where_each_piece_grows(sock: Scripted) -> None:
         while batch:
             assert iob_write(sock, batch, out) != IOB_ERROR
             assert out.bytesleft < 1000 + 200_000
-    below = Filter(Growing(), lambda *_: -1, high_water=1)
+
+
+def test_a_full_filter_is_given_no_more_by_drain() -> None:
+    """What one filter passes on at once is not more than the next one may hold."""
+    ready = False
+    below = Filter(Growing(), lambda _sock, view: len(view) if ready else -1, high_water=1)
     out = Filter(Identity(), below)
     for size in (1, 40_000, 40_000):
-        assert iob_write(None, filled(bytes(size)), out) in (size, IOB_AGAIN)
-    out.drain(None)
-    assert below.bytesleft <= 1 + 100 * 64 * 1024
+        assert iob_write(None, filled(bytes(size)), out) == size
+    assert (below.bytesleft, out.bytesleft) == (100, 80_000)
+    ready = True
+    assert below.drain(None) == 100
+    ready = False
+    assert out.drain(None) == 40_000
+    assert (below.bytesleft, out.bytesleft) == (100 * 40_000, 40_000)
 
 
 def test_alert_goes_out_in_front_of_the_refusal(client: Client, sock: Scripted) -> None:
