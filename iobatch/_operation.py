@@ -60,6 +60,7 @@ class Writer(Protocol):
 
     def _cancel(self, operation: WriteOperation, kind: CancellationType) -> bool: ...
     def _expire(self, operation: WriteOperation) -> None: ...
+    def _probe(self) -> None: ...
 
 
 @final
@@ -262,11 +263,19 @@ class Timer:
     def check(self) -> None:
         """End the operation if it is time, else look again when it may be."""
         writer = self._operation._writer
-        due = min(self._end, max(self._posted, writer._progress) + self._stall)
-        if due <= writer._loop.time() + _RESOLUTION:
+        now = writer._loop.time() + _RESOLUTION
+        if self._stalled_at() <= now < self._end:
+            writer._probe()
+            if self._operation.status is not WriteStatus.PENDING:
+                return
+        due = min(self._end, self._stalled_at())
+        if due <= now:
             writer._expire(self._operation)
         else:
             self._handle = writer._loop.call_at(due, self.check)
+
+    def _stalled_at(self) -> float:
+        return max(self._posted, self._operation._writer._progress) + self._stall
 
     def stop(self) -> None:
         """Take it off the loop."""

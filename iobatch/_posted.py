@@ -20,6 +20,7 @@ from iobatch._entries import positive
 from iobatch._operation import DONE, PENDING, CancellationType, Timer, WriteOperation, WriteStatus
 from iobatch._send import SEND_LIMIT, iob_send, iob_sendmsg
 from iobatch._write import WRITE_LIMIT, iob_write
+from iobatch.filters import Filter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,13 +100,16 @@ class PostedWrites:
 
     @property
     def pending(self) -> int:
-        """The bytes that were posted and are not sent yet, with those that the filter holds."""
+        """The bytes that were posted and are not sent yet, with those that filters hold."""
         pending = self._queued
         for head in self._queue:
             pending -= head.bytes_transferred
             break
-        if self._filter is not None:
-            pending += self._filter.bytesleft
+        each: Any = self._filter
+        while each is not None:
+            pending += each.bytesleft
+            further = each._then if isinstance(each, Filter) else None
+            each = further if isinstance(further, Filter) else None
         return pending
 
     def __repr__(self) -> str:
@@ -144,6 +148,14 @@ class PostedWrites:
         self._credit = positive(self._limit)
         self._pump()
 
+    def _probe(self) -> None:
+        """Try to send though the loop has not said that the socket is writable.
+
+        It says so when much of the buffer is free; a peer that reads slowly needs long for that.
+        """
+        if self._state == WAITING:
+            self._turn()
+
     def _pump(self) -> None:
         """Send what goes out now, and have the loop call again if anything has to wait."""
         self._state = SENDING
@@ -160,7 +172,7 @@ class PostedWrites:
             return self._leftover and self._sweep()
         source: Any = self._filter
         try:
-            if head._unsent:
+            if head._unsent or head._offered:
                 source = head.batch
                 code = self._send(head)
             elif source is None:
@@ -175,13 +187,15 @@ class PostedWrites:
         if code > 0:
             self._credit -= code
             self._progress = self._loop.time()
-            if self._filter is not None or head._unsent:
+            # A callback that holds a part of what it was offered must be offered the rest first.
+            if self._filter is not None or head._unsent or head._offered:
                 return True
             code = IOB_DONE
         if code == IOB_DONE:
             self._end(head, DONE)
         elif code == IOB_ERROR:
             self._stop(head, WriteStatus.ERROR, source.error)
+            self._leftover = False  # a filter that failed sends nothing any more
         elif source.wants == EVENT_READ:
             self._stop(head, WriteStatus.ERROR, SSLWantReadError(SSL_ERROR_WANT_READ, READ_FIRST))
         else:
@@ -197,7 +211,7 @@ class PostedWrites:
         if self._through is None:
             return iob_send(self.sock, batch, flags=head._flags, limit=limit)
         code = iob_write(self.sock, batch, self._through, limit=limit)
-        head._offered = code == IOB_AGAIN and self._filter is None
+        head._offered = batch._pin > 0 and self._filter is None
         return code
 
     def _sweep(self) -> bool:
@@ -210,6 +224,8 @@ class PostedWrites:
         if code > 0:
             self._credit -= code
             return True
+        if code == IOB_ERROR and self._unheard is None:
+            self._unheard = self._filter.error
         self._leftover = code == IOB_AGAIN and self._filter.wants != EVENT_READ
         return False
 

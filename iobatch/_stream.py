@@ -23,7 +23,8 @@ async def send_to_stream(writer: asyncio.StreamWriter, batch: IOBatch) -> int:
 
     Buffers and small file ranges are written, a piece at a time, with a drain after each. A larger
     file range goes by the loop's sendfile, if the loop has one for this transport, else it is read
-    and written like a small one. Whoever else writes to the stream meanwhile writes in between.
+    and written like a small one. Nobody else may write to the stream meanwhile: it would come in
+    between, and while it sends a file asyncio lets nobody write (RuntimeError).
 
     Args:
         writer: the stream.

@@ -76,8 +76,9 @@ class BatchWriter(PostedWrites):
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
-        _seconds(self.timeout, None)
-        _seconds(self.stall_timeout, None)
+        for seconds in (self.timeout, self.stall_timeout):
+            if _seconds(seconds, None) is not seconds:
+                raise TypeError("a writer's timeout is a number of seconds, or None")
 
     def write(
         self,
@@ -116,8 +117,9 @@ class BatchWriter(PostedWrites):
 
         Raises:
             OSError: ECANCELED: the writer was closed, or cancelled as TERMINAL.
-            ValueError: exactly is negative, more than the batch has, or given for a message; a
-                timeout is negative; there are flags, but also a filter.
+            ValueError: exactly is negative, more than the batch has, less than what a callback
+                was offered and must be offered again, or given for a message; a timeout is
+                negative; there are flags, but also a filter.
             TypeError: batch is no IOBatch; a callback can't be called.
             RuntimeError: batch is being sent: this is its own hook or callback.
 
@@ -226,6 +228,8 @@ class BatchWriter(PostedWrites):
 
         Source: LispWorks, async-io-state-write-buffer.
         """
+        if callback is None:
+            raise TypeError("a callback is required")
         check_callable(callback)
         check_callable(error_callback)
 
@@ -345,6 +349,8 @@ class BatchWriter(PostedWrites):
         """Check what was given, and queue an operation."""
         if self._state == CLOSED:
             raise OSError(errno.ECANCELED, "the writer is closed")
+        if not isinstance(batch, IOBatch):
+            raise TypeError(f"an IOBatch is required, not {type(batch).__name__!r}")
         flags = index(flags)
         if flags and self._through is not None:
             raise ValueError("flags are for a socket; a filter knows none")
@@ -354,6 +360,8 @@ class BatchWriter(PostedWrites):
             exactly = natural(exactly, "exactly")
             if exactly > batch.bytesleft:
                 raise ValueError(f"the batch has {batch.bytesleft} bytes, not {exactly}")
+            if exactly < batch._pin:
+                raise ValueError(f"{batch._pin} bytes were offered before, and must be again")
         timeout = _seconds(timeout, self.timeout)
         stall_timeout = _seconds(stall_timeout, self.stall_timeout)
         rest = IOBatch()

@@ -1024,3 +1024,17 @@ async def test_write_buffer_ends(*, with_error_callback: bool) -> None:
             (how, 0, WriteStatus.CANCELLED),
             (how, 0, WriteStatus.ERROR),
         ]
+
+
+@both_loops
+async def test_what_is_no_batch_or_callback_is_refused() -> None:
+    """Wrong arguments are a TypeError, and nothing is posted."""
+    with writer_pair() as (writer, _):
+        for post in (
+            lambda: writer.write(b"abc", exactly=1),  # type: ignore[arg-type]
+            lambda: writer.write_buffer(b"abc", None),  # type: ignore[arg-type]
+            lambda: BatchWriter(writer.sock, timeout=...),  # type: ignore[arg-type]
+        ):
+            with pytest.raises(TypeError):
+                post()
+        assert writer.pending == 0

@@ -491,6 +491,30 @@ async def test_stalled_counts_from_posting() -> None:
         assert statuses([old, new]) == [TIMEOUT, TIMEOUT]
 
 
+@both_loops
+async def test_a_stall_is_looked_at_before_it_counts() -> None:
+    """A peer that reads is not stalled, though the loop has not said that there is room."""
+    with full_writer() as (writer, peer):
+        now = FakeTime(asyncio.get_running_loop())
+        writer._loop = now  # type: ignore[assignment]
+        operation = writer.write(batch_of(b"some"), stall_timeout=10)
+        while True:  # the peer reads, and the loop gets no turn in which to notice
+            with suppress(BlockingIOError):
+                peer.sock.recv(1 << 20)
+                continue
+            break
+        now.go_on(10.1)
+        assert operation.status is DONE
+
+
+@both_loops
+async def test_an_idle_writer_is_not_probed() -> None:
+    """A stall timeout that is over at once finds what the write itself found."""
+    with full_writer() as (writer, _):
+        operation = writer.write(batch_of(b"some"), stall_timeout=0)
+        assert operation.status is TIMEOUT
+
+
 class FakeTime:
     """A loop whose time goes on when it is told."""
 
@@ -516,6 +540,29 @@ class FakeTime:
         self.timers = [timer for timer in self.timers if timer[0] > self.now]
         for _, callback in due:
             callback()
+
+
+@both_loops
+async def test_a_socket_that_can_not_be_watched() -> None:
+    """Where the loop refuses the socket, what was begun fails, and what is behind it is aborted."""
+
+    class Blind(FakeTime):
+        def add_writer(self, *_args: object) -> None:
+            raise OSError(errno.EBADF, "not to be watched")
+
+    posted: list[WriteOperation] = []
+
+    def callback(_sock: object, _view: memoryview) -> int:
+        if posted:
+            return -1
+        posted.append(writer.write(batch_of(b"behind")))
+        return 1
+
+    with writer_pair(through=callback) as (writer, _):
+        writer._loop = Blind(asyncio.get_running_loop())  # type: ignore[assignment]
+        operation = writer.write(batch_of(b"abc"))
+        assert statuses([operation, *posted]) == [ERROR, ABORTED]
+        assert operation.bytes_transferred == 1
 
 
 # The end of a writer

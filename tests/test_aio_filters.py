@@ -352,6 +352,67 @@ async def test_drain_stops_waiting_for_what_cannot_go_on() -> None:
         assert writer.pending == 3
 
 
+@both_loops
+async def test_a_broken_rest_is_told() -> None:
+    """A filter that fails with what a cancelled operation left in it tells drain()."""
+    filter_ = Scheduled(IOB_AGAIN, IOB_ERROR)
+    with writer_pair(through=filter_, high_water=1) as (writer, _):
+        operation = writer.write(batch_of(b"abc"))
+        assert operation.cancel()
+        await turns()
+        with pytest.raises(OSError, match="scripted"):
+            await writer.drain()
+
+
+@both_loops
+async def test_pending_has_what_each_filter_holds() -> None:
+    """What waits in a filter further on is pending too."""
+    with full_writer(through=Filter(Same(), Filter(Same())), high_water=1) as (writer, peer):
+        operation = writer.write(batch_of(data(5000)))
+        await turns()
+        assert (operation.status, writer.pending) == (WriteStatus.PENDING, 5000)
+        await peer.clear()
+        await operation
+        assert writer.pending == 0
+
+
+@both_loops
+async def test_write_some_keeps_what_a_callback_was_offered_in_front() -> None:
+    """What a callback holds a part of is offered again before anything that is posted behind."""
+    offers: list[bytes] = []
+    script = [100, BlockingIOError(errno.EAGAIN, "again")]
+
+    def callback(_sock: Any, view: memoryview) -> int:
+        offers.append(bytes(view))
+        action = script.pop(0) if script else len(view)
+        if isinstance(action, BaseException):
+            raise action
+        return action
+
+    first, second, third = data(100), data(60_000, 1), data(100, 2)
+    with writer_pair(through=callback) as (writer, _):
+        some = writer.write_some(batch_of(bytearray(first), bytearray(second)))  # type: ignore[arg-type]
+        behind = writer.write(batch_of(third))
+        assert await some == len(first + second)
+        await behind
+    assert offers == [first, second, second, third]
+
+
+@both_loops
+async def test_exactly_is_no_less_than_what_was_offered() -> None:
+    """Of bytes that must be offered again, a part can't be asked for."""
+
+    def callback(_sock: Any, _view: memoryview) -> int:
+        return -1
+
+    with writer_pair(through=callback) as (writer, _):
+        operation = writer.write(batch_of(data(1000)))
+        operation.cancel()
+        with pytest.raises(ValueError):
+            writer.write(operation.batch, exactly=10)
+        assert operation.batch.bytesleft == 1000
+
+
 # TLS
 
 
