@@ -34,8 +34,9 @@ def iob_write(
 
     The callback gets sock as it is and a read-only view that is valid during the call only. It
     returns how many bytes of it were taken; -1 or None, or BlockingIOError, SSLWantWriteError,
-    SSLWantReadError or a TimeoutError without errno raised, say "again"; 0 says that the other
-    side takes no more; -3, or any other OSError raised, is a permanent error. So
+    SSLWantReadError or a TimeoutError without errno raised, say "again" (a BlockingIOError with
+    characters_written says how many were taken all the same); 0 says that the other side takes no
+    more; -3, or any other OSError raised, is a permanent error. So
     ssl.SSLSocket.send, socket.socket.send and os.write are callbacks as they stand. (For an
     SSLSocket it must be ssl.SSLSocket.send: socket.socket.send would send plain text.)
 
