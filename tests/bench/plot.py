@@ -1,0 +1,61 @@
+"""Bar charts as SVG, readable on a light and on a dark page."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from xml.sax.saxutils import escape
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+WIDTH = 760
+LABELS = 190  # the column of the names
+FIGURES = 70  # the column behind the longest bar
+BAR = 18
+GAP = 4
+# The first series is ours. The colours differ in brightness too, and stand out from both pages.
+STYLE = """
+  text { font: 13px system-ui, sans-serif; fill: #1f2328 }
+  .title { font-weight: 600; font-size: 15px }
+  .group { font-weight: 600 }
+  .other { fill: #8c959f }
+  .first { fill: #1f6feb }
+  @media (prefers-color-scheme: dark) {
+    text { fill: #e6edf3 }
+    .other { fill: #6e7681 }
+    .first { fill: #58a6ff }
+  }
+"""
+
+
+def bars(path: Path, title: str, unit: str, groups: Mapping[str, Mapping[str, float]]) -> None:
+    """Write a chart of horizontal bars.
+
+    Args:
+        path: the file to write.
+        title: what is shown, and which way is better.
+        unit: stands behind each figure.
+        groups: for each group the value of each way, ours first. A group has a scale of its own.
+
+    """
+    y = 24
+    shapes = [f'<text class="title" x="0" y="16">{escape(title)}</text>']
+    for group, values in groups.items():
+        y += 26
+        shapes.append(f'<text class="group" x="0" y="{y - 8}">{escape(group)}</text>')
+        scale = (WIDTH - LABELS - FIGURES) / max(values.values())
+        for index, (name, value) in enumerate(values.items()):
+            kind = "other" if index else "first"
+            length = max(1, round(value * scale))
+            shapes += [
+                f'<text x="{LABELS - 8}" y="{y + 14}" text-anchor="end">{escape(name)}</text>',
+                f'<rect class="{kind}" x="{LABELS}" y="{y}" width="{length}" height="{BAR}"/>',
+                f'<text x="{LABELS + length + 6}" y="{y + 14}">{value:.3g} {escape(unit)}</text>',
+            ]
+            y += BAR + GAP
+    path.write_text(
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y + 6}" width="{WIDTH}" '
+        f'role="img" aria-label="{escape(title, {chr(34): "&quot;"})}">'
+        f"\n<style>{STYLE}</style>\n" + "\n".join(shapes) + "\n</svg>\n"
+    )
