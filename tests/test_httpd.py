@@ -83,6 +83,7 @@ def test_get_and_head(address: Address, size: int) -> None:
         "Accept-Ranges": "bytes",
         "ETag": f'"{MODIFIED * 10**9:x}-{size:x}"',
         "Last-Modified": formatdate(MODIFIED, usegmt=True),
+        "Cache-Control": "no-cache",
         "Date": "",
     }
     client.close()

@@ -77,7 +77,7 @@ def test_preconditions(address: Address, headers: dict[str, str], status: int) -
         response = get(address, "/1024", method, **headers)
         assert response.status == status
         if status == 304:
-            assert response.headers.keys() == {"ETag", "Last-Modified", "Date"}
+            assert response.headers.keys() == {"ETag", "Cache-Control", "Last-Modified", "Date"}
             assert response.headers["ETag"] == TAG
         elif status == 200 and method == "GET":
             assert response.body == data(1024, seed=1024)

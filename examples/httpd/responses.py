@@ -203,7 +203,9 @@ def etag(file: OpenFile, coding: str) -> str:
 
 def _validators(file: OpenFile, coding: str, now: float) -> bytes:
     """Return the headers that a response has even if the file itself isn't sent."""
-    lines = f"ETag: {etag(file, coding)}\r\n"
+    # Clients keep it, but ask each time whether it is still the same. Otherwise they would guess
+    # from its age for how long it will be (RFC 9111 4.2.2).
+    lines = f"ETag: {etag(file, coding)}\r\nCache-Control: no-cache\r\n"
     if file.compressible:
         lines += "Vary: Accept-Encoding\r\n"
     if file.modified is not None:
@@ -238,6 +240,7 @@ def error(status: int) -> tuple[bytes, bytes]:
         f"HTTP/1.1 {status} {phrase}\r\n"
         "Content-Type: text/plain; charset=utf-8\r\n"
         f"Content-Length: {len(body)}\r\n"
+        "Cache-Control: no-store\r\n"  # it may be another one the next time
     )
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
         head += f"Allow: {b', '.join(sorted(METHODS)).decode()}\r\n"
