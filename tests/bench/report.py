@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from attrs import frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
+
+T = TypeVar("T")
 
 
 @frozen
@@ -32,9 +34,9 @@ class Options:
         return min(count, 3) if self.smoke else count
 
 
-def in_turn(ways: Mapping[str, Callable[[], float]], turns: int) -> dict[str, list[float]]:
+def in_turn(ways: Mapping[str, Callable[[], T]], turns: int) -> dict[str, list[T]]:
     """Run all ways one after the other, again and again (A B A B); return what each gave."""
-    results: dict[str, list[float]] = {name: [] for name in ways}
+    results: dict[str, list[T]] = {name: [] for name in ways}
     for _ in range(turns):
         for name, way in ways.items():
             results[name].append(way())
