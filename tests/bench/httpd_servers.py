@@ -1,0 +1,172 @@
+"""The servers that tests/bench/httpd.py compares: how they are run, and what CPU they take."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import venv
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+ROOT = Path(__file__).parents[2]
+HOST = "127.0.0.1"
+# How many seconds a server may take to start, and to answer.
+PATIENCE = 30
+# Python servers are no part of the project's own environment. They stay here from run to run.
+VENV = ROOT / ".venv-httpd-peers"
+REQUIREMENTS = ("aiohttp", "granian", "starlette", "tornado", "twisted", "uvicorn[standard]")
+VERSIONS = """
+from importlib.metadata import version
+for name in "granian aiohttp tornado twisted uvicorn starlette uvloop httptools".split():
+    print(name, version(name))
+"""
+
+NGINX = """\
+daemon off;
+worker_processes 1;
+pid {home}/nginx-{port}.pid;
+events {{ }}
+http {{
+    access_log off;
+    default_type application/octet-stream;
+    client_body_temp_path {home}/body;
+    proxy_temp_path {home}/proxy;
+    fastcgi_temp_path {home}/fastcgi;
+    uwsgi_temp_path {home}/uwsgi;
+    scgi_temp_path {home}/scgi;
+    sendfile on;
+    tcp_nopush on;
+    open_file_cache max=100;
+    keepalive_requests 4294967295;
+    root {home}/files;
+    ssl_protocols TLSv1.3;
+    ssl_certificate {home}/cert.pem;
+    ssl_certificate_key {home}/key.pem;
+    server {{ listen {host}:{port}{tls}; }}
+}}
+"""
+
+
+@frozen
+class Program:
+    """A server that can be run."""
+
+    name: str
+    # Given a folder with `files`, cert.pem and key.pem, and a port.
+    command: Callable[[Path, int], Sequence[str]]
+    secure: bool = False
+
+
+@frozen
+class Server:
+    """A server that runs."""
+
+    name: str
+    secure: bool
+    port: int
+    pid: int
+
+    def cpu(self) -> int:
+        """Return the CPU time of all its processes so far, in nanoseconds."""
+        return sum(map(_cpu, _family(self.pid)))
+
+
+@contextmanager
+def serving(program: Program, home: Path) -> Iterator[Server]:
+    """Run a server on CPU 0."""
+    # Not every server can choose a port and say which.
+    with socket.create_server((HOST, 0)) as listener:
+        port = listener.getsockname()[1]
+    with subprocess.Popen(["taskset", "-c", "0", *program.command(home, port)]) as process:
+        try:
+            deadline = time.monotonic() + PATIENCE
+            while True:
+                try:
+                    socket.create_connection((HOST, port)).close()
+                    break
+                except ConnectionRefusedError:
+                    if process.poll() is not None or time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.02)
+            yield Server(program.name, program.secure, port, process.pid)
+        finally:
+            process.terminate()
+
+
+def programs() -> tuple[list[Program], list[str], list[str]]:
+    """Find the servers, and install those that are Python packages.
+
+    Returns:
+        The servers, their versions, and the names of what is missing.
+
+    """
+    found = [Program("httpd", _httpd), Program("httpd", partial(_httpd, secure=True), secure=True)]
+    versions = [f"Python {sys.version.split()[0]}"]
+    missing = []
+    # Debian's users don't have its folder in their PATH.
+    if nginx := shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin"):
+        found += [
+            Program("nginx", partial(_nginx, nginx)),
+            Program("nginx", partial(_nginx, nginx, tls=" ssl"), secure=True),
+        ]
+        said = subprocess.run([nginx, "-v"], check=True, capture_output=True, text=True).stderr
+        versions.append(said.split(": ")[1].strip().replace("/", " "))
+    else:
+        missing.append("nginx")
+    python = str(VENV / "bin" / "python")
+    try:
+        if not VENV.exists():
+            venv.create(VENV, with_pip=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *REQUIREMENTS], check=True)
+    except subprocess.CalledProcessError:
+        missing += REQUIREMENTS
+    else:
+        names = ("granian", "aiohttp", "tornado", "twisted", "uvicorn")
+        found += [Program(name, partial(_peer, python, name)) for name in names]
+        versions += subprocess.check_output([python, "-c", VERSIONS], text=True).splitlines()
+    return found, versions, missing
+
+
+def _httpd(home: Path, port: int, *, secure: bool = False) -> list[str]:
+    program = str(ROOT / "examples" / "httpd")
+    command = [sys.executable, program, f"{home}/files", "--port", str(port), "--quiet"]
+    return [*command, "--tls", f"{home}/cert.pem", f"{home}/key.pem"] if secure else command
+
+
+def _nginx(nginx: str, home: Path, port: int, *, tls: str = "") -> list[str]:
+    config = home / f"nginx-{port}.conf"
+    config.write_text(NGINX.format(home=home, host=HOST, port=port, tls=tls))
+    return [nginx, "-p", str(home), "-e", "stderr", "-c", str(config)]
+
+
+def _peer(python: str, name: str, home: Path, port: int) -> list[str]:
+    program = str(Path(__file__).with_name("httpd_peers.py"))
+    return [python, program, name, f"{home}/files", str(port)]
+
+
+def _family(pid: int) -> Iterator[int]:
+    """Give a process and its descendants."""
+    yield pid
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        for child in (thread / "children").read_text().split():
+            yield from _family(int(child))
+
+
+def _cpu(pid: int) -> int:
+    """Return the CPU time of a process, in nanoseconds; /proc/PID/stat has it in 10 ms."""
+    clock = ctypes.c_int()
+    if code := ctypes.CDLL(None).clock_getcpuclockid(pid, ctypes.byref(clock)):
+        raise OSError(code, os.strerror(code))
+    return time.clock_gettime_ns(clock.value)
