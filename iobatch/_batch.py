@@ -365,9 +365,8 @@ class IOBatch:
                     nbytes = 0
             else:
                 releases.append(entry)  # type: ignore[arg-type]  # nothing else is left
-        while queue and isinstance(entry := queue[0], Release):
-            releases.append(entry)
-            queue.popleft()
+        while queue and type(queue[0]) is Release:
+            releases.append(queue.popleft())  # type: ignore[arg-type]
         if releases:
             self._run(releases)
 

@@ -6,6 +6,9 @@ import errno
 import os
 import signal
 import socket
+
+# signal's own makes a member of an Enum of what it finds, which takes half a microsecond.
+from _signal import getsignal  # type: ignore[import-not-found]
 from contextlib import suppress
 from selectors import EVENT_WRITE
 from typing import TYPE_CHECKING, Any, Final
@@ -43,6 +46,8 @@ _AGAIN: Final = (errno.EAGAIN, errno.EWOULDBLOCK)
 # The file's or the socket's kind is not one that sendfile(2) knows.
 _REFUSED: Final = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EOVERFLOW)
 
+# Also a plain int, as what _signal's functions return is.
+_DEFAULT: Final = int(signal.SIG_DFL)
 _sendfile: Callable[[int, int, int, int], int] | None = getattr(os, "sendfile", None)
 _socket_class: Final = socket.socket
 _sendmsg = hasattr(socket.socket, "sendmsg")
@@ -92,8 +97,8 @@ def iob_send(
         return IOB_ERROR
     if not batch._left:
         return IOB_DONE
-    # sendfile takes no flags, so with flags all ranges are read.
-    small = MAX_BYTES if flags or _sendfile is None else COPY_LIMIT
+    # sendfile takes no flags, so with flags all ranges are read; and where there is no sendmsg.
+    small = MAX_BYTES if flags or not (_sendfile and _sendmsg) else COPY_LIMIT
     room = limit
     sent = 0
     nbytes: int
@@ -103,14 +108,39 @@ def iob_send(
     batch._pin = 0
     try:
         while True:
-            if _sendmsg:
-                pieces, size, plain = stage(batch, room if room < _MAX_CALL else _MAX_CALL, small)
+            first = batch._queue[0]
+            if type(first) is tuple and first[2] > small and not first[4]:
+                if type(to) is not _Descriptor and getsignal(signal.SIGPIPE) == _DEFAULT:
+                    # sendfile knows no MSG_NOSIGNAL either.
+                    small = MAX_BYTES
+                    continue
+                fd, offset, size, file, _ = first
+                if size > room:
+                    size = room
+                if size > _MAX_CALL:
+                    size = _MAX_CALL
+                more = size < batch._left and size < room
+                if more and corked is None:
+                    corked = _cork(to)
+                try:
+                    nbytes = _sendfile(to.fileno(), fd, offset, size)  # type: ignore[misc]
+                except OSError as exc:
+                    if exc.errno not in _REFUSED:
+                        raise
+                    batch._queue[0] = (fd, offset, first[2], file, True)  # to be read
+                    continue
+                if not nbytes:
+                    raise TruncatedFileError(fd, offset, first[2])
+                held = plain = False
             else:
-                piece = head(batch, min(room, _MAX_CALL))
-                size = min(len(piece), room, _MAX_CALL)
-                pieces = [piece if size == len(piece) else memoryview(piece)[:size]]
-                plain = False
-            if pieces:
+                if _sendmsg:
+                    most = room if room < _MAX_CALL else _MAX_CALL
+                    pieces, size, plain = stage(batch, most, small)
+                else:
+                    piece = head(batch, min(room, _MAX_CALL))
+                    size = min(len(piece), room, _MAX_CALL)
+                    pieces = [piece if size == len(piece) else memoryview(piece)[:size]]
+                    plain = False
                 more = size < batch._left and size < room
                 how = _NOSIGNAL | _MORE if more else _NOSIGNAL
                 if flags:
@@ -122,19 +152,6 @@ def iob_send(
                 else:
                     nbytes = to.sendmsg(pieces, (), how)
                 held = more and not flags & _MORE
-            elif type(to) is not _Descriptor and signal.getsignal(signal.SIGPIPE) is signal.SIG_DFL:
-                # sendfile knows no MSG_NOSIGNAL either.
-                small = MAX_BYTES
-                continue
-            else:
-                size = min(batch._queue[0][2], room, _MAX_CALL)  # type: ignore[index]
-                more = size < batch._left and size < room
-                if more and corked is None:
-                    corked = _cork(to)
-                nbytes = _send_range(to, batch, size)
-                if nbytes < 0:
-                    continue
-                held = plain = False
             sent += nbytes
             if plain and nbytes == batch._left:
                 # All is gone and nothing is to be released: the usual end takes no call.
@@ -251,24 +268,6 @@ def _sender(sock: Any, flags: int) -> Any:
     if flags:
         raise ValueError("flags are for socket objects")
     return descriptor
-
-
-def _send_range(to: Any, batch: IOBatch, size: int) -> int:
-    """Send bytes of the range at the head by sendfile; -1: it is refused, and will be read."""
-    if TYPE_CHECKING:
-        assert type(batch._queue[0]) is tuple
-        assert _sendfile is not None
-    fd, offset, count, file, _ = batch._queue[0]
-    try:
-        nbytes = _sendfile(to.fileno(), fd, offset, size)
-    except OSError as exc:
-        if exc.errno not in _REFUSED:
-            raise
-        batch._queue[0] = (fd, offset, count, file, True)
-        return -1
-    if not nbytes:
-        raise TruncatedFileError(fd, offset, count)
-    return nbytes
 
 
 def _ended(batch: IOBatch, exc: OSError) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from iobatch._entries import MAX_BYTES, TruncatedFileError, pread
@@ -52,20 +53,21 @@ def stage(
     queue = batch._queue
     pieces: list[bytes | memoryview] = []
     releases = size = 0
-    plain = True
+    entries = queue if len(queue) <= IOV_MAX or whole else islice(queue, IOV_MAX)
+    plain = entries is queue
     try:
-        for entry in queue:
+        for entry in entries:
             if type(entry) is bytes:
                 pieces.append(entry)
                 size += len(entry)
             elif type(entry) is tuple:
                 fd, offset, count, file, refused = entry
+                if count > small and not refused:
+                    break
                 want = (room if whole or room < STAGE_LIMIT else STAGE_LIMIT) - size
                 if want >= count:
                     want = count
                 elif want <= 0:
-                    break
-                if count > small and not refused:
                     break
                 try:
                     data = pread(fd, want, offset)
@@ -97,7 +99,7 @@ def stage(
             else:
                 releases += 1
                 plain = False
-            if size >= room or (len(pieces) == IOV_MAX and not whole):
+            if size >= room:
                 break
         else:
             return pieces, size, plain

@@ -593,7 +593,7 @@ def test_staging_is_bounded_and_nothing_is_read_twice(
     elif how == "no sendfile":
         monkeypatch.setattr("iobatch._send._sendfile", None)
     elif how == "SIGPIPE":
-        monkeypatch.setattr(signal, "getsignal", lambda _number: signal.SIG_DFL)
+        monkeypatch.setattr("iobatch._send.getsignal", lambda _number: signal.SIG_DFL)
     batch = IOBatch()
     for offset in range(0, total, size):
         batch.addfile(fd, offset, size)
@@ -1375,7 +1375,7 @@ def test_no_sendfile_where_sigpipe_would_kill(
     make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where SIGPIPE is at SIG_DFL large ranges go by pread and send, to a socket only."""
-    monkeypatch.setattr(signal, "getsignal", lambda _number: signal.SIG_DFL)
+    monkeypatch.setattr("iobatch._send.getsignal", lambda _number: signal.SIG_DFL)
     content = data(LARGE)
     fd = make_file(content)
     batch = IOBatch()
