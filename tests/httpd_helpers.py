@@ -115,6 +115,13 @@ def program(
             process.terminate()
 
 
+def address_of(url: str) -> Address:
+    """Return the address in what the program says."""
+    match = re.fullmatch(r"https?://(.+):(\d+)/", url)
+    assert match
+    return match[1].strip("[]"), int(match[2])
+
+
 def browse(url: str, profile: Path) -> str:
     """Let a browser load a page, and return what it has become."""
     chromium = tool("chromium", "chromium")

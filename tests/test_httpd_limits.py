@@ -14,12 +14,14 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 from selectors import EVENT_READ
+from time import monotonic
 
 import pytest
 
 from tests.helpers import PATIENCE, data, receive, stream_pair
 from tests.httpd_helpers import (
     HTTPD,
+    address_of,
     exchange,
     get,
     make_site,  # noqa: F401
@@ -34,19 +36,14 @@ from tests.httpd_helpers import (
 
 # isort: split
 from accesslog import MAX_WRITE, AccessLog
-from connection import REST, Connection
+from connection import LINGER_SECONDS, REST, Connection
 from files import Files
 from responses import Request
+from server import MAX_TURNED_AWAY
 from settings import Settings
 
 REQUEST = b"GET /1048576 HTTP/1.1\r\nHost: x\r\n\r\n"
 SMALL = b"GET /1 HTTP/1.1\r\nHost: x\r\n\r\n"
-
-
-def address_of(url: str) -> tuple[str, int]:
-    match = re.fullmatch(r"https?://(.+):(\d+)/", url)
-    assert match
-    return match[1], int(match[2])
 
 
 # Limits
@@ -75,19 +72,56 @@ def test_header_timeout(site: Path) -> None:
 
 
 def test_max_connections(site: Path) -> None:
-    """Those beyond the limit wait until one of the others has gone."""
-    with serving(site, max_connections=3) as (server, address), ExitStack() as stack:
+    """Who comes beyond the limit is told so, at once and cleanly; others are served as before."""
+    curl = tool("curl", "curl")
+    with serving(site, max_connections=3) as (_, address), ExitStack() as stack:
         served = [stack.enter_context(socket.create_connection(address, PATIENCE)) for _ in "123"]
-        for sock in served:
-            sock.sendall(SMALL)
-            assert receive(sock, 12) == b"HTTP/1.1 200"
-        waiting = stack.enter_context(socket.create_connection(address, PATIENCE))
-        waiting.sendall(SMALL)
-        served[0].sendall(SMALL)
-        receive_head(served[0])
-        assert len(server._connections) == 3
+        for _ in "12":
+            for sock in served:
+                sock.sendall(SMALL)
+                assert receive(sock, 12) == b"HTTP/1.1 200"
+                receive_head(sock)
+                receive(sock, 1)
+            result = subprocess.run(
+                [curl, "-sSi", f"http://{address[0]}:{address[1]}/1024"],
+                capture_output=True,
+                timeout=PATIENCE,
+                check=True,
+            )
+            [refused] = split(result.stdout)
+            assert refused.status == 503
+            assert refused.headers["Retry-After"] == "5"
+            assert refused.headers["Connection"] == "close"
+        assert split(exchange(address, SMALL * 3))[0].status == 503
         served[0].close()
-        assert receive(waiting, 12) == b"HTTP/1.1 200"
+        assert any(get(address, "/1024").status == 200 for _ in range(1000))
+
+
+def test_far_too_many_connections(site: Path) -> None:
+    """Who is turned away is no longer served than it takes to say so, and they are bounded."""
+    with serving(site, max_connections=1) as (server, address), ExitStack() as stack:
+
+        def connect() -> socket.socket:
+            return stack.enter_context(socket.create_connection(address, PATIENCE))
+
+        first = connect()
+        first.sendall(SMALL)
+        receive_head(first)
+        receive(first, 1)
+        silent = [connect() for _ in range(2 * MAX_TURNED_AWAY)]
+        for _ in "123":  # it has had some turns behind that
+            first.sendall(SMALL)
+            receive_head(first)
+            receive(first, 1)
+        assert len(server._connections) == 1 + MAX_TURNED_AWAY
+        soon = monotonic() + LINGER_SECONDS
+        assert sum(each.deadline <= soon for each in server._connections) == MAX_TURNED_AWAY
+        waiting = connect()
+        waiting.sendall(SMALL)
+        for sock in silent:
+            sock.close()
+        first.close()
+        assert receive(waiting, 12) in {b"HTTP/1.1 200", b"HTTP/1.1 503"}
 
 
 def test_rate(site: Path) -> None:

@@ -111,6 +111,20 @@ def test_plain_request(secure: Address, keys: Keys) -> None:
         assert sock.recv(12) == b"HTTP/1.1 200"
 
 
+def test_max_connections(site: Path, keys: Keys) -> None:
+    """Who comes beyond the limit finds nobody, for less than a handshake would cost."""
+    context = tls_context(str(keys.certificate), str(keys.key))
+    with (
+        serving(site, tls=context, max_connections=1) as (server, address),
+        connect(address, keys.client) as first,
+    ):
+        with pytest.raises(OSError):  # a reset, or an end
+            connect(address, keys.client)
+        first.sendall(b"GET /1 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert first.recv(12) == b"HTTP/1.1 200"
+        assert len(server._connections) == 1
+
+
 def test_broken_record(secure: Address, keys: Keys) -> None:
     """What can't be decrypted is answered by an alert."""
     with connect(secure, keys.client) as sock:

@@ -71,7 +71,8 @@ def parse_args() -> argparse.Namespace:
         metavar="N",
         type=lambda text: number(text, 1, 10**6),
         default=10_000,
-        help="connections of each process; more have to wait (%(default)s)",
+        help="connections of each process; more are answered by 503 (%(default)s, or half of the "
+        "descriptors that a process may have)",
     )
     limits.add_argument(
         "--limit-rate",
@@ -143,11 +144,12 @@ def main() -> int:
         place = args.unix or f"{args.bind} port {args.port}"
         print(f"httpd: {place}: {exc.strerror}", file=sys.stderr)
         return 1
-    with suppress(OSError, ValueError):
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    _, descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
     settings = Settings(
-        max_connections=args.max_connections,
+        # Files need descriptors too.
+        max_connections=min(args.max_connections, descriptors // 2),
         rate=args.limit_rate,
         grace=args.grace,
         tls=context,

@@ -88,6 +88,8 @@ class Connection:
     _requests: deque[Request] = field(init=False, factory=deque)
     # Not everything that was parsed is answered and sent.
     _sending: bool = field(init=False, default=False)
+    # The status that any request is refused with; 0: they are heard.
+    _refusal: int = field(init=False, default=0)
     # No further request is answered.
     _last: bool = field(init=False, default=False)
     # Everything was sent and thrown away since: how many bytes. -1: not there yet.
@@ -149,6 +151,11 @@ class Connection:
         if self._unfinished == len(data):  # the first of a request
             self.deadline = min(self.deadline, now + self._settings.header_timeout)
         return EVENT_READ
+
+    def turn_away(self, now: float) -> None:
+        """Be one too many: answer only that, and not for long."""
+        self._refusal = 503
+        self.deadline = now + LINGER_SECONDS
 
     def finish(self) -> bool:
         """Take no more requests; tell whether there is nothing to be waited for."""
@@ -339,7 +346,7 @@ class Connection:
             self._headers,
             parser.should_keep_alive(),
         )
-        request.refused = responses.refusal(request)
+        request.refused = self._refusal or responses.refusal(request)
         # Neither a body nor another protocol is understood, so nothing behind them is either.
         if (
             request.refused not in {0, 405}

@@ -244,6 +244,8 @@ def error(status: int) -> tuple[bytes, bytes]:
     )
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
         head += f"Allow: {b', '.join(sorted(METHODS)).decode()}\r\n"
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        head += "Retry-After: 5\r\n"  # seconds
     return head.encode(), body
 
 

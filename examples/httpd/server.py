@@ -25,6 +25,9 @@ REST_TICK = 0.05
 # So many connections are accepted before the others have their turn.
 MAX_ACCEPTS = 64
 BACKLOG = 1024
+# So many connections more than there may be are accepted, to answer 503: a client that is told can
+# go elsewhere, or tell somebody. Even more have to wait.
+MAX_TURNED_AWAY = 64
 # More connections can't be had now; they stay in the backlog.
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
@@ -181,7 +184,8 @@ class Server:
 
     def _accept(self, now: float) -> None:
         for _ in range(MAX_ACCEPTS):
-            if len(self._connections) >= self._settings.max_connections:
+            surplus = len(self._connections) - self._settings.max_connections
+            if surplus >= MAX_TURNED_AWAY:
                 self._pause()
                 return
             try:
@@ -191,6 +195,9 @@ class Server:
                 if exc.errno in _EXHAUSTED:
                     self._pause()
                 return
+            if surplus >= 0 and self._settings.tls is not None:
+                sock.close()  # a handshake is much more work than the answer
+                continue
             sock.setblocking(False)
             peer = b"unix"
             if sock.family != socket.AF_UNIX:
@@ -201,6 +208,8 @@ class Server:
             connection = Connection(
                 sock, self._files, self._settings, now + self._settings.timeout, peer
             )
+            if surplus >= 0:
+                connection.turn_away(now)
             self._connections.add(connection)
             self._selector.register(sock, EVENT_READ, connection)
 

@@ -20,7 +20,7 @@ class Settings:
     timeout: float = 60.0
     # From the first byte of a request to the end of its head.
     header_timeout: float = 20.0
-    # More connections wait until others have ended.
+    # More connections than that are answered by 503, or over TLS not at all.
     max_connections: int = 10_000
     # Bytes per second on a connection; None: as many as it takes.
     rate: int | None = None
