@@ -15,12 +15,14 @@ from tests.helpers import PATIENCE, data
 from tests.httpd_helpers import (
     exchange,
     make_site,  # noqa: F401
+    receive_head,
     serving,
     split,
     tool,
 )
 
 # isort: split
+import outlet
 from codings import AVAILABLE, MIN_CODED, choose, compressible
 
 if TYPE_CHECKING:
@@ -149,6 +151,25 @@ def test_slow_reader(address: Address) -> None:
         response = http.client.HTTPResponse(sock)
         response.begin()
         assert gzip.decompress(response.read()) == prose(3 << 20, seed=3 << 20)
+
+
+def test_bounded(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While slow clients hold all the compressors there may be, others get what needs none."""
+    monkeypatch.setattr(outlet, "MAX_CODERS", 2)
+    request = b"GET /3145728.txt HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n\r\n"
+    for _ in "12":
+        with socket.socket() as one, socket.socket() as two:
+            for sock in (one, two):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                sock.connect(address)
+                sock.sendall(request)
+                assert b"\r\nContent-Encoding: gzip\r\n" in receive_head(sock)
+            headers, body = fetch(address, "/3145728.txt", "gzip")
+            assert "Content-Encoding" not in headers
+            assert body == prose(3 << 20, seed=3 << 20)
+        assert any(
+            fetch(address, "/3145728.txt", "gzip")[0]["Content-Encoding"] for _ in range(1000)
+        )
 
 
 def test_curl(address: Address, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import responses
 from codings import CODINGS
 from files import split_path, split_target
 from iobatch import IOB_ERROR, IOBatch, iob_send
-from outlet import Outlet
+from outlet import Outlet, can_encode
 from responses import Request, head_end
 from secure import secure
 
@@ -237,6 +237,8 @@ class Connection:
         if file.compressible:
             siblings = self._files.siblings(file, now)
             file, coding = responses.negotiate(request.headers, request.version, file, siblings)
+            if coding and not can_encode():
+                coding = ""
         if not responses.CONDITIONAL.isdisjoint(request.headers):
             reply = responses.conditional(request, file, coding, time())
             if reply is not None:

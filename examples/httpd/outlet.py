@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from attrs import define, field
 
@@ -20,6 +21,15 @@ if TYPE_CHECKING:
 TURN = 256 * 1024
 # For a client that is slower than we are a filter holds so much, and what comes of one piece more.
 HIGH_WATER = 64 * 1024
+# A compressor holds up to 0.8 MiB until its client has read what comes out of it. When all
+# connections together have so many, others get their files as they are.
+MAX_CODERS = 128
+_coders: WeakSet[Filter] = WeakSet()
+
+
+def can_encode() -> bool:
+    """Tell whether one more response may be coded."""
+    return len(_coders) < MAX_CODERS
 
 
 class Headed(Chunked):
@@ -72,6 +82,7 @@ class Outlet:
             Filter(Headed(head), self._tls, high_water=HIGH_WATER),
             high_water=HIGH_WATER,
         )
+        _coders.add(self._coder)
 
     @property
     def coding(self) -> bool:
