@@ -1,0 +1,76 @@
+"""Connections to a process that drops everything, on a processor of its own.
+
+It stands for a peer on another machine, which costs the sender nothing. So it copies nothing, and
+does not sleep: a sender would have to wake it, before some sends and not before others. Only where
+it has to share the sender's processor it sleeps.
+
+The congestion control is Reno, which every Linux has; Cubic, the usual one, takes the same time on
+loopback. BBR would set a timer for most segments. That can take four times as long as all else, at
+some paces and not at others, and says nothing about the sender.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from contextlib import contextmanager, suppress
+from multiprocessing import get_context
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+SENDER = 0
+READER = 1
+
+
+def pin(processor: int) -> None:
+    """Stay on a processor."""
+    with suppress(OSError):  # where there is no such one, all share what there is
+        os.sched_setaffinity(0, {processor})
+
+
+def drop(sock: socket.socket, nbytes: int = 1 << 63) -> None:
+    """Drop so many bytes, or all up to the end."""
+    poller = select.poll()
+    poller.register(sock, select.POLLIN)
+    timeout = None if os.sched_getaffinity(0) == {SENDER} else 0
+    buffer = bytearray(1 << 20)  # only its length counts
+    while nbytes:
+        if poller.poll(timeout):
+            size = sock.recv_into(buffer, min(nbytes, len(buffer)), socket.MSG_TRUNC)
+            if not size:
+                break
+            nbytes -= size
+
+
+def _be_reader(
+    read: Callable[[socket.socket], None],
+    sock: socket.socket,
+    sender: socket.socket,
+    processor: int,
+) -> None:
+    sender.close()
+    pin(processor)
+    read(sock)
+
+
+@contextmanager
+def dropped(
+    processor: int = READER,
+    read: Callable[[socket.socket], None] = drop,
+    congestion: bytes = b"reno",
+) -> Iterator[socket.socket]:
+    """Give a blocking TCP connection on loopback, without Nagle's delay."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sender = socket.create_connection(listener.getsockname())
+        sock = listener.accept()[0]
+    sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion)
+    child = get_context("fork").Process(target=_be_reader, args=(read, sock, sender, processor))
+    child.start()
+    sock.close()
+    with sender:
+        yield sender
+    child.join()
