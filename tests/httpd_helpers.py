@@ -108,9 +108,9 @@ def program(
     ) as process:
         try:
             assert process.stdout is not None
-            match = re.search(r"https?://\S+", process.stdout.readline())
+            match = re.search(r" on (\S+) \(", process.stdout.readline())
             assert match
-            yield process, match[0]
+            yield process, match[1]
         finally:
             process.terminate()
 

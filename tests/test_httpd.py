@@ -750,19 +750,6 @@ def test_url() -> None:
             assert url(sock, secure=False) == f"http://{said}:{sock.getsockname()[1]}/"
 
 
-def test_ipv6(site: Path) -> None:
-    """It listens on IPv6 as well."""
-    try:
-        with socket.create_server(("::1", 0), family=socket.AF_INET6):
-            pass
-    except OSError:
-        pytest.skip("this machine has no IPv6 loopback: enable it (net.ipv6.conf.lo)")
-    with program(site, "--bind", "::1") as (_, address):
-        match = re.fullmatch(r"http://\[::1\]:(\d+)/", address)
-        assert match
-        assert get(("::1", int(match[1])), "/1").status == 200
-
-
 # Clients that are not ours
 
 

@@ -178,30 +178,63 @@ def test_exception(
 # Where to listen
 
 
-def test_unix(site: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", ["1", "3"])
+def test_unix(site: Path, tmp_path: Path, workers: str) -> None:
     """It serves on a Unix socket, takes over one that nobody has, and removes it at its end."""
     curl = tool("curl", "curl")
     path = tmp_path / "socket"
     with socket.socket(socket.AF_UNIX) as old:
         old.bind(os.fspath(path))
-    with subprocess.Popen(
-        [sys.executable, HTTPD, site, "--unix", path], stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert f"http+unix:{path} " in process.stdout.readline()
+    with program(site, "--unix", str(path), "--workers", workers) as (process, url):
+        assert url == f"http+unix:{path}"
+        while workers != "1" and len(children(process.pid)) < int(workers):
+            os.sched_yield()
         result = subprocess.run(
-            [curl, "-fsS", "--unix-socket", path, "http://x/1024"],
+            [curl, "-fsS", "-H", "Connection: close", "--unix-socket", path]
+            + ["http://x/1024"] * 10,
             capture_output=True,
             timeout=PATIENCE,
             check=True,
         )
-        assert result.stdout == data(1024, seed=1024)
+        assert result.stdout == data(1024, seed=1024) * 10
         second = run_httpd(site, "--unix", path)
         assert second.returncode == 1
         assert second.stderr == f"httpd: {path}: Address already in use\n"
         process.terminate()
         assert process.wait(PATIENCE) == 0
     assert not path.exists()
+
+
+@pytest.fixture
+def ipv6() -> None:
+    """Skip a test where there is no IPv6."""
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            pass
+    except OSError:
+        pytest.skip("this machine has no IPv6 loopback: enable it (net.ipv6.conf.lo)")
+
+
+@pytest.mark.usefixtures("ipv6")
+def test_ipv6(site: Path) -> None:
+    """It listens on IPv6 as well."""
+    with program(site, "--bind", "::1") as (_, url):
+        assert url.startswith("http://[::1]:")
+        assert get(address_of(url), "/1").status == 200
+
+
+@pytest.mark.usefixtures("ipv6")
+def test_all_addresses(site: Path) -> None:
+    """Bound to "::" it serves IPv4 as well, by which the log names who comes that way."""
+    with program(site, "--bind", "::", "--log", "common", "--workers", "2") as (process, url):
+        host, port = address_of(url)
+        assert host == "localhost"
+        for each in ("127.0.0.1", "::1"):
+            assert get((each, port), "/1024").body == data(1024, seed=1024)
+        process.terminate()
+        assert process.stdout is not None
+        lines = process.stdout.read().splitlines()
+        assert {line.partition(" ")[0] for line in lines} == {"127.0.0.1", "::1"}
 
 
 def test_unix_path_taken(site: Path) -> None:

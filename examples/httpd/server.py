@@ -53,6 +53,9 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # "::" is all addresses, those of IPv4 too, whatever the system's default is.
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         if shared:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
@@ -201,7 +204,7 @@ class Server:
             sock.setblocking(False)
             peer = b"unix"
             if sock.family != socket.AF_UNIX:
-                peer = address[0].encode()
+                peer = address[0].removeprefix("::ffff:").encode()  # one of IPv4 (RFC 4291 2.5.5.2)
                 # Batches are whole responses: under Nagle's algorithm the second would wait until
                 # the first is acknowledged.
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
