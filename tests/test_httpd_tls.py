@@ -9,19 +9,29 @@ import re
 import socket
 import ssl
 import subprocess
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
 
 from tests.helpers import PATIENCE, data
-from tests.httpd_helpers import make_site, program, read_all, run_httpd, serving, split, tool  # noqa: F401
+from tests.httpd_helpers import (
+    address_of,
+    make_site,  # noqa: F401
+    program,
+    read_all,
+    run_httpd,
+    serving,
+    split,
+    tool,
+)
 
 # isort: split
 from secure import tls_context
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.httpd_helpers import Address
@@ -56,8 +66,11 @@ def secure(site: Path, keys: Keys) -> Iterator[Address]:
 
 
 def connect(address: Address, context: ssl.SSLContext) -> ssl.SSLSocket:
+    """Connect; an end without close_notify will raise SSLEOFError."""
     return context.wrap_socket(
-        socket.create_connection(address, PATIENCE), server_hostname="127.0.0.1"
+        socket.create_connection(address, PATIENCE),
+        server_hostname="127.0.0.1",
+        suppress_ragged_eofs=False,
     )
 
 
@@ -82,7 +95,6 @@ def test_pipelined(secure: Address, keys: Keys) -> None:
         for size in SIZES * 5:
             sock.sendall(f"GET /{size} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         sock.sendall(b"GET /1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        # An end without close_notify would raise SSLEOFError.
         answers = split(read_all(sock))
     assert [len(answer.body) for answer in answers] == [*SIZES * 5, 1]
     assert all(answer.body == data(len(answer.body), len(answer.body)) for answer in answers)
@@ -146,35 +158,90 @@ def test_client_says_goodbye(secure: Address, keys: Keys) -> None:
         plain.close()
 
 
+class Memory:
+    """A client whose TLS is apart from its socket."""
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+        self.sock = sock
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname="127.0.0.1")
+
+    def drive(self, step: Callable[[], Any], size: int) -> Any:
+        """Do a step of TLS, in as many round trips as it needs, with sends of the given size."""
+        while True:
+            try:
+                result, done = step(), True
+            except ssl.SSLWantReadError:
+                result, done = None, False
+            told = self.outgoing.read()
+            for i in range(0, len(told), size):
+                self.sock.sendall(told[i : i + size])
+            if done:
+                return result
+            received = self.sock.recv(1 << 16)
+            assert received, "the end"
+            self.incoming.write(received)
+
+    def read_all(self) -> bytes:
+        """Read up to the other side's close_notify."""
+        received = bytearray()
+        with suppress(ssl.SSLZeroReturnError):  # so it is if both sides have sent one
+            while piece := self.drive(lambda: self.tls.read(1 << 14), 1 << 16):
+                received += piece
+        return bytes(received)
+
+
 def test_handshake_in_pieces(secure: Address, keys: Keys) -> None:
     """A handshake and a request may come byte by byte."""
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = keys.client.wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
-    received = bytearray()
     with socket.create_connection(secure, PATIENCE) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-        def talk(step: object, *args: object) -> object:
-            for _ in range(100):
-                try:
-                    result = step(*args)  # type: ignore[operator]
-                except ssl.SSLWantReadError:
-                    result = None
-                for byte in outgoing.read():
-                    sock.send(bytes([byte]))
-                if result is not None:
-                    return result
-                incoming.write(sock.recv(1 << 16))
-            raise AssertionError("no end")
-
-        talk(lambda: client.do_handshake() or True)
-        talk(client.write, b"GET /1024 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        while piece := talk(client.read, 1 << 14):
-            received += piece  # type: ignore[operator]
-            if len(received) > 1024 and received.endswith(data(1024, seed=1024)):
-                break
-    [answer] = split(bytes(received))
+        client = Memory(sock, keys.client)
+        client.drive(client.tls.do_handshake, 1)
+        request = b"GET /1024 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        client.drive(lambda: client.tls.write(request), 1)
+        [answer] = split(client.read_all())
     assert answer.body == data(1024, seed=1024)
+
+
+@pytest.mark.parametrize("sizes", [(), (1,), (0, 1 << 20, 1024)])
+def test_end_behind_requests(secure: Address, keys: Keys, sizes: tuple[int, ...]) -> None:
+    """A close_notify that comes together with requests ends the connection behind the answers."""
+    with socket.create_connection(secure, PATIENCE) as sock:
+        client = Memory(sock, keys.client)
+        client.drive(client.tls.do_handshake, 1 << 16)
+        for size in sizes:
+            client.tls.write(f"GET /{size} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        with pytest.raises(ssl.SSLWantReadError):
+            client.tls.unwrap()
+        sock.sendall(client.outgoing.read())
+        answers = split(client.read_all())
+        assert [answer.body for answer in answers] == [data(size, seed=size) for size in sizes]
+        assert sock.recv(1) == b"", "it has gone by itself"
+
+
+def test_idle(site: Path, keys: Keys) -> None:
+    """Clients that have been idle for too long are told that this is the end."""
+    context = tls_context(str(keys.certificate), str(keys.key))
+    with serving(site, tls=context, timeout=0.01) as (_, address):
+        with connect(address, keys.client) as sock:
+            assert sock.recv(1) == b""
+        with socket.create_connection(address, PATIENCE) as sock:
+            assert sock.recv(1) == b"", "not even a handshake was begun"
+
+
+def test_stop(site: Path, keys: Keys) -> None:
+    """When the server stops, idle clients are told so."""
+    options = ("--tls", str(keys.certificate), str(keys.key))
+    with (
+        program(site, *options) as (process, url),
+        connect(address_of(url), keys.client) as fresh,
+        connect(address_of(url), keys.client) as served,
+    ):
+        served.sendall(b"HEAD /1 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert served.recv(4096).startswith(b"HTTP/1.1 200")
+        process.terminate()
+        assert fresh.recv(1) == served.recv(1) == b""
+        assert process.wait(PATIENCE) == 0
 
 
 def test_curl(site: Path, keys: Keys, tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ from secure import secure
 
 if TYPE_CHECKING:
     from files import Files, OpenFile
-    from iobatch.filters import TLS, Filter
+    from iobatch.filters import Filter
+    from secure import Secure
     from settings import Settings
 
 READ_SIZE = 16 * 1024
@@ -82,8 +83,7 @@ class Connection:
     _held: list[OpenFile] = field(init=False, factory=list)
     # None: the batch goes straight to the socket, as it is.
     _outlet: Outlet | None = field(init=False, default=None)
-    _tls: TLS | None = field(init=False, default=None)
-    _filter: Filter | None = field(init=False, default=None)
+    _tls: Secure | None = field(init=False, default=None)
     # Parsed and not yet answered.
     _requests: deque[Request] = field(init=False, factory=deque)
     # Not everything that was parsed is answered and sent.
@@ -103,11 +103,13 @@ class Connection:
     def __attrs_post_init__(self) -> None:
         self._parser = HttpRequestParser(self)
         if self._settings.tls is not None:
-            self._tls, self._filter = secure(self._settings.tls)
-            self._outlet = Outlet(self.sock, self._batch, self._filter)
+            self._tls = secure(self._settings.tls)
+            self._outlet = Outlet(self.sock, self._batch, self._tls.filter)
 
     def close(self) -> None:
         """Close the socket, and let go what was to be sent."""
+        if self._tls is not None and not self._sending:
+            self._tls.end(self.sock)
         self._batch.reset()
         if self._outlet is not None:
             self._outlet.close()
@@ -141,13 +143,16 @@ class Connection:
             try:
                 data = self._tls.receive(data)
             except SSLError:
-                self._farewell()
                 return 0
             if not data:
-                return self._shake_hands()
+                return self._shake_hands(self._tls.filter)
         self._feed(data)
+        if self._tls is not None and self._tls.ended:
+            self._last = True
         if self._requests:
             return self._send(now)
+        if self._last:
+            return 0
         if self._unfinished == len(data):  # the first of a request
             self.deadline = min(self.deadline, now + self._settings.header_timeout)
         return EVENT_READ
@@ -277,23 +282,12 @@ class Connection:
         body.addfile(file, 0, file.size)
         self._outlet.encode(head, body, CODINGS[coding]())
 
-    # TLS
-
-    def _shake_hands(self) -> int:
+    def _shake_hands(self, tls: Filter) -> int:
         """Send what TLS has to say by itself."""
-        if TYPE_CHECKING:
-            assert self._filter is not None
-        if self._filter.drain(self.sock) == IOB_ERROR:
+        if tls.drain(self.sock) == IOB_ERROR:
             return 0
-        self._sending = self._filter.bytesleft > 0
+        self._sending = tls.bytesleft > 0
         return EVENT_WRITE if self._sending else EVENT_READ
-
-    def _farewell(self) -> None:
-        """Answer the end of TLS, or what went wrong with it, if the socket takes that at once."""
-        if TYPE_CHECKING:
-            assert self._filter is not None
-        self._filter.drain(self.sock)
-        self._filter.finish(self.sock)
 
     # Parsing
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import ssl
 import subprocess
+from contextlib import suppress
 from ipaddress import ip_address
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
+
+from attrs import define, field
 
 from iobatch.filters import TLS, Filter
 from outlet import HIGH_WATER
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterable
 
 
@@ -67,8 +71,39 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def secure(context: ssl.SSLContext) -> tuple[TLS, Filter]:
-    """Return a new connection's TLS, and the filter around it."""
+@define(eq=False)
+class Secure:
+    """One connection's TLS."""
+
+    # What is to be sent goes through it.
+    filter: Filter
+    _tls: TLS
+    _sslobject: ssl.SSLObject
+    # The client has said that nothing more comes.
+    ended: bool = field(init=False, default=False)
+
+    def receive(self, data: bytes) -> bytes:
+        """Return what the client wrote, as far as it is there.
+
+        Raises:
+            ssl.SSLError: the end, or what is wrong.
+
+        """
+        data = self._tls.receive(data)
+        if data:
+            # Maybe the end came right behind it: then nothing else is going to tell.
+            with suppress(ssl.SSLError):
+                self.ended = not self._sslobject.read(1)
+        return data
+
+    def end(self, sock: socket.socket) -> None:
+        """Say that nothing more comes, or what was wrong, if the socket takes that at once."""
+        self.filter.finish(sock)
+
+
+def secure(context: ssl.SSLContext) -> Secure:
+    """Return a new connection's TLS."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    tls = TLS(context.wrap_bio(incoming, outgoing, server_side=True), incoming, outgoing)
-    return tls, Filter(tls, high_water=HIGH_WATER)
+    sslobject = context.wrap_bio(incoming, outgoing, server_side=True)
+    tls = TLS(sslobject, incoming, outgoing)
+    return Secure(Filter(tls, high_water=HIGH_WATER), tls, sslobject)
