@@ -22,9 +22,9 @@ What is not alike:
 
 - A library is given buffers and ranges, and chooses the system calls; what is by hand knows the
   work, and is the floor that a library adds to: in C, and in Python.
-- libowfat sends a lone buffer with MSG_MORE: it stays in the socket until more is sent behind it,
-  200 ms at most. The segments in the run show it. Its time is that of a copy into the socket; what
-  iobatch can be compared with there is the loop by hand.
+- libowfat sends what has no file with MSG_MORE, to its end: it stays in the socket until more is
+  sent behind it, 200 ms at most. The segments in the run show it. Its time is that of a
+  copy into the socket; what iobatch can be compared with there is the loop by hand.
 - Without TCP_NODELAY small responses are joined as long as the sender is faster than the ACKs, and
   a segment costs more than all else: who is a little slower than the edge sends, and pays for, one
   for each response. There too the segments in the run say what is compared.
@@ -107,8 +107,9 @@ class Work:
         return sum(head + count for head, _, count in self.parts)
 
     @property
-    def lone(self) -> bool:
-        return self.size == HEADER
+    def buffers(self) -> bool:
+        """There is no file."""
+        return not any(count for _, _, count in self.parts)
 
     def digest(self, data: bytes) -> int:
         """Return what the receiver shall make of it."""
@@ -150,7 +151,7 @@ WORK = [
     Work("multipart, 8 ranges of 8 KiB", MULTIPART),
     PIPELINED,
 ]
-# What the plot shows. A response of 200 bytes is not sent by libowfat, but held back.
+# What the plot shows.
 PLOTTED = [LONE, *(file(kib) for kib in (1, 16, 256, KIB)), PIPELINED]
 SHOWN = ["iobatch", "libowfat", "libevent", "asyncio", "uvloop", "twisted"]
 
@@ -267,6 +268,9 @@ def commands(options: Options, folder: Path) -> dict[str, list[str | Path]]:
             leave_out(options, name, f"pip install {name}")
         else:
             result[name] = [sys.executable, "-m", "tests.bench.senders", name]
+    if not shutil.which("cc"):
+        leave_out(options, ", ".join(C), "there is no C compiler")
+        return result
     source = Path(__file__).with_name("senders.c")
     for name, flags in C.items():
         program = folder / name
@@ -300,7 +304,7 @@ def count_calls(log: Path) -> list[int]:
 
 def applies(name: str, work: Work) -> bool:
     """Tell whether a way can do a work: sendfile has nothing to do for buffers."""
-    return "sendfile" not in name or any(count for _, _, count in work.parts)
+    return "sendfile" not in name or not work.buffers
 
 
 def trace(options: Options, sender: Sender, port: int, folder: Path) -> dict[str, float]:
@@ -416,10 +420,10 @@ def show(
             f"{round(calls[name][work.name], 1):g}" if calls else "?",
             counted(result.segments),
         ]
-        if work.lone:
+        if work.buffers:
             row.append(spread(result.in_run))
         rows.append(row)
-    table(f"send: {work.name}", [*head, "segments in the run"] if work.lone else head, rows)
+    table(f"send: {work.name}", [*head, "segments in the run"] if work.buffers else head, rows)
 
 
 def verdict(values: Sequence[float], goal: float) -> list[str]:
@@ -434,7 +438,7 @@ def goals(results: Mapping[str, Mapping[str, Result]]) -> None:
     for work in WORK:
         found = results[work.name]
         ours = found["iobatch"]
-        if "libowfat" in found and not work.lone:
+        if "libowfat" in found:
             theirs = found["libowfat"].segments
             small = work.size < 128 * KIB
             ratio = median(ours.segments) / median(theirs)
@@ -470,7 +474,7 @@ def plot(options: Options, results: Mapping[str, Mapping[str, Result]]) -> None:
         return
     groups = {
         work.name: {
-            f"{name} (held back)" if work.lone and name == "libowfat" else name: median(
+            f"{name} (held back)" if work.buffers and name == "libowfat" else name: median(
                 results[work.name][name].cpu
             )
             for name in SHOWN
