@@ -414,6 +414,29 @@ def test_bad_requests(address: Address, request_bytes: bytes, status: int) -> No
     assert refused.headers["Connection"] == "close"
 
 
+@pytest.mark.parametrize(
+    ("rest", "status"),
+    [
+        (b"/" + b"x" * MAX_TARGET + b" HTTP/1.1\r\n" + HOST + b"\r\n", 414),
+        (b"/ HTTP/1.1\r\n" + HOST + b"A: " + b"x" * (MAX_HEAD + 2 * READ_SIZE), 431),
+        (b"/ HTTP/1.1\r\n" + HOST + b"A: x\r\n" * (MAX_FIELDS + 1) + b"\r\n", 431),
+        (b"/ HTTP/1.1\r\n" + HOST + b"A: \0\r\n\r\n", 400),
+        (b"/ HTTP/1.1\r\n\r\n", 400),
+        (b"/ HTTP/2.0\r\n" + HOST + b"\r\n", 505),
+    ],
+)
+def test_bad_head_requests(address: Address, rest: bytes, status: int) -> None:
+    """What refuses a request has no content if its method was HEAD, however early it was refused.
+
+    The HEAD before it is another matter.
+    """
+    good = b"HEAD /1 HTTP/1.1\r\n" + HOST + b"\r\n"
+    _, refused = split(exchange(address, good + b"HEAD " + rest), "HEAD", "HEAD")
+    assert refused.status == status
+    _, refused = split(exchange(address, good + b"BREW " + rest), "HEAD")
+    assert refused.body == b"400 Bad Request\n"
+
+
 def test_longest_target(address: Address) -> None:
     """A target of the greatest length, and a head of the greatest size, are no reason to refuse."""
     target = "/1?" + "x" * (MAX_TARGET - 3)

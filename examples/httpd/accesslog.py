@@ -41,7 +41,7 @@ class AccessLog:
 
         """
         line = b"-"
-        if request.method:
+        if request.target:
             line = b"%s %s HTTP/%s" % (
                 request.method,
                 _escape(request.target),

@@ -313,7 +313,9 @@ class Connection:
         # Behind the last request anything may come.
         if not self._last:
             self._last = True
-            self._requests.append(Request(b"", b"", "1.1", {}, keep_alive=False, refused=status))
+            # The method stands in front of the target. After HEAD the answer has no body.
+            method = self._parser.get_method() if self._target else b""
+            self._requests.append(Request(method, b"", "1.1", {}, keep_alive=False, refused=status))
 
     def on_url(self, data: bytes) -> None:
         """Take a part of the target; mostly it is the whole."""
