@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from email.utils import formatdate, parsedate_to_datetime
 from pathlib import Path
 from selectors import EVENT_READ, EVENT_WRITE
+from tempfile import TemporaryDirectory
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
@@ -742,6 +743,22 @@ def test_bad_directory(site: Path) -> None:
         assert result.stderr == f"httpd: {site / path}: {reason}\n"
 
 
+def test_no_permission() -> None:
+    """A directory that may not be entered is told at once, not to each client."""
+    with TemporaryDirectory() as outer:  # pytest's own folders are closed to others
+        Path(outer).chmod(0o755)
+        (Path(outer) / "inner").mkdir(mode=0o600)
+        is_root = os.geteuid() == 0
+        if is_root:
+            os.seteuid(65534)
+        try:
+            with pytest.raises(PermissionError):
+                Files(Path(outer) / "inner")
+        finally:
+            if is_root:
+                os.seteuid(0)
+
+
 def test_bad_addresses(site: Path) -> None:
     """A port in use, or an address that can't be had, is told in one line."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
@@ -749,10 +766,10 @@ def test_bad_addresses(site: Path) -> None:
         result = run_httpd(site, "--port", port)
         assert result.returncode == 1
         assert result.stderr == f"httpd: 127.0.0.1 port {port}: Address already in use\n"
-    for host in ("192.0.2.1", "x" * 64):
-        result = run_httpd(site, "--bind", host, "--port", "0")
+    for option, place in (("--bind", "192.0.2.1"), ("--bind", "x" * 64), ("--unix", "/x" * 100)):
+        result = run_httpd(site, option, place, "--port", "0")
         assert result.returncode == 1
-        assert len(result.stderr.splitlines()) == 1
+        assert re.fullmatch(rf"httpd: {place}( port 0)?: \w+ [\w ]+\n", result.stderr)
     result = run_httpd(site, "--port", "65536")
     assert result.returncode == 2
     assert "from 0 to 65535" in result.stderr

@@ -292,6 +292,9 @@ def test_workers(site: Path) -> None:
             assert get(address, "/1024").body == data(1024, seed=1024)
         before = children(process.pid)
         assert len(before) == 3
+        second = run_httpd(site, "--workers", "2", "--port", str(address[1]))
+        assert second.returncode == 1
+        assert "Address already in use" in second.stderr
         os.kill(before[0], signal.SIGKILL)
         assert process.stderr is not None
         assert "a worker died" in process.stderr.readline()

@@ -36,7 +36,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("directory", help="what to serve; nothing outside of it is")
     where = parser.add_argument_group("where")
     where.add_argument(
-        "--bind", metavar="ADDR", default="127.0.0.1", help="address to listen on (%(default)s)"
+        "--bind",
+        metavar="ADDR",
+        default="127.0.0.1",
+        help="address to listen on (%(default)s); :: is all addresses",
     )
     where.add_argument(
         "--port",
@@ -71,8 +74,8 @@ def parse_args() -> argparse.Namespace:
         metavar="N",
         type=lambda text: number(text, 1, 10**6),
         default=10_000,
-        help="connections of each process; more are answered by 503 (%(default)s, or half of the "
-        "descriptors that a process may have)",
+        help="connections of each process; more get 503 (%(default)s, at most half of its "
+        "descriptors)",
     )
     limits.add_argument(
         "--limit-rate",
@@ -116,6 +119,9 @@ def listeners_of(args: argparse.Namespace) -> list[socket.socket]:
     if args.unix:
         listener = listen_unix(args.unix)
         return [listener, *(listener.dup() for _ in range(args.workers - 1))]
+    if args.workers > 1:
+        # The workers of another server would share their port, and nobody would be told.
+        listen(args.bind, args.port).close()
     listeners: list[socket.socket] = []
     port = args.port
     for _ in range(args.workers):
@@ -142,7 +148,7 @@ def main() -> int:
         listeners = listeners_of(args)
     except OSError as exc:
         place = args.unix or f"{args.bind} port {args.port}"
-        print(f"httpd: {place}: {exc.strerror}", file=sys.stderr)
+        print(f"httpd: {place}: {exc.strerror or exc}", file=sys.stderr)
         return 1
     _, descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError):

@@ -98,7 +98,8 @@ class Files:
     _cache: dict[bytes, OpenFile] = field(init=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
-        self._root = os.open(self.directory, os.O_PATH | os.O_DIRECTORY)
+        # With the dot it fails if nothing in it could be opened.
+        self._root = os.open(self.directory + b"/.", os.O_PATH | os.O_DIRECTORY)
 
     def close(self) -> None:
         """Close the directory, and the files that no batch refers to."""
