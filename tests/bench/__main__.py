@@ -18,6 +18,7 @@ TABLES = {
     "aio": "BatchWriter against asyncio's and uvloop's own ways",
     "growth": "cost and memory as batches and files grow",
     "slow": "a thousand slow peers",
+    "kernel": "zero copy, splice and the like; and where reading and sendfile cross",
     "httpd": "examples/httpd against nginx and the Python servers",
 }
 

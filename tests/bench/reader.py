@@ -63,11 +63,13 @@ def dropped(
     congestion: bytes = b"reno",
 ) -> Iterator[socket.socket]:
     """Give a blocking TCP connection on loopback, without Nagle's delay."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        sender = socket.create_connection(listener.getsockname())
-        sock = listener.accept()[0]
+    sender = socket.socket()
     sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # Before it connects: what has once been paced by BBR keeps being paced.
     sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sender.connect(listener.getsockname())
+        sock = listener.accept()[0]
     child = get_context("fork").Process(target=_be_reader, args=(read, sock, sender, processor))
     child.start()
     sock.close()
