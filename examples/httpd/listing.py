@@ -69,6 +69,7 @@ d='M1 3.2c0-.6.4-1 1-1h4l1.6 1.9H14c.6 0 1 .4 1 1v7.7c0 .6-.4 1-1 1H2c-.6 0-1-.4
 /%3E%3C/svg%3E") }
 .n { color: var(--soft); font-variant-numeric: tabular-nums; white-space: nowrap }
 td.n:nth-child(2), th:nth-child(2) { text-align: right }
+th:first-child { width: 100% }
 p { margin: 1rem .75rem; color: var(--soft); font-size: .85rem }
 @media (max-width: 36rem) {
   body { padding-top: 1rem }
@@ -81,7 +82,7 @@ p { margin: 1rem .75rem; color: var(--soft); font-size: .85rem }
   td { padding: 0; border: 0 }
   td:first-child { grid-column: 1 / 3 }
   td.n { font-size: .8rem; padding-left: 1.6rem }
-  td.n:nth-child(2) { order: 1 }
+  td.n:nth-child(2), th:nth-child(2) { order: 1 }
 }
 </style>
 </head>
