@@ -304,6 +304,26 @@ def test_cache(site: Path) -> None:
     files.close()
 
 
+def test_cache_knows_each_file_once(site: Path) -> None:
+    """However a path is written, it leads to the same open file, and to no other file."""
+    (site / "a b").write_bytes(b"blank")
+    (site / "a%20b").write_bytes(b"percent")
+    files = Files(site)
+    for ways in (
+        (b"/1", b"//1", b"/%31", b"/1?x", b"http://x//1"),
+        (b"/bare/", b"/bare//", b"/b%61re/?"),
+        (b"/a%20b", b"/%61%20b", b"/a b"),
+        (b"/a%2520b", b"/a%2520b?"),
+        (b"/", b"//", b"http://x", b"http://x?/1"),
+    ):
+        assert len({id(files.get(way, 0.0)) for way in ways}) == 1
+        assert len({id(files.get(way, 0.0)) for way in reversed(ways)}) == 1
+    assert len(files) == 5
+    assert os.pread(files.get(b"/a b", 0.0).fd, 10, 0) == b"blank"
+    assert os.pread(files.get(b"/a%2520b", 0.0).fd, 10, 0) == b"percent"
+    files.close()
+
+
 def test_cache_is_bounded(site: Path, no_leaks: None) -> None:
     """Only so many files stay open, those that nobody sends are closed when their time is over."""
     for i in range(MAX_OPEN + 50):

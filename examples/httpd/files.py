@@ -12,7 +12,7 @@ from stat import S_ISDIR, S_ISLNK, S_ISREG
 from tempfile import TemporaryFile
 from time import time
 from typing import TYPE_CHECKING
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from attrs import define, field
 
@@ -94,7 +94,8 @@ class Files:
     # A directory without an index is shown as a page.
     _listing: bool = True
     _root: int = field(init=False)
-    # In the order in which they were opened.
+    # In the order in which they were opened, by their paths as they are mostly written: so each
+    # file or page is here once, in how many ways its path may be written.
     _cache: dict[bytes, OpenFile] = field(init=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
@@ -132,13 +133,17 @@ class Files:
         file = cache.get(target)
         if file is None or file.fresh_until <= now:
             path, _ = split_target(target)
-            file = cache.get(path)
+            names = split_path(path)
+            if path.endswith(b"/"):
+                names.append(b"")
+            key = quote_from_bytes(b"/".join((b"", *names))).encode()
+            file = cache.get(key)
             if file is None or file.fresh_until <= now:
-                file = self._open(path, now)
-                cache.pop(path, None)
+                file = self._open(names, now)
+                cache.pop(key, None)
                 if len(cache) >= MAX_OPEN:
                     del cache[next(iter(cache))]
-                cache[path] = file
+                cache[key] = file
         return file
 
     def siblings(self, file: OpenFile, now: float) -> dict[str, OpenFile]:
@@ -157,27 +162,27 @@ class Files:
                         file.siblings[coding] = found
         return file.siblings
 
-    def _open(self, path: bytes, now: float) -> OpenFile:
-        """Open what a path stands for, which for a directory is its index."""
-        names = split_path(path)
+    def _open(self, names: Sequence[bytes], now: float) -> OpenFile:
+        """Open what a path stands for; behind a directory's name an empty one means its index."""
         try:
             file = self._open_below(names, now)
         except OSError as exc:
             if exc.errno in {errno.EMFILE, errno.ENFILE}:
                 self._cache.clear()  # so that the next one finds some
             raise
-        if not path.endswith(b"/"):
+        if names[-1]:
             if file is None:
                 raise _failure(errno.EISDIR)
             return file
         if file is not None:
             raise _failure(errno.ENOTDIR)
+        folder = names[:-1]
         with suppress(FileNotFoundError):
-            file = self._open_below([*names, INDEX], now)
+            file = self._open_below([*folder, INDEX], now)
         if file is None:
             if not self._listing:
                 raise _failure(errno.EACCES)
-            file = self._list(names, now)
+            file = self._list(folder, now)
         return file
 
     def _open_below(self, names: Sequence[bytes], now: float) -> OpenFile | None:
