@@ -397,6 +397,9 @@ HOST = b"Host: x\r\n"
         (b"GET /\0 HTTP/1.1\r\n" + HOST + b"\r\n", 400),
         (b"GET / HTTP/1.1\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\n" + HOST * 2 + b"\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x/y\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: me@x\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: \xe9\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost : x\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\n" + HOST + b" folded: x\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\n" + HOST + b"A: \0\r\n\r\n", 400),
@@ -491,6 +494,13 @@ def test_keep_alive(
     assert len(responses) == 1 + goes_on
     assert {response.status for response in responses} == {200}
     assert responses[0].headers.get("Connection") == answer
+
+
+@pytest.mark.parametrize("host", ["", "x", "a-b.example:80", "[2001:db8::1]:8000", "%C3%A9"])
+def test_host(address: Address, host: str) -> None:
+    """A host may be any name or address, or even none; it makes no difference."""
+    request = f"GET /1 HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+    assert [response.status for response in split(exchange(address, request))] == [200]
 
 
 def test_upload(address: Address) -> None:

@@ -6,6 +6,7 @@ import errno
 from email.utils import formatdate
 from functools import cache, lru_cache
 from http import HTTPStatus
+from string import ascii_letters, digits
 from typing import TYPE_CHECKING
 from urllib.parse import quote_from_bytes
 
@@ -34,6 +35,8 @@ CONDITIONAL = frozenset(
         b"range",
     }
 )
+# What a host and its port are made of (RFC 3986 3.2.2), but for the comma.
+_OF_HOSTS = (ascii_letters + digits + "-._~%!$&'()*+;=:[]").encode()
 # RFC 9110 15.3.5: it has no content.
 OPTIONS = f"HTTP/1.1 204 No Content\r\nAllow: {b', '.join(sorted(METHODS)).decode()}\r\n".encode()
 
@@ -71,9 +74,9 @@ def refusal(request: Request) -> int:
     """Return the status that refuses a request for what its head says, or 0."""
     headers = request.headers
     if request.version == "1.1":
-        # RFC 9112 3.2. A comma: there were two.
+        # RFC 9112 3.2. If there are two, a comma is between them.
         host = headers.get(b"host")
-        if host is None or b"," in host:
+        if host is None or host.translate(None, _OF_HOSTS):
             return 400
     elif request.version != "1.0":
         return 505
