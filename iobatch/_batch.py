@@ -76,6 +76,8 @@ class IOBatch:
     _pin: int
     # IDLE, SENDING or RELEASING.
     _busy: int
+    # There is nothing but `bytes` in the queue: all of it can be joined.
+    _joinable: bool
 
     def __init__(self) -> None:
         """Make an empty batch."""
@@ -85,6 +87,7 @@ class IOBatch:
         self._error = None
         self._wants = EVENT_WRITE
         self._busy = IDLE
+        self._joinable = True
 
     @property
     def bytesleft(self) -> int:
@@ -167,6 +170,7 @@ class IOBatch:
             left = self._sum(len(entry))
             if entry:
                 self._left = left
+                self._joinable = False
                 self._queue.extend((entry, *releases))
             else:
                 self._release_empty(entry, releases)
@@ -227,6 +231,7 @@ class IOBatch:
                 and file <= MAX_FD
             ):
                 self._left = left
+                self._joinable = False
                 self._queue.append((file, offset, count, None, False))
                 return
         releases = hooks(on_release)
@@ -273,6 +278,7 @@ class IOBatch:
             raise ValueError("a batch can't be moved behind itself")
         other._refuse_if_busy()
         left = self._sum(other._left)
+        self._joinable = self._joinable and other._joinable
         if self._queue:
             self._queue.extend(other._queue)
             other._queue.clear()
@@ -282,6 +288,7 @@ class IOBatch:
             self._pin = other._pin
         self._left = left
         other._left = other._pin = 0
+        other._joinable = True
 
     def prepend(self, data: Buffer, *, on_release: Callable[[], object] | None = None) -> None:
         """Add a buffer in front of what is left. Args and Raises: as for addbuf.
@@ -298,6 +305,7 @@ class IOBatch:
         left = self._sum(len(entry))
         if entry:
             self._left = left
+            self._joinable = False
             self._queue.extendleft((*releases, entry))
         else:
             self._release_empty(entry, releases)
@@ -354,6 +362,7 @@ class IOBatch:
                 nbytes -= len(entry)
                 if nbytes < 0:
                     queue.appendleft(memoryview(entry)[nbytes:])
+                    self._joinable = False
                     nbytes = 0
                 if type(entry) is memoryview:
                     entry.release()
@@ -367,6 +376,8 @@ class IOBatch:
                 releases.append(entry)  # type: ignore[arg-type]  # nothing else is left
         while queue and type(queue[0]) is Release:
             releases.append(queue.popleft())  # type: ignore[arg-type]
+        if not queue:
+            self._joinable = True
         if releases:
             self._run(releases)
 
@@ -398,6 +409,7 @@ class IOBatch:
             raise OverflowError(TOO_LONG)
         if count:
             self._left = left
+            self._joinable = False
             self._queue.extend(((fd, offset, count, file, False), *releases))
         else:
             self._run(releases)
@@ -436,6 +448,7 @@ class IOBatch:
         self._queue.clear()
         self._left = left
         self._sent = self._pin = 0
+        self._joinable = True
         self._error = None
         self._wants = EVENT_WRITE
         for entry in entries:

@@ -31,9 +31,10 @@ SEND_LIMIT: Final = 2 * 1024 * 1024
 # A range up to here is read and goes out with its neighbours in one sendmsg, a longer one goes by
 # sendfile. On loopback the lines cross between 32 and 64 KiB.
 COPY_LIMIT: Final = 32 * 1024
-# Buffers that are `bytes` and have no more together are joined for the system call: copying them
-# costs less than sendmsg's work on its list.
+# Buffers that are `bytes` and have no more together, or in the mean, are joined for the system
+# call: copying them costs less than sendmsg's work on its list.
 JOIN_LIMIT: Final = 16 * 1024
+JOIN_MEAN: Final = 1536
 # MAX_RW_COUNT: Linux moves no more in a call (write(2), sendfile(2)).
 _MAX_CALL: Final = 0x7FFFF000
 
@@ -98,6 +99,7 @@ def iob_send(
     if not batch._left:
         return IOB_DONE
     # sendfile takes no flags, so with flags all ranges are read; and where there is no sendmsg.
+    how = _NOSIGNAL | flags
     small = MAX_BYTES if flags or not (_sendfile and _sendmsg) else COPY_LIMIT
     room = limit
     sent = 0
@@ -108,8 +110,16 @@ def iob_send(
     batch._pin = 0
     try:
         while True:
-            first = batch._queue[0]
-            if type(first) is tuple and first[2] > small and not first[4]:
+            if batch._joinable and batch._left <= JOIN_LIMIT and batch._left <= room:
+                try:
+                    data = b"".join(batch._queue)  # type: ignore[arg-type]
+                except TypeError:  # a finalizer has added something else meanwhile
+                    continue
+                size = len(data)
+                more = held = False
+                plain = True
+                nbytes = to.send(data, how)
+            elif type(first := batch._queue[0]) is tuple and first[2] > small and not first[4]:
                 if type(to) is not _Descriptor and getsignal(signal.SIGPIPE) == _DEFAULT:
                     # sendfile knows no MSG_NOSIGNAL either.
                     small = MAX_BYTES
@@ -142,15 +152,13 @@ def iob_send(
                     pieces = [piece if size == len(piece) else memoryview(piece)[:size]]
                     plain = False
                 more = size < batch._left and size < room
-                how = _NOSIGNAL | _MORE if more else _NOSIGNAL
-                if flags:
-                    how |= flags
+                with_more = how | _MORE if more else how
                 if len(pieces) == 1:
-                    nbytes = to.send(pieces[0], how)
-                elif plain and size <= JOIN_LIMIT:
-                    nbytes = to.send(b"".join(pieces), how)
+                    nbytes = to.send(pieces[0], with_more)
+                elif plain and (size <= JOIN_LIMIT or size <= JOIN_MEAN * len(pieces)):
+                    nbytes = to.send(b"".join(pieces), with_more)
                 else:
-                    nbytes = to.sendmsg(pieces, (), how)
+                    nbytes = to.sendmsg(pieces, (), with_more)
                 held = more and not flags & _MORE
             sent += nbytes
             if plain and nbytes == batch._left:
@@ -158,6 +166,7 @@ def iob_send(
                 batch._left = 0
                 batch._sent += nbytes
                 batch._queue.clear()
+                batch._joinable = True
                 return sent
             batch._advance(nbytes)
             if nbytes < size or not more:

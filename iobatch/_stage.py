@@ -77,19 +77,17 @@ def stage(
                     if pieces and not whole:
                         break
                     raise
-                got = len(data)
                 index = len(pieces) + releases
+                pieces.append(data)
+                got = len(data)
+                size += got
                 if got < count:
                     # No call in between, where a signal's handler could interrupt.
                     queue[index] = (fd, offset + got, count - got, file, refused)
                     queue.insert(index, data)
-                else:
-                    # Unlike an insertion, an assignment leaves the iterator valid.
-                    queue[index] = data
-                pieces.append(data)
-                size += got
-                if got < count:
                     break
+                # Unlike an insertion, an assignment leaves the iterator valid.
+                queue[index] = data
             elif alike:
                 break
             elif type(entry) is memoryview:

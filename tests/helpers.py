@@ -59,6 +59,9 @@ def check_invariants(batch: IOBatch) -> None:
     assert sizes[:1] != [None], "what was sent is released"
     assert 0 <= batch._pin <= (sizes[0] or 0 if sizes else 0), "the pin is inside the head"
     assert not batch._pin or not isinstance(batch._queue[0], tuple), "the pinned is in memory"
+    plain = all(type(entry) is bytes for entry in batch._queue)
+    assert plain or not batch._joinable, "only bytes are joined"
+    assert batch._joinable or batch._queue, "an empty batch has nothing else"
     assert not batch._busy, "nobody sends"
     assert batch.bytessent >= 0
     assert bool(batch) is (batch.bytesleft > 0)

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tty
 import weakref
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -1685,6 +1686,53 @@ def test_what_is_added_while_the_head_is_read_goes_out_too(make_file: MakeFile) 
         while iob_send(sock, batch) > 0:
             check_invariants(batch)
         assert sock.taken == content + b"!!!"
+
+
+def test_what_is_added_while_bytes_are_joined_goes_out_too(make_file: MakeFile) -> None:
+    """A finalizer may add what is no bytes, and can't be joined, at the last moment."""
+    content = data(30)
+    fd = make_file(content)
+    batch = IOBatch()
+
+    class Collected(deque[Any]):
+        """The moment before its content is read."""
+
+        def __iter__(self) -> Iterator[Any]:
+            if batch._joinable:
+                batch.addfile(fd, 0, 30)
+            return super().__iter__()
+
+    batch._queue = Collected()
+    batch.addbuf(b"one")
+    batch.addbuf(b"two")
+    with Scripted() as sock:
+        assert iob_send(sock, batch) == 36
+        assert sock.taken == b"onetwo" + content
+    assert iob_send(sock, batch) == IOB_DONE
+    check_invariants(batch)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "calls"),
+    [
+        pytest.param([200] * 64, ["send"], id="small in all"),
+        pytest.param([1000] * 64, ["send"], id="small in the mean"),
+        pytest.param([4000] * 64, ["sendmsg"], id="neither"),
+        pytest.param([100_000], ["send"], id="one"),
+    ],
+)
+def test_small_bytes_are_joined(pieces: list[int], calls: list[str]) -> None:
+    """Joining costs less than a list of pieces, up to where it does not."""
+    batch = IOBatch()
+    wanted = b""
+    for index, size in enumerate(pieces):
+        piece = data(size, seed=index)
+        wanted += piece
+        batch.addbuf(piece)
+    with Scripted() as sock:
+        assert iob_send(sock, batch) == len(wanted)
+        assert sock.taken == wanted
+        assert [name for name, *_ in sock.calls] == calls
 
 
 def test_a_datagram_socket_keeps_nothing_either(make_file: MakeFile) -> None:
