@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.helpers import PATIENCE, data, receive
-from tests.httpd_helpers import address_of, make_site, program  # noqa: F401
+from tests.httpd_helpers import address_of, make_site, program, receive_head  # noqa: F401
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,3 +85,22 @@ def test_slow_readers(site: Path) -> None:
             sizes.append(resident(process.pid))
         assert max(sizes) < 64 << 20
         assert max(sizes) - sizes[0] < 1 << 20
+
+
+def test_few_descriptors(site: Path) -> None:
+    """Clients never take the descriptors that files need."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))
+
+    def ask(sock: socket.socket, name: str) -> bytes:
+        sock.sendall(f"HEAD /{name} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        return receive_head(sock)[:12]
+
+    with program(site, preexec_fn=limit) as (_, url), ExitStack() as stack:
+        address = address_of(url)
+        clients = [stack.enter_context(connect(address, b"")) for _ in range(160)]
+        answers = [ask(sock, "1") for sock in clients]
+        assert answers == [b"HTTP/1.1 200"] * 150 + [b"HTTP/1.1 503"] * 10
+        for name in ("0", "1024", "32768", "65536", "1048576", "index.html"):
+            assert ask(clients[0], name) == b"HTTP/1.1 200"
