@@ -4,9 +4,9 @@ It stands for a peer on another machine, which costs the sender nothing. So it c
 does not sleep: a sender would have to wake it, before some sends and not before others. Only where
 it has to share the sender's processor it sleeps.
 
-The congestion control is Reno, which every Linux has; Cubic, the usual one, takes the same time on
-loopback. BBR would set a timer for most segments. That can take four times as long as all else, at
-some paces and not at others, and says nothing about the sender.
+Segments are those of an Ethernet. The congestion control is Reno, which every Linux has; Cubic, the
+usual one, takes about the same time here. BBR would set a timer for most segments. That can take
+four times as long as all else, at some paces and not at others, and says nothing about the sender.
 """
 
 from __future__ import annotations
@@ -56,17 +56,24 @@ def _be_reader(
     read(sock)
 
 
+def tuned(congestion: bytes = b"reno") -> socket.socket:
+    """Return a TCP socket to be connected, without Nagle's delay."""
+    sock = socket.socket()
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1460)
+    # Before it connects: what has once been paced by BBR keeps being paced.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion)
+    return sock
+
+
 @contextmanager
 def dropped(
     processor: int = READER,
     read: Callable[[socket.socket], None] = drop,
     congestion: bytes = b"reno",
 ) -> Iterator[socket.socket]:
-    """Give a blocking TCP connection on loopback, without Nagle's delay."""
-    sender = socket.socket()
-    sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # Before it connects: what has once been paced by BBR keeps being paced.
-    sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion)
+    """Give a blocking TCP connection on loopback."""
+    sender = tuned(congestion)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         sender.connect(listener.getsockname())
         sock = listener.accept()[0]
