@@ -74,7 +74,7 @@ STAGE_LIMIT = 128 * KIB  # as in iob_send
 MSG_ZEROCOPY = 0x4000000
 SO_ZEROCOPY = 60
 EXTENDED_ERROR = struct.Struct("IBBBBII")
-MESSAGES = 16  # after so many sends their messages are read
+MESSAGES = 64  # so many may wait; net.core.optmem_max bounds what they take
 MSG_MORE = int(socket.MSG_MORE)  # an IntFlag takes its time
 
 
@@ -156,6 +156,7 @@ def by_zerocopy(sock: socket.socket, fd: int, size: int, rounds: int) -> None:
         held.append(os.pread(fd, size, 0))
         assert sock.sendmsg([HEADER, held[-1]], (), MSG_ZEROCOPY) > size
         if len(held) >= MESSAGES:
+            poller.poll()
             let_go(sock, held)
     while held:
         poller.poll()
