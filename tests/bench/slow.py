@@ -27,7 +27,7 @@ from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
-from statistics import mean, median
+from statistics import median
 from time import monotonic, process_time, sleep
 from typing import TYPE_CHECKING, Any
 
@@ -200,7 +200,11 @@ def run(options: Options) -> None:
                 ways[f"{name}, {peers}"] = partial(serve, send, states, limit, seconds)
         # The first thing that slow peers take is what fills the buffers.
         serve(works["16 MiB files"][0], {sock: IOBatch() for sock in slow}, float("inf"), 1)
+        start = monotonic()
         results = in_turn(ways, options.turns)
+        elapsed = monotonic() - start
+    taken = sum(turn.nbytes for name in works for turn in results[f"{name}, slow"])
+    pace = taken / number / elapsed / KIB
     rows = []
     for name in works:
         slowly, fastly = results[f"{name}, slow"], results[f"{name}, fast"]
@@ -211,12 +215,12 @@ def run(options: Options) -> None:
                 *(spread([cost * MIB * 1e6 for cost in each], 0) for each in costs),
                 spread(ratios(*costs)),
                 *(f"{median(turn.moved for turn in turns):.1f}" for turns in (slowly, fastly)),
-                f"{mean(turn.nbytes for turn in slowly) / number / seconds / KIB:.0f}",
                 spread([turn.resident / MIB for turn in slowly], 1),
             ]
         )
     table(
-        f"slow: {number:,} slow peers and a fast one; {before / MIB:.1f} MiB resident before",
+        f"slow: {number:,} peers at {pace:.0f} KiB/s and a fast one, "
+        f"from {before / MIB:.1f} MiB resident",
         [
             "what is sent",
             "slow: us of CPU for a MiB",
@@ -224,7 +228,6 @@ def run(options: Options) -> None:
             "slow / fast",
             "slow: KiB in a call",
             "fast",
-            "slow: KiB/s each",
             "slow: MiB resident",
         ],
         rows,
