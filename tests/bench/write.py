@@ -359,12 +359,12 @@ def run(options: Options) -> None:
                 for (name, seconds), count in zip(results.items(), calls, strict=False)
             ),
         )
-        medians[work] = {name: median(seconds) * 1e6 for name, seconds in results.items()}
+        medians[work] = {name: median(seconds) * 1e3 for name, seconds in results.items()}
     if options.plots is not None:
         shown = ["1 MiB buffer", "gzip, each MiB", "TLS 1.3, each MiB"]
         bars(
             options.plots / "write.svg",
             "iob_write: CPU for each MiB; less is better",
-            "us",
+            "ms",
             {work: medians[work] for work in shown},
         )
