@@ -95,7 +95,7 @@ class Files:
     _listing: bool = True
     _root: int = field(init=False)
     # In the order in which they were opened, by their paths as they are mostly written: so each
-    # file or page is here once, in how many ways its path may be written.
+    # file or page is here once, however many ways there are to write its path.
     _cache: dict[bytes, OpenFile] = field(init=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
