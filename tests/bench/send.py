@@ -11,7 +11,9 @@ connecting and the start of a loop are not counted. What loopback adds is meant 
 can be, since a sender on a network doesn't pay for it: the receiver has another processor, spins
 instead of sleeping, and lets the kernel drop the bytes. (One that sleeps is woken up by the sender,
 and one that copies is slower than sendfile. Both cost the sender: 1 MiB four times as much as here,
-and with a spread that hides what differs.) The kernel's receiving side is still in all figures.
+and with a spread that hides what differs.) Nor is any sender paced: the congestion control is Reno,
+whatever the system's is, for BBR's timers would take more than all else. The kernel's receiving
+side is still in all figures.
 
 System calls are those of a few responses under strace, which slows the sender down so much that
 there is always room: waiting for it is not among them. Data segments are those of one response

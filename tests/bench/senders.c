@@ -173,6 +173,8 @@ static int connect_to(int port) {
   struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port)};
   int sock = socket(AF_INET, SOCK_STREAM, 0);
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  /* Before it connects: what has once been paced by BBR keeps being paced. */
+  need(!setsockopt(sock, IPPROTO_TCP, TCP_CONGESTION, "reno", 4), "TCP_CONGESTION");
   need(!connect(sock, (void *)&address, sizeof address), "connect");
   return sock;
 }

@@ -328,12 +328,12 @@ def perform(way: Callable[[Job], float], line: str) -> str:
     parts = [
         (b"h" * head, offset, count) for head, offset, count in zip(*[iter(sizes)] * 3, strict=True)
     ]
-    with (
-        socket.create_connection(("127.0.0.1", int(port))) as sock,
-        sock.dup() as given,  # a way may close it
-        Path(path).open("rb", buffering=0) as file,
-    ):
-        seconds = way(Job(given, file, nodelay == "1", int(rounds), parts))
+    with socket.socket() as sock, Path(path).open("rb", buffering=0) as file:
+        # Before it connects: what has once been paced by BBR keeps being paced.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+        sock.connect(("127.0.0.1", int(port)))
+        with sock.dup() as given:  # a way may close it
+            seconds = way(Job(given, file, nodelay == "1", int(rounds), parts))
         sock.setblocking(True)
         sock.shutdown(socket.SHUT_WR)
         answer = b"".join(iter(partial(sock.recv, 100), b"")).decode()
