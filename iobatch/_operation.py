@@ -14,6 +14,7 @@ from iobatch._batch import IOBatch
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from types import TracebackType
 
 # uvloop counts whole milliseconds, so a timer may fire that much too early.
 _RESOLUTION: Final = 0.001
@@ -102,6 +103,8 @@ class WriteOperation:
     _offered: bool = False
     _listeners: list[asyncio.Future[None] | tuple[Listener, Context]] | None = None
     _timer: Timer | None = None
+    # The error's own, without those who awaited it.
+    _traceback: TracebackType | None = None
 
     @property
     def batch(self) -> IOBatch:
@@ -169,7 +172,7 @@ class WriteOperation:
         self._heard()
         error = self.error or asyncio.CancelledError()
         try:
-            raise error
+            raise error.with_traceback(self._traceback)
         finally:
             # Its traceback has this frame: no cycle may keep the batch.
             del self, error
@@ -210,10 +213,12 @@ class WriteOperation:
         self._sent = self.bytes_transferred
         self.status = status
         self.error = error
+        if error is not None:
+            self._traceback = error.__traceback__
         if self._timer is not None:
             self._timer.stop()
             self._timer = None
-        if self._listeners is not None:
+        if self._listeners is not None and not self._writer._loop.is_closed():
             listeners, self._listeners = self._listeners, None
             for listener in listeners:
                 if isinstance(listener, tuple):

@@ -8,6 +8,7 @@ import os
 import socket
 from collections import OrderedDict
 from contextlib import suppress
+from functools import partial
 from math import inf
 from selectors import EVENT_READ
 from ssl import SSL_ERROR_WANT_READ, SSLWantReadError
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import define, field
 
 from iobatch._batch import IOB_AGAIN, IOB_DONE, IOB_ERROR, IOBatch
+from iobatch._cold import Guard
 from iobatch._entries import positive
 from iobatch._operation import DONE, PENDING, CancellationType, Timer, WriteOperation, WriteStatus
 from iobatch._send import SEND_LIMIT, iob_send, iob_sendmsg
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 # Plain ints: members of an Enum take longer to look up.
 IDLE: Final = 0  # nothing is queued
 SENDING: Final = 1  # inside a call that sends: what is posted now is only queued
-WAITING: Final = 2  # for the loop to say that the socket is writable
+WAITING: Final = 2  # for the loop to say that the socket is writable, or that a thread has read
 CLOSED: Final = 3
 
 READ_FIRST: Final = "the filter has to read before it can write, and a writer has no reader"
@@ -60,10 +62,16 @@ class PostedWrites:
     _queue: OrderedDict[WriteOperation, None] = field(init=False, factory=OrderedDict)
     # The bytes that they may send; the head may have sent some of its own already.
     _queued: int = field(init=False, default=0)
-    # How much may be sent before the loop has had a turn.
+    # How much may be sent before the loop has had a turn,
     _credit: int = field(init=False)
+    # and below how much the loop is asked for one; -1: it was asked.
+    _scarce: int = field(init=False)
     # What write() sends from: an operation that is done at once has no batch of its own.
     _spare: IOBatch = field(init=False, factory=IOBatch)
+    # It tells what of a batch can be sent without waiting for the disk.
+    _guard: Guard = field(init=False)
+    # The operation that waits for a thread to read from its file. It is at the head.
+    _reading: WriteOperation | None = field(init=False, default=None)
     # Each write is one message.
     _messages: bool = field(init=False)
     # iob_send will do: a stream without a filter.
@@ -92,8 +100,9 @@ class PostedWrites:
             raise ValueError(f"high_water must be at least 1: {self._high_water}")
         if self._limit is None:
             self._limit = SEND_LIMIT if self._through is None else WRITE_LIMIT
-        self._credit = positive(self._limit)
+        self._refill()
         self._messages = self._through is None and self.sock.type != socket.SOCK_STREAM
+        self._guard = Guard(self._messages)
         self._direct = self._through is None and not self._messages
         if hasattr(self._through, "drain"):
             self._filter = self._through
@@ -145,15 +154,34 @@ class PostedWrites:
 
     def _turn(self) -> None:
         """Go on: the loop has had a turn, and the socket is writable."""
-        self._credit = positive(self._limit)
+        self._refill()
         self._pump()
+
+    def _refill(self) -> None:
+        self._credit = positive(self._limit)
+        self._scarce = self._credit // 2
+
+    def _renew(self, before: int) -> None:
+        """Refill what was spent before the loop was asked for this turn, if it had no other."""
+        if self._scarce < 0:
+            spent = before - self._credit
+            self._refill()
+            self._credit -= spent
+
+    def _save(self) -> None:
+        """Have the credit renewed by the loop before there is none left.
+
+        So a writer that never waits has no write that does, and most cost nothing for it.
+        """
+        self._scarce = -1
+        self._loop.call_soon(self._renew, self._credit)
 
     def _probe(self) -> None:
         """Try to send though the loop has not said that the socket is writable.
 
         It says so when much of the buffer is free; a peer that reads slowly needs long for that.
         """
-        if self._state == WAITING:
+        if self._state == WAITING and self._reading is None:
             self._turn()
 
     def _pump(self) -> None:
@@ -162,8 +190,11 @@ class PostedWrites:
         try:
             while self._credit > 0 and self._step():
                 pass
-        finally:
-            self._settle()
+        except BaseException:
+            # A signal's handler, or no memory: how much was sent is not known.
+            self._shut()
+            raise
+        self._settle()
 
     def _step(self) -> bool:
         """Take a step with the operation at the head; tell whether another may follow."""
@@ -181,7 +212,10 @@ class PostedWrites:
                 code = source.finish(self.sock)
             else:
                 code = source.drain(self.sock)
-        except Exception as exc:  # noqa: BLE001 # a callback's; it is the operation's to tell
+        except Exception as exc:
+            if self._through is None:
+                raise
+            # It's the callback's, and the operation's to tell.
             self._stop(head, WriteStatus.ERROR, exc)
             return True
         if code > 0:
@@ -205,9 +239,19 @@ class PostedWrites:
     def _send(self, head: WriteOperation) -> int:
         """Send some of an operation's batch."""
         batch = head.batch
+        # No more than SEND_LIMIT is looked at for a call, however much a turn may send.
+        if self._messages:
+            least = most = min(batch.bytesleft, SEND_LIMIT)
+        else:
+            least, most = 1, min(head._most - head.bytes_transferred, self._credit, SEND_LIMIT)
+        while (limit := self._guard.reach(batch, most)) < least:
+            future = self._guard.fetch(self._loop)
+            if future is not None:
+                self._reading = head
+                future.add_done_callback(partial(self._fetched, head))
+                return IOB_AGAIN
         if self._messages:
             return iob_sendmsg(self.sock, batch, (), head._flags)
-        limit = min(head._most - head.bytes_transferred, self._credit)
         if self._through is None:
             return iob_send(self.sock, batch, flags=head._flags, limit=limit)
         code = iob_write(self.sock, batch, self._through, limit=limit)
@@ -220,7 +264,7 @@ class PostedWrites:
         try:
             code = self._filter.drain(self.sock)
         except Exception as exc:  # noqa: BLE001 # there is no operation to tell it
-            self._unheard = exc
+            self._unheard = self._unheard or exc
         if code > 0:
             self._credit -= code
             return True
@@ -229,13 +273,26 @@ class PostedWrites:
         self._leftover = code == IOB_AGAIN and self._filter.wants != EVENT_READ
         return False
 
+    def _fetched(self, head: WriteOperation, future: asyncio.Future[int | OSError]) -> None:
+        """Go on: a thread has read."""
+        if self._reading is not head:
+            return  # it has ended meanwhile
+        self._reading = None
+        count = future.result()
+        if isinstance(count, OSError):
+            head.batch._fail(count)
+            self._stop(head, WriteStatus.ERROR, count)
+        else:
+            self._guard.note(count)
+        self._turn()
+
     # Waiting
 
     def _settle(self) -> None:
         """Have the loop watch the socket as long as anything waits; wake those who can go on."""
         if self._state == CLOSED:
             return
-        if (self._queue or self._leftover) and self._watched < 0:
+        if (self._queue or self._leftover) and self._watched < 0 and self._reading is None:
             fd = self.sock.fileno()
             try:
                 self._loop.add_writer(fd, self._turn)
@@ -244,18 +301,17 @@ class PostedWrites:
                 for operation in list(self._queue):
                     self._stop(operation, WriteStatus.ERROR, exc)
                 self._leftover = False
-        if self._queue or self._leftover:
-            self._state = WAITING
-        else:
-            self._state = IDLE
-            if self._watched >= 0:
-                # There is nothing to watch any more where the caller has closed it.
-                with suppress(OSError):
-                    self._loop.remove_writer(self._watched)
-                self._watched = -1
+        self._state = WAITING if self._queue or self._leftover else IDLE
+        if self._watched >= 0 and (self._state == IDLE or self._reading is not None):
+            # There is nothing to watch any more where the caller has closed it.
+            with suppress(OSError):
+                self._loop.remove_writer(self._watched)
+            self._watched = -1
+        if self._credit < self._scarce and self._state == IDLE:
+            self._save()
         if self._waiters and (self._state == IDLE or self.pending < self._high_water):
             for waiter in self._waiters:
-                if not waiter.done():
+                if not (waiter.done() or self._loop.is_closed()):
                     waiter.set_result(None)
 
     async def _change(self) -> None:
@@ -275,6 +331,9 @@ class PostedWrites:
         """End an operation, whatever it leaves behind."""
         del self._queue[operation]
         self._queued -= operation._most
+        if self._reading is operation:
+            self._reading = None
+        self._guard.forget()
         self._leftover = self._filter is not None and status is not DONE
         operation._end(status, error)
 

@@ -10,6 +10,7 @@ from io import FileIO
 from stat import S_ISREG
 from typing import TYPE_CHECKING
 
+from iobatch._cold import Guard, join
 from iobatch._entries import MAX_BYTES, TruncatedFileError
 from iobatch._send import COPY_LIMIT, SEND_LIMIT
 from iobatch._stage import STAGE_LIMIT, stage
@@ -46,28 +47,25 @@ async def send_to_stream(writer: asyncio.StreamWriter, batch: IOBatch) -> int:
     batch._refuse_if_busy()
     start = batch.bytessent
     small = COPY_LIMIT
+    guard = Guard()
     batch._busy = True
     batch._pin = 0
     try:
         while batch.error is None and batch.bytesleft:
             if writer.is_closing():
                 raise BrokenPipeError(errno.EPIPE, "the stream is closed")
-            pieces, size, _ = stage(batch, STAGE_LIMIT, small)
-            if pieces:
-                # A transport may keep what it is given, so it gets nothing that could change.
-                writer.writelines(
-                    piece if type(piece) is bytes else bytes(piece) for piece in pieces
-                )
-                _press(writer.transport)
-                batch._advance(size)
-                await writer.drain()
-            else:
-                first = batch._queue[0]
+            first = batch._queue[0]
+            large = type(first) is tuple and first[2] > small
+            most = SEND_LIMIT if large else STAGE_LIMIT
+            reach = most if join(batch) else guard.reach(batch, most)
+            if not reach:
+                await _load(guard)
+            elif large:
                 if TYPE_CHECKING:
                     assert type(first) is tuple
                 fd, offset, count, *_ = first
                 try:
-                    nbytes = await _sendfile(writer.transport, fd, offset, min(count, SEND_LIMIT))
+                    nbytes = await _sendfile(writer.transport, fd, offset, min(count, reach))
                 except RuntimeError:
                     # There is none for this loop, transport or file: from now on, all is read.
                     small = MAX_BYTES
@@ -75,6 +73,15 @@ async def send_to_stream(writer: asyncio.StreamWriter, batch: IOBatch) -> int:
                 if not nbytes:
                     raise TruncatedFileError(fd, offset, count)
                 batch._advance(nbytes)
+            else:
+                pieces, size, _ = stage(batch, reach, small)
+                # A transport may keep what it is given, so it gets nothing that could change.
+                writer.writelines(
+                    piece if type(piece) is bytes else bytes(piece) for piece in pieces
+                )
+                _press(writer.transport)
+                batch._advance(size)
+                await writer.drain()
     except OSError as exc:
         batch._fail(exc)
     finally:
@@ -82,6 +89,17 @@ async def send_to_stream(writer: asyncio.StreamWriter, batch: IOBatch) -> int:
     if batch.error is not None:
         raise batch.error
     return batch.bytessent - start
+
+
+async def _load(guard: Guard) -> None:
+    """Wait for a thread to read what the disk has to bring first; the loop goes on meanwhile."""
+    future = guard.fetch(asyncio.get_running_loop())
+    if future is not None:
+        # Cancelled before its turn, the thread would not close what it was given.
+        count = await asyncio.shield(future)
+        if isinstance(count, OSError):
+            raise count
+        guard.note(count)
 
 
 def _press(transport: asyncio.WriteTransport) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, final
 from attrs import define
 
 from iobatch._batch import IOBatch
+from iobatch._cold import join
 from iobatch._entries import flatten, natural
 from iobatch._operation import (
     DONE,
@@ -129,27 +130,40 @@ class BatchWriter(PostedWrites):
             self._state == IDLE
             and self._direct
             and type(batch) is IOBatch
-            and (size := batch.bytesleft) <= self._credit
+            and not batch._busy
+            and batch._left <= self._credit
             and timeout is ...
             and stall_timeout is ...
             and exactly is None
             and not (flags or on_complete or on_error)
+            and (
+                batch._joinable
+                or join(batch)
+                or self._guard.reach(batch, batch._left) == batch._left
+            )
         ):
             # Most writes go this way: nothing waits, and the socket takes them whole. What they
             # cost is what the writer costs, so nothing is called or made that they can do without.
-            self._spare.extend(batch)
+            spare = self._spare
+            # As extend() does it.
+            spare._queue, batch._queue = batch._queue, spare._queue
+            spare._joinable, batch._joinable = batch._joinable, True
+            spare._left = size = batch._left
+            batch._left = batch._pin = 0
             self._state = SENDING
             try:
-                nbytes = iob_send(self.sock, self._spare)
+                nbytes = iob_send(self.sock, spare)
             except BaseException:
                 # A signal's handler, or no memory: how much was sent is not known.
-                self._spare.reset()
+                spare.reset()
                 self._shut()
                 raise
             info = self.user_info if user_info is ... else user_info
             if nbytes == size:
                 self._credit -= size
                 self._state = IDLE
+                if self._credit < self._scarce:
+                    self._save()
                 if self._queue:  # hooks have posted it
                     self._pump()
                 return WriteOperation(self, info, size, size, DONE, None, size)

@@ -675,17 +675,28 @@ async def test_a_transports_socket() -> None:
 
 
 @both_loops
-async def test_what_is_no_error_of_the_system() -> None:
-    """An interruption inside write leaves a closed writer: what was sent is not known."""
-    with pytest.MonkeyPatch.context() as patch, writer_pair() as (writer, _):
-        interruption = KeyboardInterrupt()
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt(), ZeroDivisionError()], ids=repr)
+@pytest.mark.parametrize("where", ["write", "write with flags", "the loop's turn"])
+async def test_an_interruption(where: str, interruption: BaseException) -> None:
+    """What a signal's handler raises while something is sent closes the writer, and goes on.
 
-        def interrupted(*_: object) -> int:
-            raise interruption
-
-        patch.setattr("iobatch.aio.iob_send", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            writer.write(batch_of(b"abc"))
+    For then nobody knows how much was sent.
+    """
+    in_turn = where == "the loop's turn"
+    with scripted_writer(*[again()] * 2 * in_turn, interruption) as (writer, sock):
+        operations: list[WriteOperation] = []
+        if in_turn:
+            operations += [writer.write(batch_of(b"abc")), writer.write(batch_of(b"behind"))]
+        calls: dict[str, Callable[[], object]] = {
+            "write": lambda: writer.write(batch_of(b"abc")),
+            "write with flags": lambda: writer.write(batch_of(b"abc"), flags=MORE),
+            "the loop's turn": writer._turn,  # some exceptions would end the loop
+        }
+        with pytest.raises(type(interruption)):
+            calls[where]()
+        assert all(operation.status is WriteStatus.ABORTED for operation in operations)
+        assert not is_watched(writer)
+        assert sock.taken == b""
         with pytest.raises(OSError, match="closed") as raised:
             writer.write(batch_of(b"def"))
         assert raised.value.errno == errno.ECANCELED
@@ -746,6 +757,31 @@ async def test_exactly_the_limit() -> None:
             assert not behind.done()
             assert len(sock.taken) == 1000
             assert await behind == 1
+
+
+@both_loops
+@pytest.mark.parametrize("options", [{}, {"flags": MORE}], ids=["plain", "flags"])
+async def test_no_write_waits_without_need(options: dict[str, int]) -> None:
+    """As long as the loop has its turns, no write waits for one, however much is sent in all."""
+    with scripted_writer(limit=1000) as (writer, sock):
+        for _ in range(50):
+            assert writer.write(batch_of(bytes(400)), **options).done()
+            await asyncio.sleep(0)
+        assert len(sock.taken) == 20_000
+
+
+@both_loops
+async def test_the_limit_of_each_turn() -> None:
+    """Whatever was sent in the turns before, no more than `limit` bytes go out in one turn."""
+    for first in range(0, 1100, 100):
+        with scripted_writer(limit=1000) as (writer, sock):
+            # In the turn that follows this is called first of all, and then the writer itself.
+            asyncio.get_running_loop().call_soon(writer.write, batch_of(bytes(400)))
+            writer.write(batch_of(bytes(first)))
+            assert len(sock.taken) == min(first, 1000)
+            await asyncio.sleep(0)
+            writer.write(batch_of(bytes(2000)))
+            assert len(sock.taken) - min(first, 1000) <= 1000
 
 
 @both_loops

@@ -14,12 +14,14 @@ import pytest
 
 from iobatch import IOBatch, TruncatedFileError
 from iobatch.aio import BatchWriter, CancellationType, WriteOperation, WriteStatus
-from tests.helpers import PATIENCE, again, data, stream_pair
+from tests.helpers import PATIENCE, again, clog, data, stream_pair
 from tests.loops import (
+    LOOPS,
     batch_of,
     both_loops,
     full_writer,
     is_watched,
+    new_loop,
     read,
     scripted_writer,
     turns,
@@ -348,6 +350,27 @@ async def test_an_error_before_the_first_byte() -> None:
         os.close(fd)
 
 
+@both_loops
+async def test_awaiting_what_has_failed_again() -> None:
+    """An error that is awaited again and again has the traceback of the last time only."""
+
+    def broken(_sock: object, _view: memoryview) -> int:
+        raise ZeroDivisionError
+
+    for options in {}, {"through": broken}:
+        with writer_pair(**options) as (writer, peer):
+            peer.close()
+            operation = writer.write(batch_of(b"abc"))
+            depths = []
+            for _ in range(3):
+                with pytest.raises((BrokenPipeError, ZeroDivisionError)) as raised:
+                    await operation
+                depths.append(len(raised.traceback))
+            assert len(set(depths)) == 1
+            # Where a callback's error came from is still to be seen.
+            assert (raised.traceback[-1].name == "broken") == bool(options)
+
+
 # Timeouts
 
 
@@ -623,13 +646,41 @@ async def test_close_behind_the_socket() -> None:
             os.close(fd)
 
 
+@pytest.mark.parametrize("name", LOOPS)
+def test_close_behind_the_loop(name: str) -> None:
+    """A writer may be closed after its loop: there is nobody to be told, and nothing raises."""
+
+    async def post(writer: BatchWriter) -> WriteOperation:
+        writer.write(batch_of(b"abc"), on_complete=print, timeout=PATIENCE)
+        operation = writer.write(batch_of(b"def"))
+        waiting.extend((asyncio.ensure_future(operation), asyncio.ensure_future(writer.drain())))
+        await turns()
+        return operation
+
+    async def make(sock: socket.socket) -> BatchWriter:
+        return BatchWriter(sock, high_water=1)
+
+    waiting: list[asyncio.Future[Any]] = []
+    with stream_pair() as (sock, _):
+        clog(sock)
+        loop = new_loop(name)
+        writer = loop.run_until_complete(make(sock))
+        operation = loop.run_until_complete(post(writer))
+        loop.close()
+        writer.close()
+        writer.close()
+        assert operation.status is ABORTED
+        for future in waiting:
+            future._log_destroy_pending = False  # type: ignore[attr-defined]
+            future.get_coro().close()  # type: ignore[attr-defined]
+
+
 @both_loops
 async def test_a_closed_socket() -> None:
-    """Writing to a socket that was closed is an error of the operation."""
+    """Writing to a socket that was closed is an error of the operation: WSAENOTSOCK is EBADF."""
     with writer_pair() as (writer, _):
         writer.sock.close()
-        with pytest.raises(OSError, match="Bad file descriptor"):
-            await writer.write(batch_of(b"abc"))
+        assert await failure(writer.sock) == errno.EBADF
 
 
 @both_loops

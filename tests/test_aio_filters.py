@@ -134,16 +134,16 @@ async def test_the_callback_breaks() -> None:
 
 @both_loops
 async def test_an_interruption() -> None:
-    """What is no Exception passes through, and what is pending goes on."""
+    """What is no Exception passes through a callback, too, and closes the writer."""
     callback = Scripted(-1, 1, KeyboardInterrupt())
     with writer_pair(through=callback) as (writer, _):
         operation = writer.write(batch_of(b"abc"))
         # Of a loop's own call it would end the loop, so this stands for that call.
         with pytest.raises(KeyboardInterrupt):
             writer._turn()
-        assert operation.status is WriteStatus.PENDING
-        assert await operation == 3
-        assert callback.taken == b"abc"
+        assert (operation.status, operation.bytes_transferred) == (WriteStatus.ABORTED, 1)
+        with pytest.raises(OSError, match="closed"):
+            writer.write(batch_of(b"def"))
 
 
 @both_loops
@@ -333,6 +333,13 @@ async def test_leftovers_fail() -> None:
         assert await wait_idle(writer)
         with pytest.raises(ZeroDivisionError):
             await writer.drain()
+        await writer.drain()
+    with writer_pair(through=Scheduled(IOB_AGAIN, ZeroDivisionError())) as (writer, _):
+        writer._expire(writer.write(batch_of(b"abc")))
+        assert await wait_idle(writer)
+        with pytest.raises(TimeoutError):  # the first of them
+            await writer.drain()
+        await writer.drain()
 
 
 async def wait_idle(writer: BatchWriter) -> bool:

@@ -22,6 +22,7 @@ ORDER = (
     "_entries",
     "_batch",
     "_stage",
+    "_cold",
     "_send",
     "_write",
     "_sendall",
