@@ -24,8 +24,9 @@ async def send_to_stream(writer: asyncio.StreamWriter, batch: IOBatch) -> int:
 
     Buffers and small file ranges are written, a piece at a time, with a drain after each. A larger
     file range goes by the loop's sendfile, if the loop has one for this transport, else it is read
-    and written like a small one. Nobody else may write to the stream meanwhile: it would come in
-    between, and while it sends a file asyncio lets nobody write (RuntimeError).
+    and written like a small one. What is not in the page cache is read by a thread first. Nobody
+    else may write to the stream meanwhile: it would come in between, and while it sends a file
+    asyncio lets nobody write (RuntimeError).
 
     Args:
         writer: the stream.
@@ -40,7 +41,8 @@ async def send_to_stream(writer: asyncio.StreamWriter, batch: IOBatch) -> int:
         asyncio.CancelledError: the task was cancelled; likewise. But where this stops the loop's
             sendfile nobody knows how much it has sent: then the transport is aborted, for nothing
             may follow a truncated body.
-        RuntimeError: this is a hook of the batch itself, or the batch is being sent.
+        RuntimeError: this is a hook of the batch itself, or the batch is being sent; or the
+            transport is sending somebody else's file.
 
     Source: StreamWriter.drain, loop.sendfile.
     """

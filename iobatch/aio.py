@@ -98,7 +98,8 @@ class BatchWriter(PostedWrites):
         It takes the batch's entries, as IOBatch.extend does: the batch is empty then, and may be
         filled again. Writes go out in the order in which they were posted. What the socket takes
         at once is sent inside this call, and the operation may be done when it returns; its
-        callbacks are called by the loop all the same.
+        callbacks are called by the loop all the same. A file that is not in the page cache is
+        read by a thread first, and the loop goes on meanwhile.
 
         An operation that ends before its first byte was sent just leaves the queue. One that ends
         between its first and its last ends those behind it too, as ABORTED: nothing may follow a
