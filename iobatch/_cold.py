@@ -6,7 +6,6 @@ A read of such a file waits for the disk, and all that a loop serves waits with 
 from __future__ import annotations
 
 import os
-from collections import deque
 from io import FileIO
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, final
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from iobatch._batch import IOBatch
-    from iobatch._entries import Entry, FileRange
+    from iobatch._entries import FileRange
 
 # What a thread reads at a time, so that only what is soon sent is read: and the distance of the
 # places in a range that are looked at.
@@ -63,14 +62,15 @@ def cached(fd: int, offset: int, count: int) -> int:
     return count
 
 
-def join(batch: IOBatch) -> bool:
-    """Make `bytes` of a small batch, without waiting for the disk; tell whether it is that now.
+def joined(batch: IOBatch) -> bytes | None:
+    """Return all of a small batch as `bytes`, if that can be had without waiting for the disk.
 
     Most responses are some bytes and a small file. This does for them what stage() would, with the
-    same system call and in no more time, and leaves nothing to be looked at.
+    same system call and in no more time, and leaves nothing to be looked at. The batch stays as it
+    is; None: who looks closer, or reads it, finds out why.
     """
     if batch._left > SHORT or not _NOWAIT:
-        return False
+        return None
     pieces: list[bytes | bytearray] = []
     try:
         for entry in batch._queue:
@@ -80,21 +80,13 @@ def join(batch: IOBatch) -> bool:
                 fd, offset, count, _, _ = entry
                 buffer = bytearray(count)
                 if _preadv(fd, (buffer,), offset, _NOWAIT) < count:
-                    return False
+                    return None
                 pieces.append(buffer)
             else:
-                return False
+                return None
     except (OSError, RuntimeError):
-        return False  # who looks closer, or reads it, finds out why
-    data = b"".join(pieces)
-    size = len(data)
-    joined: deque[Entry] = deque((data,))
-    # A signal's handler may have added something else. From here on there is no call, so none runs.
-    if size != batch._left:
-        return False
-    batch._queue = joined
-    batch._joinable = True
-    return True
+        return None
+    return b"".join(pieces)
 
 
 def _read(file: FileIO, offset: int, count: int) -> int | OSError:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attrs import define, field
 
-from iobatch._batch import IOB_AGAIN, IOB_DONE, IOB_ERROR, IOBatch
+from iobatch._batch import IOB_AGAIN, IOB_DONE, IOB_ERROR
 from iobatch._cold import Guard
 from iobatch._entries import positive
 from iobatch._operation import DONE, PENDING, CancellationType, Timer, WriteOperation, WriteStatus
@@ -66,15 +66,13 @@ class PostedWrites:
     _credit: int = field(init=False)
     # and below how much the loop is asked for one; -1: it was asked.
     _scarce: int = field(init=False)
-    # What write() sends from: an operation that is done at once has no batch of its own.
-    _spare: IOBatch = field(init=False, factory=IOBatch)
     # It tells what of a batch can be sent without waiting for the disk.
     _guard: Guard = field(init=False)
     # The operation that waits for a thread to read from its file. It is at the head.
     _reading: WriteOperation | None = field(init=False, default=None)
     # Each write is one message.
     _messages: bool = field(init=False)
-    # iob_send will do: a stream without a filter.
+    # A send will do: a stream without a filter.
     _direct: bool = field(init=False)
     # What bytes go through, if it keeps some of them: a Filter.
     _filter: Any = field(init=False, default=None)

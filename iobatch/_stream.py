@@ -10,7 +10,7 @@ from io import FileIO
 from stat import S_ISREG
 from typing import TYPE_CHECKING
 
-from iobatch._cold import Guard, join
+from iobatch._cold import Guard, joined
 from iobatch._entries import MAX_BYTES, TruncatedFileError
 from iobatch._send import COPY_LIMIT, SEND_LIMIT
 from iobatch._stage import STAGE_LIMIT, stage
@@ -56,10 +56,15 @@ async def send_to_stream(writer: asyncio.StreamWriter, batch: IOBatch) -> int:
         while batch.error is None and batch.bytesleft:
             if writer.is_closing():
                 raise BrokenPipeError(errno.EPIPE, "the stream is closed")
+            data = joined(batch)
+            if data is not None:
+                writer.write(data)
+                batch._advance(len(data))
+                await writer.drain()
+                continue
             first = batch._queue[0]
             large = type(first) is tuple and first[2] > small
-            most = SEND_LIMIT if large else STAGE_LIMIT
-            reach = most if join(batch) else guard.reach(batch, most)
+            reach = guard.reach(batch, SEND_LIMIT if large else STAGE_LIMIT)
             if not reach:
                 await _load(guard)
             elif large:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, final
 
 from attrs import define
 
-from iobatch._batch import IOBatch
-from iobatch._cold import join
+from iobatch._batch import IOB_ERROR, IOBatch
+from iobatch._cold import joined
 from iobatch._entries import flatten, natural
 from iobatch._operation import (
     DONE,
@@ -24,7 +24,7 @@ from iobatch._operation import (
     either,
 )
 from iobatch._posted import CLOSED, IDLE, SENDING, WAITING, PostedWrites
-from iobatch._send import iob_send
+from iobatch._send import _NOSIGNAL, _ended, iob_send
 from iobatch._stream import send_to_stream
 
 if TYPE_CHECKING:
@@ -132,45 +132,50 @@ class BatchWriter(PostedWrites):
             and self._direct
             and type(batch) is IOBatch
             and not batch._busy
-            and batch._left <= self._credit
+            and 0 < batch._left <= self._credit
             and timeout is ...
             and stall_timeout is ...
             and exactly is None
             and not (flags or on_complete or on_error)
             and (
-                batch._joinable
-                or join(batch)
+                (data := joined(batch)) is not None
                 or self._guard.reach(batch, batch._left) == batch._left
             )
         ):
             # Most writes go this way: nothing waits, and the socket takes them whole. What they
             # cost is what the writer costs, so nothing is called or made that they can do without.
-            spare = self._spare
-            # As extend() does it.
-            spare._queue, batch._queue = batch._queue, spare._queue
-            spare._joinable, batch._joinable = batch._joinable, True
-            spare._left = size = batch._left
-            batch._left = batch._pin = 0
+            error = rest = None
             self._state = SENDING
             try:
-                nbytes = iob_send(self.sock, spare)
+                if data is not None:
+                    nbytes = self.sock.send(data, _NOSIGNAL)
+                else:
+                    rest = IOBatch()
+                    rest.extend(batch)
+                    nbytes = iob_send(self.sock, rest)
+            except OSError as exc:
+                nbytes = 0
+                error = exc
             except BaseException:
                 # A signal's handler, or no memory: how much was sent is not known.
-                spare.reset()
+                (batch if rest is None else rest).reset()
                 self._shut()
                 raise
             info = self.user_info if user_info is ... else user_info
-            if nbytes == size:
-                self._credit -= size
-                self._state = IDLE
-                if self._credit < self._scarce:
-                    self._save()
-                if self._queue:  # hooks have posted it
-                    self._pump()
-                return WriteOperation(self, info, size, size, DONE, None, size)
-            operation = WriteOperation(self, info, size, size)
-            self._go_on(operation, nbytes)
-            return operation
+            # What a signal's handler has added to the batch meanwhile is sent with it.
+            if rest or (rest is None and nbytes != batch._left):
+                return self._go_on(batch, rest, info, nbytes, error)
+            if rest is None:
+                batch._left = batch._pin = 0
+                batch._queue.clear()
+                batch._joinable = True
+            self._credit -= nbytes
+            self._state = IDLE
+            if self._credit < self._scarce:
+                self._save()
+            if self._queue:  # hooks have posted it
+                self._pump()
+            return WriteOperation(self, info, nbytes, nbytes, DONE, None, nbytes)
         return self._post(
             batch,
             flags=flags,
@@ -397,19 +402,35 @@ class BatchWriter(PostedWrites):
         self._start(operation, timeout, stall_timeout)
         return operation
 
-    def _go_on(self, operation: WriteOperation, nbytes: int) -> None:
+    def _go_on(
+        self,
+        batch: IOBatch,
+        rest: IOBatch | None,
+        info: object,
+        nbytes: int,
+        error: OSError | None,
+    ) -> WriteOperation:
         """Queue an operation that write() has begun, but could not complete."""
-        self._state = IDLE
-        if nbytes > 0:
-            operation._sent = nbytes
-            self._credit -= nbytes
-        operation.batch.extend(self._spare)
+        if rest is None:
+            rest = IOBatch()
+            rest.extend(batch)
+            if error is None:
+                rest._advance(nbytes)
+            else:
+                nbytes = _ended(rest, error)
+        size = rest.bytessent + rest.bytesleft
+        operation = WriteOperation(self, info, size, size, batch=rest)
         self._enqueue(operation)
         self._queue.move_to_end(operation, last=False)  # hooks may have posted others
-        if (error := self._spare.error) is not None:
-            self._spare.reset()
-            self._stop(operation, WriteStatus.ERROR, error)
+        if nbytes == IOB_ERROR:
+            self._stop(operation, WriteStatus.ERROR, rest.error)
+            self._state = IDLE
+        else:
+            self._credit -= rest.bytessent
+            # To try once more is for the loop, when it says that the socket is writable.
+            self._settle()
         self._start(operation, self.timeout, self.stall_timeout)
+        return operation
 
 
 def _seconds(seconds: Seconds, before: float | None) -> float | None:
