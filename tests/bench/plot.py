@@ -1,4 +1,4 @@
-"""Bar charts as SVG, readable on a light and on a dark page."""
+"""Bar charts as SVG, light or dark as the reader prefers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ LABELS = 190  # the column of the names
 FIGURES = 70  # the column behind the longest bar
 BAR = 18
 GAP = 4
-# The first series is ours. The colours differ in brightness too, and stand out from both pages.
+MARGIN = 12
+# The first series is ours. The colours differ in brightness too. The chart has a background of its
+# own, since the page that shows it may be dark where the reader's system is light.
 STYLE = """
+  .page { fill: #ffffff }
   text { font: 13px system-ui, sans-serif; fill: #1f2328 }
   .title { font-weight: 600; font-size: 15px }
   .group { font-weight: 600 }
   .other { fill: #8c959f }
   .first { fill: #1f6feb }
   @media (prefers-color-scheme: dark) {
+    .page { fill: #0d1117 }
     text { fill: #e6edf3 }
     .other { fill: #6e7681 }
     .first { fill: #58a6ff }
@@ -54,8 +58,12 @@ def bars(path: Path, title: str, unit: str, groups: Mapping[str, Mapping[str, fl
                 f'<text x="{LABELS + length + 6}" y="{y + 14}">{value:.3g} {escape(unit)}</text>',
             ]
             y += BAR + GAP
+    width, height = WIDTH + 2 * MARGIN, y + 2 * MARGIN
     path.write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y + 6}" width="{WIDTH}" '
-        f'role="img" aria-label="{escape(title, {chr(34): "&quot;"})}">'
-        f"\n<style>{STYLE}</style>\n" + "\n".join(shapes) + "\n</svg>\n"
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" role="img" '
+        f'viewBox="-{MARGIN} -{MARGIN} {width} {height}" '
+        f'aria-label="{escape(title, {chr(34): "&quot;"})}">\n<style>{STYLE}</style>\n'
+        f'<rect class="page" x="-{MARGIN}" y="-{MARGIN}" width="{width}" height="{height}"/>\n'
+        + "\n".join(shapes)
+        + "\n</svg>\n"
     )
