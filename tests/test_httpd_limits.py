@@ -18,6 +18,8 @@ from time import monotonic
 
 import pytest
 
+from iobatch import IOBatch
+from iobatch.filters import Filter
 from tests.helpers import PATIENCE, data, receive, stream_pair
 from tests.httpd_helpers import (
     HTTPD,
@@ -38,6 +40,7 @@ from tests.httpd_helpers import (
 from accesslog import MAX_WRITE, AccessLog
 from connection import LINGER_SECONDS, REST, Connection
 from files import Files
+from outlet import Outlet
 from responses import Request
 from server import MAX_TURNED_AWAY
 from settings import Settings
@@ -142,6 +145,21 @@ def test_rate(site: Path) -> None:
         assert len(theirs.recv(1 << 20)) == share
         connection.close()
     files.close()
+
+
+def test_rate_of_an_outlet() -> None:
+    """What goes through TLS goes out in no larger shares than what goes straight to the socket."""
+
+    class Plain:
+        def compress(self, view: memoryview) -> bytes:
+            return bytes(view)
+
+    with stream_pair() as (ours, theirs), IOBatch() as batch:
+        batch.addbuf(data(100_000))
+        outlet = Outlet(ours, batch, Filter(Plain()))
+        assert outlet.send(10_001) == 10_001
+        assert receive(theirs, 10_001) == data(100_000)[:10_001]
+        assert batch.bytesleft == 100_000 - 10_001
 
 
 @pytest.mark.parametrize("accept", ["identity", "gzip"])
