@@ -511,7 +511,7 @@ def test_keep_alive(
 @pytest.mark.parametrize("host", ["", "x", "a-b.example:80", "[2001:db8::1]:8000", "%C3%A9"])
 def test_host(address: Address, host: str) -> None:
     """A host may be any name or address, or even none; it makes no difference."""
-    request = f"GET /1 HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+    request = f"GET /1 HTTP/1.1\r\nHost: {host} \r\n\r\n".encode()
     assert [response.status for response in split(exchange(address, request))] == [200]
 
 

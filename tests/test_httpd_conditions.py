@@ -83,6 +83,22 @@ def test_preconditions(address: Address, headers: dict[str, str], status: int) -
             assert response.body == data(1024, seed=1024)
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"If_None_Match": TAG}, 304),
+        ({"If_Modified_Since": SINCE}, 304),
+        ({"If_Unmodified_Since": BEFORE}, 412),
+        ({"If_Range": TAG, "Range": "bytes=0-0"}, 206),
+        ({"If_Range": SINCE, "Range": "bytes=0-0"}, 206),
+    ],
+)
+def test_space(address: Address, headers: dict[str, str], status: int) -> None:
+    """The space around a value is no part of it (RFC 9112 5)."""
+    spaced = {name: f"\t{value} \t " for name, value in headers.items()}
+    assert get(address, "/1024", **spaced).status == status
+
+
 def test_connection_goes_on(address: Address) -> None:
     """Behind a 304, which has no body, come the other responses."""
     request = b"GET /1024 HTTP/1.1\r\nHost: x\r\nIf-None-Match: %s\r\n\r\n"

@@ -343,6 +343,8 @@ class Connection:
         if self._fields > MAX_FIELDS:
             raise Refused(431)
         name = name.lower()
+        # What is behind a value is no part of it (RFC 9112 5); the parser leaves it there.
+        value = value.rstrip()
         headers = self._headers
         headers[name] = headers[name] + b", " + value if name in headers else value
 
