@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes, urljoin
@@ -182,12 +183,27 @@ def test_cached(site: Path, no_leaks: None) -> None:
     assert fd_count() == before
 
 
+def test_no_disk(
+    site: Path, tmp_path: Path, address: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page needs no place on a disk."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nothing"))
+    assert get(address, "/bare/").status == 200
+
+
 def test_order() -> None:
     """Folders come first; numbers go by their value, letters in whatever case."""
     names = [b"b10", b"B9", b"a", b"C", b"01", b"1", b"", b"\xff"]
     entries = [Entry(name, 1, 0.0, is_directory=False) for name in names]
     entries.append(Entry(b"zoo", 4096, 0.0, is_directory=True))
     assert listed(page([], entries)) == ["zoo", "", "01", "1", "a", "B9", "b10", "C", "\ufffd"]
+
+
+def test_braces() -> None:
+    """A name that looks like a place in the page's pattern is a name like others."""
+    content = page([b"{crumbs}{title}"], []).decode()
+    assert "<title>/{crumbs}{title}/</title>" in content
+    assert content.count("{crumbs}{title}") == 2
 
 
 def test_way_up() -> None:
@@ -249,11 +265,11 @@ onload = () => {
 
 def test_sorting(site: Path, tmp_path: Path) -> None:
     """In a browser the headings sort, up and down, and folders stay on top."""
-    for name, size, age in (("a", 30, 1), ("b", 20, 3), ("c", 100, 2)):
+    for name, size, age in (("a", 30, 1), ("a1", 4, 4), ("b", 20, 3), ("c", 100, 2)):
         (site / "bare" / name).write_bytes(bytes(size))
         os.utime(site / "bare" / name, (MODIFIED - age, MODIFIED - age))
     (site / "bare" / "D").mkdir()
     (site / "sub" / "index.html").write_text(SORTER)
     with serving(site) as (_, (host, port)):
         result = browse(f"http://{host}:{port}/sub/", tmp_path / "profile")
-    assert "seen: Dabc Dcba Dbac Dcab Dbca Dacb" in result
+    assert "seen: Daa1bc Dcba1a Da1bac Dcaba1 Da1bca Dacba1" in result

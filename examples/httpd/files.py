@@ -9,7 +9,6 @@ from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from mimetypes import guess_type
 from stat import S_ISDIR, S_ISLNK, S_ISREG
-from tempfile import TemporaryFile
 from time import time
 from typing import TYPE_CHECKING
 from urllib.parse import quote_from_bytes, unquote_to_bytes
@@ -227,11 +226,12 @@ class Files:
         finally:
             os.close(fd)
         content = page(names, entries)
-        with TemporaryFile(buffering=0) as file:
-            file.write(content)
-            fd = os.dup(file.fileno())
         tag = blake2b(content, digest_size=12).hexdigest()
-        return OpenFile(fd, len(content), None, "text/html; charset=utf-8", now + FRESH, tag)
+        fd = os.memfd_create("listing")  # in memory: no disk has to have room for it
+        file = OpenFile(fd, len(content), None, "text/html; charset=utf-8", now + FRESH, tag)
+        with open(fd, "wb", closefd=False) as writer:
+            writer.write(content)
+        return file
 
     def _entry(self, names: Sequence[bytes], found: os.DirEntry[str]) -> Entry:
         """Return what a page says of a file or directory."""

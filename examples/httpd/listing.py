@@ -102,7 +102,7 @@ _TABLE = """\
 _SCRIPT = """\
 <script>
 const heads = [...document.querySelectorAll("th")], body = document.querySelector("tbody");
-const key = (row, column) => column ? Number(row.cells[column].dataset.v) : row.textContent;
+const key = ({ cells }, column) => column ? Number(cells[column].dataset.v) : cells[0].textContent;
 const byName = new Intl.Collator(undefined, { numeric: true });
 heads.forEach((head, column) => {
   const button = document.createElement("button");
@@ -137,8 +137,10 @@ def page(names: Sequence[bytes], entries: Iterable[Entry]) -> bytes:
     """
     ordered = sorted(entries, key=lambda each: (not each.is_directory, _natural(each.name)))
     title = "/".join(("", *map(_text, names), ""))
-    # The style has braces of its own, so this is no work for str.format.
-    parts = [_HEAD.replace("{title}", title).replace("{crumbs}", _crumbs(names))]
+    # The style has braces of its own, so this is no work for str.format. In one go, as names may
+    # have such braces too.
+    fields = {"title": title, "crumbs": _crumbs(names)}
+    parts = [re.sub(r"\{(title|crumbs)\}", lambda match: fields[match[1]], _HEAD)]
     if ordered:
         parts += [_TABLE, *map(_row, ordered), "</tbody>\n</table>\n"]
     parts.append(f"<p>{_summary(ordered)}</p>\n</main>\n")
