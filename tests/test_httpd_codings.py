@@ -201,6 +201,8 @@ def test_curl(address: Address, tmp_path: Path) -> None:
         (b"gzip;q=1.0, zstd;q=0.9", "gzip"),
         (b"gzip ; Q=0.5 , zstd;q=0.1", "gzip"),
         (b"gzip;q=0", ""),
+        (b"gzip; q = 0", ""),
+        (b"x-gzip", "gzip"),
         (b"gzip;q=0.001", "gzip"),
         (b"gzip;q=0.5, identity", ""),
         (b"gzip;q=0.5, identity;q=0.5", "gzip"),

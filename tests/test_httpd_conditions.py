@@ -173,6 +173,8 @@ def serve_texts(site: Path) -> Iterator[Address]:
         ("folder.txt", TEXT),
         ("small.txt", TEXT[: MIN_CODED - 1]),
         ("small.txt.br", b"br of small"),
+        ("data.bin", b"some data"),
+        ("data.bin.zst", b"zst of data"),
         ("plain.txt", TEXT),
     ):
         (site / name).write_bytes(content)
@@ -187,26 +189,35 @@ def serve_texts(site: Path) -> Iterator[Address]:
 @pytest.mark.parametrize(
     ("name", "accept", "coding", "body"),
     [
-        ("both", "gzip, br, zstd", "br", b"br of both"),
-        ("both", "gzip, zstd", "zstd", b"zst of both"),
-        ("both", "gzip;q=1, *;q=0.5", "gzip", b"gz of both" * 200),
-        ("both", "identity", None, TEXT),
-        ("both", "br;q=0", None, TEXT),
-        ("only", "br, gzip", "gzip", gzip.compress(TEXT)),
-        ("stale", "br", None, TEXT),
-        ("link", "br", None, TEXT),
-        ("folder", "br", None, TEXT),
-        ("small", "br", None, TEXT[: MIN_CODED - 1]),
+        ("both.txt", "gzip, br, zstd", "br", b"br of both"),
+        ("both.txt", "gzip, zstd", "zstd", b"zst of both"),
+        ("both.txt", "gzip;q=1, *;q=0.5", "gzip", b"gz of both" * 200),
+        ("both.txt", "identity", None, TEXT),
+        ("both.txt", "br;q=0", None, TEXT),
+        ("only.txt", "br, gzip", "gzip", gzip.compress(TEXT)),
+        ("only.txt", "zstd, gzip", "gzip", gzip.compress(TEXT)),
+        ("only.txt", "*", "gzip", gzip.compress(TEXT)),
+        ("stale.txt", "br", None, TEXT),
+        ("link.txt", "br", None, TEXT),
+        ("folder.txt", "br", None, TEXT),
+        ("small.txt", "br", "br", b"br of small"),
+        ("small.txt", "gzip", None, TEXT[: MIN_CODED - 1]),
+        ("data.bin", "zstd", "zstd", b"zst of data"),
+        ("data.bin", "br, gzip", None, b"some data"),
     ],
 )
 def test_siblings(texts: Address, name: str, accept: str, coding: str | None, body: bytes) -> None:
-    """A compressed file beside the file is sent as what it is the coding of, if it's not older."""
+    """A compressed file beside the file is sent as what it is the coding of, if it's not older.
+
+    So it is for any type and size, and rather than what could be made on the fly.
+    """
+    text = name.endswith("txt")
     for version in ("1.1", "1.0"):
-        response = get(texts, f"/{name}.txt", version=version, Accept_Encoding=accept)
+        response = get(texts, f"/{name}", version=version, Accept_Encoding=accept)
         assert response.headers.get("Content-Encoding") == coding
         assert response.headers["Content-Length"] == str(len(body))
-        assert response.headers["Content-Type"] == "text/plain; charset=utf-8"
-        assert ("Vary" in response.headers) is (name != "small")
+        assert response.headers["Content-Type"].startswith("text/plain" if text else "application/")
+        assert response.headers["Vary"] == "Accept-Encoding"
         assert response.body == body or gzip.decompress(response.body) == TEXT
 
 
@@ -232,17 +243,31 @@ def test_tags_differ(texts: Address) -> None:
 
 
 def test_ranges_of_codings(texts: Address) -> None:
-    """A range is one of the file beside, or of the file itself, not of what is made on the fly."""
+    """A range is one of the file beside, or of the file itself, not of what is made on the fly.
+
+    That a client wants a range makes no difference to what it is a range of (RFC 9110 14.2).
+    """
     part: dict[str, Any] = {"Range": "bytes=3-9", "Accept_Encoding": "br, gzip"}
     response = get(texts, "/both.txt", **part)
     assert (response.status, response.body) == (206, b"of both")
     assert response.headers["Content-Encoding"] == "br"
-    response = get(texts, "/plain.txt", **part)
+    response = get(texts, "/plain.txt", Range="bytes=3-9", Accept_Encoding="identity")
     assert (response.status, response.body) == (206, TEXT[3:10])
     assert "Content-Encoding" not in response.headers
     assert response.headers["Vary"] == "Accept-Encoding"
     tag = response.headers["ETag"]
-    assert get(texts, "/plain.txt", If_Match=tag, Accept_Encoding="gzip").body == TEXT
+    assert get(texts, "/plain.txt", If_Match=tag).body == TEXT
+    for method, headers in (
+        ("GET", part),
+        ("HEAD", part),
+        ("GET", {**part, "Range": "foo=3-9"}),
+        ("GET", {**part, "Accept_Encoding": "gzip, identity;q=0"}),
+        ("GET", {"If_Match": "*", "Accept_Encoding": "gzip, identity;q=0"}),
+    ):
+        response = get(texts, "/plain.txt", method, **headers)
+        assert response.status == 200
+        assert response.headers["Content-Encoding"] == "gzip"
+        assert method == "HEAD" or gzip.decompress(response.body) == TEXT
 
 
 # OPTIONS, and a client that is not ours

@@ -93,7 +93,7 @@ def choose(accept: bytes, available: tuple[str, ...]) -> str:
     weights: dict[str, float] = {}
     for element in accept.decode("latin-1").lower().split(","):
         name, *parameters = (part.strip() for part in element.split(";"))
-        weights[name] = _weight(parameters)
+        weights[name.removeprefix("x-")] = _weight(parameters)  # RFC 9110 8.4.1.3: "x-gzip"
     other = weights.get("*", 0.0)
     best, greatest = "", weights.get("identity", 0.0)
     for coding in available:
@@ -107,7 +107,7 @@ def _weight(parameters: list[str]) -> float:
     """Return a weight (RFC 9110 12.4.2); what is none counts as a refusal."""
     for parameter in parameters:
         name, _, value = parameter.partition("=")
-        if name == "q":
+        if name.rstrip() == "q":
             try:
                 weight = float(value)
             except ValueError:

@@ -248,9 +248,8 @@ class Connection:
         batch = self._batch
         file = self._files.get(request.target, now)
         coding = ""
-        if file.compressible:
-            siblings = self._files.siblings(file, now)
-            file, coding = responses.negotiate(request.headers, request.version, file, siblings)
+        if file.varies:
+            file, coding = responses.negotiate(request.headers, request.version, file)
             if coding and not can_encode():
                 coding = ""
         if not responses.CONDITIONAL.isdisjoint(request.headers):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections import deque
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from hashlib import blake2b
 from mimetypes import guess_type
 from stat import S_ISDIR, S_ISLNK, S_ISREG
@@ -28,6 +30,8 @@ FRESH = 1.0
 MAX_OPEN = 256
 # What is in the files beside a file, the smallest first.
 SUFFIXES = {"br": b".br", "zstd": b".zst", "gzip": b".gz"}
+# A host and its port (RFC 3986 3.2.2), but for the comma: it would be between two of them.
+_HOST = re.compile(rb"(\[[\w.~!$&'()*+;=:%-]+\]|[\w.~!$&'()*+;=%-]*)(:[0-9]*)?")
 # MAXSYMLINKS of Linux (path_resolution(7)).
 MAX_LINKS = 40
 
@@ -62,15 +66,18 @@ class OpenFile:
     names: Sequence[bytes] = ()
     # The content coding that the file itself has; "": none.
     coding: str = ""
-    # It is sent in the content coding that the client likes best.
+    # It may be sent in a content coding that is made on the fly.
     compressible: bool = field(init=False)
-    # Files beside it with the same content in a content coding; None: not looked for yet.
-    siblings: dict[str, OpenFile] | None = field(init=False, default=None)
+    # The files beside it with the same content in a content coding, by coding.
+    siblings: dict[str, OpenFile] = field(init=False, factory=dict)
+    # What is sent depends on the codings that the client takes.
+    varies: bool = field(init=False)
     # The heads of its responses by content coding: kept here because they live just as long.
     heads: dict[str, bytes] = field(init=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
         self.compressible = self.size >= MIN_CODED and compressible(self.content_type)
+        self.varies = self.compressible
 
     def fileno(self) -> int:
         """Return the descriptor."""
@@ -139,27 +146,12 @@ class Files:
             file = cache.get(key)
             if file is None or file.fresh_until <= now:
                 file = self._open(names, now)
+                self._add_siblings(file, now)
                 cache.pop(key, None)
                 if len(cache) >= MAX_OPEN:
                     del cache[next(iter(cache))]
                 cache[key] = file
         return file
-
-    def siblings(self, file: OpenFile, now: float) -> dict[str, OpenFile]:
-        """Return the files beside one that have its content in a content coding, by coding."""
-        if file.siblings is None:
-            file.siblings = {}
-            for coding, suffix in SUFFIXES.items() if file.names else ():
-                with suppress(OSError):
-                    *names, last = file.names
-                    found = self._open_below([*names, last + suffix], now)
-                    # What is older than the file was made of another one.
-                    if found is not None and int(found.modified or 0) >= int(file.modified or 0):
-                        found.coding = coding
-                        found.content_type = file.content_type
-                        found.compressible = True
-                        file.siblings[coding] = found
-        return file.siblings
 
     def _open(self, names: Sequence[bytes], now: float) -> OpenFile:
         """Open what a path stands for; behind a directory's name an empty one means its index."""
@@ -183,6 +175,24 @@ class Files:
                 raise _failure(errno.EACCES)
             file = self._list(folder, now)
         return file
+
+    def _add_siblings(self, file: OpenFile, now: float) -> None:
+        """Open the files beside one that have its content in a content coding."""
+        if not file.names:
+            return
+        *names, last = file.names
+        with suppress(OSError), self._walk(names) as (_, _, folder):
+            for coding, suffix in SUFFIXES.items():
+                with suppress(OSError):
+                    # Mostly there is none, which is told sooner so.
+                    os.stat(last + suffix, dir_fd=folder, follow_symlinks=False)
+                    found = self._open_below([*names, last + suffix], now)
+                    # What is older than the file was made of another one.
+                    if found is not None and int(found.modified or 0) >= int(file.modified or 0):
+                        found.coding = coding
+                        found.content_type = file.content_type
+                        found.varies = file.varies = True
+                        file.siblings[coding] = found
 
     def _open_below(self, names: Sequence[bytes], now: float) -> OpenFile | None:
         """Open a regular file; None: it is a directory."""
@@ -305,13 +315,21 @@ def split_target(target: bytes) -> tuple[bytes, bytes]:
         scheme, _, rest = target.partition(b"://")
         if scheme.lower() not in {b"http", b"https"}:
             raise _failure(errno.EINVAL)
-        # The path may be empty, with a query or without.
+        # The path may be empty, with a query or without. The host may not (RFC 9110 4.2.1).
         end = min((i for i in (rest.find(b"/"), rest.find(b"?")) if i >= 0), default=len(rest))
+        if rest[:end].startswith(b":") or not rest[:end] or not is_host(rest[:end]):
+            raise _failure(errno.EINVAL)
         target = rest[end:]
         if not target.startswith(b"/"):
             target = b"/" + target
     path, mark, query = target.partition(b"?")
     return path, mark + query
+
+
+@lru_cache(maxsize=64)
+def is_host(value: bytes) -> bool:
+    """Tell whether something could be a host, maybe with a port."""
+    return _HOST.fullmatch(value) is not None
 
 
 def split_path(path: bytes) -> list[bytes]:

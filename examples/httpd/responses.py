@@ -6,7 +6,6 @@ import errno
 from email.utils import formatdate
 from functools import cache, lru_cache
 from http import HTTPStatus
-from string import ascii_letters, digits
 from typing import TYPE_CHECKING
 from urllib.parse import quote_from_bytes
 
@@ -14,7 +13,7 @@ from attrs import define, field
 
 from codings import AVAILABLE, choose
 from conditions import precondition, range_applies
-from files import SUFFIXES
+from files import is_host
 from ranges import content_range, multipart, spans
 
 if TYPE_CHECKING:
@@ -35,8 +34,6 @@ CONDITIONAL = frozenset(
         b"range",
     }
 )
-# What a host and its port are made of (RFC 3986 3.2.2), but for the comma.
-_OF_HOSTS = (ascii_letters + digits + "-._~%!$&'()*+;=:[]").encode()
 # RFC 9110 15.3.5: it has no content.
 OPTIONS = f"HTTP/1.1 204 No Content\r\nAllow: {b', '.join(sorted(METHODS)).decode()}\r\n".encode()
 
@@ -73,13 +70,14 @@ class Request:
 def refusal(request: Request) -> int:
     """Return the status that refuses a request for what its head says, or 0."""
     headers = request.headers
-    if request.version == "1.1":
-        # RFC 9112 3.2. If there are two, a comma is between them.
-        host = headers.get(b"host")
-        if host is None or host.translate(None, _OF_HOSTS):
-            return 400
-    elif request.version != "1.0":
+    if request.version not in {"1.1", "1.0"}:
         return 505
+    host = headers.get(b"host")  # RFC 9112 3.2. If there are two, a comma is between them.
+    if host is None:
+        if request.version == "1.1":
+            return 400
+    elif not is_host(host):
+        return 400
     # RFC 9112 6.3: without "chunked" at its end nobody can tell where such a body ends.
     if b"transfer-encoding" in headers and headers[b"transfer-encoding"].lower() != b"chunked":
         return 400
@@ -106,26 +104,23 @@ class Reply:
     end: bytes = b""
 
 
-def negotiate(
-    headers: Mapping[bytes, bytes], version: str, file: OpenFile, siblings: dict[str, OpenFile]
-) -> tuple[OpenFile, str]:
+def negotiate(headers: Mapping[bytes, bytes], version: str, file: OpenFile) -> tuple[OpenFile, str]:
     """Choose between a file as it is, one beside it, and making a coding of it on the fly.
 
     Args:
         headers: the request's.
         version: the request's.
         file: the one that was asked for.
-        siblings: files with the same content in a coding, by coding.
 
     Returns:
         The file to be sent, and the coding to be made of it; "": none.
 
     """
+    siblings = file.siblings
+    # What is there already costs nothing, and has parts that can be asked for.
     available = tuple(siblings)
-    # HTTP/1.0 has no chunks. What is made on the fly has no parts that could be asked for, and its
-    # tag is weak, so that it can't be what If-Match means.
-    if version == "1.1" and b"range" not in headers and b"if-match" not in headers:
-        available = tuple(each for each in SUFFIXES if each in siblings or each in AVAILABLE)
+    if file.compressible and version == "1.1":  # HTTP/1.0 has no chunks
+        available += tuple(each for each in AVAILABLE if each not in siblings)
     coding = choose(headers.get(b"accept-encoding", b""), available)
     if coding in siblings:
         return siblings[coding], ""
@@ -174,6 +169,7 @@ def conditional(request: Request, file: OpenFile, coding: str, now: float) -> Re
     if (
         b"range" not in headers
         or request.method != b"GET"  # RFC 9110 14.2
+        or coding  # what is made on the fly has no parts
         or not range_applies(headers, tag, file.modified, now)
         or (found := spans(headers[b"range"], file.size)) is None
     ):
@@ -209,7 +205,7 @@ def _validators(file: OpenFile, coding: str, now: float) -> bytes:
     # Clients keep it, but ask each time whether it is still the same. Otherwise they would guess
     # from its age for how long it will be (RFC 9111 4.2.2).
     lines = f"ETag: {etag(file, coding)}\r\nCache-Control: no-cache\r\n"
-    if file.compressible:
+    if file.varies:
         lines += "Vary: Accept-Encoding\r\n"
     if file.modified is not None:
         lines += f"Last-Modified: {formatdate(min(max(file.modified, 0), now), usegmt=True)}\r\n"
