@@ -38,8 +38,9 @@ MAX_TARGET = 8000
 MAX_HEAD = 32 * 1024
 # Header fields of one request: browsers send less than 30.
 MAX_FIELDS = 100
-# A connection keeps no more of what came last, to compare it with what comes next.
-MAX_REPEATED = 1024
+# No more of what came last is kept, to compare it with what comes next: what browsers send is
+# longer, and hardly ever the same, and to keep that costs more than it saves.
+MAX_REPEATED = 256
 # What step returns besides events.
 REST = 1 << 8
 # So many responses are made ready at once: pipelined requests hold no more open files than that.
