@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Thread
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,13 +20,17 @@ HTTPD = ROOT / "examples" / "httpd"
 sys.path.insert(0, str(HTTPD))
 
 # The server's modules see each other as siblings, and so they are seen here.
+import outlet  # noqa: E402
+from connection import REST  # noqa: E402
 from files import Files  # noqa: E402
-from server import Server, listen  # noqa: E402
+from server import REST_TICK, Server, listen  # noqa: E402
 from settings import Settings  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from connection import Connection
 
     Address = tuple[str, int]
 
@@ -113,6 +117,37 @@ def program(
             yield process, match[1]
         finally:
             process.terminate()
+
+
+class Clock:
+    """The time by which rates are kept."""
+
+    now = 1000.0
+
+
+@pytest.fixture(name="clock")
+def make_clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Let the time of rates stand still."""
+    clock = Clock()
+    monkeypatch.setattr(outlet, "monotonic", lambda: clock.now)
+    return clock
+
+
+def keeps_rate(connection: Connection, theirs: socket.socket, clock: Clock, rate: int) -> None:
+    """Take what a connection sends in some time, and see that it is what the rate allows."""
+    theirs.setblocking(False)
+    received = []
+    for i in range(1, 1 + int(min(100, 800_000 / rate) / REST_TICK)):
+        assert connection.step(clock.now) == REST
+        assert connection.deadline > clock.now
+        received.append(0)
+        with suppress(BlockingIOError):
+            received[-1] = len(theirs.recv(1 << 20))
+        clock.now += REST_TICK
+        # A burst more, as it began with one.
+        assert sum(received) <= rate * (i * REST_TICK + 2 * outlet.BURST) + 1
+    assert max(received) <= 2 * outlet.BURST * rate
+    assert sum(received) >= rate * i * REST_TICK
 
 
 def address_of(url: str) -> Address:

@@ -18,14 +18,15 @@ from time import monotonic
 
 import pytest
 
-from iobatch import IOBatch
-from iobatch.filters import Filter
 from tests.helpers import PATIENCE, data, receive, stream_pair
 from tests.httpd_helpers import (
     HTTPD,
+    Clock,
     address_of,
     exchange,
     get,
+    keeps_rate,
+    make_clock,  # noqa: F401
     make_site,  # noqa: F401
     program,
     read_all,
@@ -40,9 +41,8 @@ from tests.httpd_helpers import (
 from accesslog import MAX_WRITE, AccessLog
 from connection import LINGER_SECONDS, REST, Connection
 from files import Files
-from outlet import Outlet
 from responses import Request
-from server import MAX_TURNED_AWAY
+from server import MAX_TURNED_AWAY, REST_TICK
 from settings import Settings
 
 REQUEST = b"GET /1048576 HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -127,39 +127,58 @@ def test_far_too_many_connections(site: Path) -> None:
         assert receive(waiting, 12) in {b"HTTP/1.1 200", b"HTTP/1.1 503"}
 
 
-def test_rate(site: Path) -> None:
-    """A connection that had its share rests, for as long as that share is meant to last."""
+@pytest.mark.parametrize("rate", [1000, 80_000])
+@pytest.mark.parametrize("accept", ["identity", "gzip"])
+def test_rate(site: Path, clock: Clock, accept: str, rate: int) -> None:
+    """What leaves, coded or not, is what the rate allows, in small shares; resting is no idling."""
+    (site / "text.txt").write_bytes(data(1 << 20).hex().encode())
     files = Files(site)
+    request = f"GET /text.txt HTTP/1.1\r\nHost: x\r\nAccept-Encoding: {accept}\r\n\r\n"
     with stream_pair("tcp4") as (ours, theirs):
         ours.setblocking(False)
-        connection = Connection(ours, files, Settings(rate=80_000), 60.0)
-        theirs.sendall(REQUEST)
-        assert connection.step(1.0) == REST
-        share = len(theirs.recv(1 << 20))
-        assert share == 10_001
-        assert connection.step(1.0 + share / 80_000 - 0.001) == REST
-        theirs.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            theirs.recv(1)
-        assert connection.step(1.0 + share / 80_000 + 0.001) == REST
-        assert len(theirs.recv(1 << 20)) == share
+        connection = Connection(ours, files, Settings(rate=rate, timeout=5.0), clock.now + 5.0)
+        theirs.sendall(request.encode())
+        keeps_rate(connection, theirs, clock, rate)
         connection.close()
     files.close()
 
 
-def test_rate_of_an_outlet() -> None:
-    """What goes through TLS goes out in no larger shares than what goes straight to the socket."""
+def test_rate_of_small_responses(site: Path, clock: Clock) -> None:
+    """Many small responses, one after another, leave no faster than a large one, nor slower."""
+    files = Files(site)
+    with stream_pair("unix") as (ours, theirs):
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        connection = Connection(ours, files, Settings(rate=10_000), 60.0)
+        start, received = clock.now, 0
+        for _ in range(1000):
+            theirs.sendall(SMALL)
+            while (events := connection.step(clock.now)) != EVENT_READ:
+                assert events == REST
+                clock.now += REST_TICK
+            received += len(theirs.recv(1 << 16))
+        assert received == pytest.approx(10_000 * (clock.now - start), rel=0.02)
+        connection.close()
+    files.close()
 
-    class Plain:
-        def compress(self, view: memoryview) -> bytes:
-            return bytes(view)
 
-    with stream_pair() as (ours, theirs), IOBatch() as batch:
-        batch.addbuf(data(100_000))
-        outlet = Outlet(ours, batch, Filter(Plain()))
-        assert outlet.send(10_001) == 10_001
-        assert receive(theirs, 10_001) == data(100_000)[:10_001]
-        assert batch.bytesleft == 100_000 - 10_001
+@pytest.mark.parametrize("rate", [1, 5])
+def test_least_rate(site: Path, clock: Clock, rate: int) -> None:
+    """Even the lowest rate comes to an end."""
+    files = Files(site)
+    with stream_pair("unix") as (ours, theirs):
+        ours.setblocking(False)
+        connection = Connection(ours, files, Settings(rate=rate, timeout=5.0), clock.now + 5.0)
+        start = clock.now
+        theirs.sendall(SMALL)
+        while connection.step(clock.now) == REST:
+            assert connection.deadline > clock.now
+            clock.now += REST_TICK
+        [response] = split(theirs.recv(1 << 16))
+        assert response.body == data(1, seed=1)
+        assert clock.now - start > 200 / rate
+        connection.close()
+    files.close()
 
 
 @pytest.mark.parametrize("accept", ["identity", "gzip"])

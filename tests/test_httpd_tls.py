@@ -10,14 +10,18 @@ import socket
 import ssl
 import subprocess
 from contextlib import suppress
+from selectors import EVENT_READ
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
 
-from tests.helpers import PATIENCE, data
+from tests.helpers import PATIENCE, data, stream_pair
 from tests.httpd_helpers import (
+    Clock,
     address_of,
+    keeps_rate,
+    make_clock,  # noqa: F401
     make_site,  # noqa: F401
     program,
     read_all,
@@ -28,7 +32,11 @@ from tests.httpd_helpers import (
 )
 
 # isort: split
+from connection import Connection
+from files import Files
 from secure import tls_context
+from server import REST_TICK
+from settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -189,6 +197,32 @@ class Memory:
             while piece := self.drive(lambda: self.tls.read(1 << 14), 1 << 16):
                 received += piece
         return bytes(received)
+
+
+@pytest.mark.parametrize("rate", [1000, 80_000])
+def test_rate(site: Path, keys: Keys, clock: Clock, rate: int) -> None:
+    """A limited rate is that of what TLS makes, from the handshake on."""
+    files = Files(site)
+    settings = Settings(
+        tls=tls_context(str(keys.certificate), str(keys.key)), rate=rate, timeout=5.0
+    )
+    with stream_pair("tcp4") as (ours, theirs):
+        ours.setblocking(False)
+        connection = Connection(ours, files, settings, clock.now + 5.0)
+        client = Memory(theirs, keys.client)
+        while True:
+            with suppress(ssl.SSLWantReadError):
+                client.tls.do_handshake()
+                break
+            theirs.sendall(client.outgoing.read())
+            while connection.step(clock.now) != EVENT_READ:
+                clock.now += REST_TICK
+            client.incoming.write(theirs.recv(1 << 16))
+        client.tls.write(b"GET /1048576 HTTP/1.1\r\nHost: x\r\n\r\n")
+        theirs.sendall(client.outgoing.read())
+        keeps_rate(connection, theirs, clock, rate)
+        connection.close()
+    files.close()
 
 
 def test_handshake_in_pieces(secure: Address, keys: Keys) -> None:

@@ -21,7 +21,7 @@ import responses
 from codings import CODINGS
 from files import split_path, split_target
 from iobatch import IOB_ERROR, IOBatch, iob_send
-from outlet import Outlet, can_encode
+from outlet import Meter, Outlet, can_encode
 from responses import Request, head_end
 from secure import secure
 
@@ -78,8 +78,6 @@ class Connection:
     deadline: float
     # The client's address.
     _peer: bytes = b""
-    # Not before then anything more is sent, as the rate is limited (time.monotonic).
-    _rest_until: float = field(init=False, default=0.0)
     _parser: HttpRequestParser = field(init=False)
     _batch: IOBatch = field(init=False, factory=IOBatch)
     # The open files that the batch refers to by their descriptors.
@@ -87,6 +85,8 @@ class Connection:
     # None: the batch goes straight to the socket, as it is.
     _outlet: Outlet | None = field(init=False, default=None)
     _tls: Secure | None = field(init=False, default=None)
+    # What limits the rate; None: it isn't limited.
+    _meter: Meter | None = field(init=False, default=None)
     # Parsed and not yet answered.
     _requests: deque[Request] = field(init=False, factory=deque)
     # Not everything that was parsed is answered and sent.
@@ -109,9 +109,13 @@ class Connection:
 
     def __attrs_post_init__(self) -> None:
         self._parser = HttpRequestParser(self)
-        if self._settings.tls is not None:
-            self._tls = secure(self._settings.tls)
-            self._outlet = Outlet(self.sock, self._batch, self._tls.filter)
+        settings = self._settings
+        if settings.rate is not None:
+            self._meter = Meter(settings.rate)
+            self._outlet = Outlet(self.sock, self._batch, None, self._meter)
+        if settings.tls is not None:
+            self._tls = secure(settings.tls, self._meter)
+            self._outlet = Outlet(self.sock, self._batch, self._tls.filter, self._meter)
 
     def close(self) -> None:
         """Close the socket, and let go what was to be sent."""
@@ -180,8 +184,9 @@ class Connection:
     def _send(self, now: float) -> int:
         batch = self._batch
         requests = self._requests
-        rate = self._settings.rate
-        if rate is not None and now < self._rest_until:
+        meter = self._meter
+        if meter is not None and now < meter.rest_until:
+            self._sending = True
             return REST
         if not batch and (self._outlet is None or not self._outlet.coding):
             self._held.clear()
@@ -190,29 +195,28 @@ class Connection:
                 room -= 1
         outlet = self._outlet
         if outlet is None:
-            if rate is None:
-                nbytes = iob_send(self.sock, batch)
-            else:
-                nbytes = iob_send(self.sock, batch, limit=rate // 8 + 1)
+            nbytes = iob_send(self.sock, batch)
             left = batch.bytesleft > 0
         else:
             outlet.ending = self._last and not requests and self._tls is not None
-            nbytes = outlet.send() if rate is None else outlet.send(rate // 8 + 1)
+            nbytes = outlet.send()
             left = bool(outlet)
         if nbytes == IOB_ERROR:
             return 0
         if nbytes > 0:
             self.deadline = now + self._settings.timeout
+        if meter is not None:
+            # It goes on while filters that are full take nothing.
+            self.deadline = max(self.deadline, meter.rest_until + self._settings.timeout)
         if left or requests:
             # Even if it could take more now: the others come first.
             self._sending = True
-            if rate is not None and nbytes > 0:
-                self._rest_until = now + nbytes / rate
+            if meter is not None and now < meter.rest_until:
                 return REST
             return EVENT_WRITE
         self._sending = False
         self._held.clear()
-        if self._tls is None:
+        if self._tls is None and meter is None:
             self._outlet = None
         if self._last:
             try:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from attrs import define, field
 
-from iobatch import IOBatch, iob_send, iob_write
+from iobatch import IOB_AGAIN, IOBatch, iob_send, iob_write
 from iobatch.filters import Chunked, Filter
 
 if TYPE_CHECKING:
@@ -28,6 +29,11 @@ HIGH_WATER = 64 * 1024
 # connections together have so many, others get their files as they are.
 MAX_CODERS = 128
 _coders: WeakSet[Filter] = WeakSet()
+# Where the rate is limited, so many seconds' bytes leave at once, and no more than what so many
+# seconds would have allowed is made up for later.
+BURST = 1 / 8
+# A record of TLS (RFC 8446 5.1): pieces that are much smaller would make more of them than of data.
+RECORD = 16 * 1024
 
 
 def can_encode() -> bool:
@@ -57,6 +63,33 @@ class Headed(Chunked):
 
 
 @define(eq=False)
+class Meter:
+    """Sends no more than a rate allows; it is what iob_write calls for that, or the last Filter.
+
+    So what counts is what leaves, with all that codings and TLS make of it.
+    """
+
+    # In bytes per second.
+    _rate: int
+    # Not before then anything more is sent (time.monotonic).
+    rest_until: float = field(init=False, default=0.0)
+    # So many bytes leave at once.
+    share: int = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.share = max(1, int(self._rate * BURST))
+
+    def __call__(self, sock: socket.socket, view: memoryview) -> int:
+        """Send some of the view, if it is time; return as iob_write wants it."""
+        now = monotonic()
+        if now < self.rest_until:
+            return IOB_AGAIN
+        nbytes = sock.send(view[: self.share])
+        self.rest_until = max(self.rest_until, now - BURST) + nbytes / self._rate
+        return nbytes
+
+
+@define(eq=False)
 class Outlet:
     """Sends a batch, then maybe a body through a content coding, and all of it through TLS.
 
@@ -67,11 +100,22 @@ class Outlet:
     # What needs no coding; it goes first.
     batch: IOBatch
     _tls: Filter | None = None
+    # What is behind TLS, or there without it; None: the socket itself.
+    _meter: Meter | None = None
     # When all is sent, TLS is to be ended as well.
     ending: bool = False
     _body: IOBatch = field(init=False, factory=IOBatch)
     # What the body goes through; None: there is none.
     _coder: Filter | None = field(init=False, default=None)
+    # What the batch goes through, and how much of it at once.
+    _way: Filter | Meter | None = field(init=False)
+    _piece: int = field(init=False, default=PIECE)
+
+    def __attrs_post_init__(self) -> None:
+        self._way = self._meter if self._tls is None else self._tls
+        if self._meter is not None:
+            # What is read ahead is held for long.
+            self._piece = min(PIECE, max(RECORD, self._meter.share))
 
     def close(self) -> None:
         """Let go what is left of the body."""
@@ -82,7 +126,7 @@ class Outlet:
         self._body = body
         self._coder = Filter(
             transform,
-            Filter(Headed(head), self._tls, high_water=HIGH_WATER),
+            Filter(Headed(head), self._way, high_water=HIGH_WATER),
             high_water=HIGH_WATER,
         )
         _coders.add(self._coder)
@@ -99,22 +143,22 @@ class Outlet:
             or (self._tls is not None and (self.ending or self._tls.bytesleft > 0))
         )
 
-    def send(self, limit: int = TURN) -> int:
-        """Send what the socket takes, up to about limit bytes; return as iob_send does."""
+    def send(self) -> int:
+        """Send what the socket takes, up to about TURN bytes; return as iob_send does."""
         moved = 0
-        while self and moved < limit:
-            nbytes = self._step(min(limit, PIECE))
+        while self and moved < TURN:
+            nbytes = self._step()
             if nbytes < 0:
                 return moved or nbytes
             moved += nbytes
         return moved
 
-    def _step(self, piece: int) -> int:
+    def _step(self) -> int:
         sock, tls = self._sock, self._tls
         if self.batch:
-            if tls is None:
+            if self._way is None:
                 return iob_send(sock, self.batch)
-            return iob_write(sock, self.batch, tls, limit=piece)
+            return iob_write(sock, self.batch, self._way, limit=self._piece)
         if self._coder is not None:
             if self._body:
                 return iob_write(sock, self._body, self._coder)

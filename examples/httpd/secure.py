@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from attrs import define, field
 
 from iobatch.filters import TLS, Filter
-from outlet import HIGH_WATER
+from outlet import HIGH_WATER, Meter
 
 if TYPE_CHECKING:
     import socket
@@ -101,9 +101,9 @@ class Secure:
         self.filter.finish(sock)
 
 
-def secure(context: ssl.SSLContext) -> Secure:
-    """Return a new connection's TLS."""
+def secure(context: ssl.SSLContext, meter: Meter | None) -> Secure:
+    """Return a new connection's TLS, and maybe let it go through a meter."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     sslobject = context.wrap_bio(incoming, outgoing, server_side=True)
     tls = TLS(sslobject, incoming, outgoing)
-    return Secure(Filter(tls, high_water=HIGH_WATER), tls, sslobject)
+    return Secure(Filter(tls, meter, high_water=HIGH_WATER), tls, sslobject)
