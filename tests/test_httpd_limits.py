@@ -74,6 +74,26 @@ def test_header_timeout(site: Path) -> None:
     files.close()
 
 
+@pytest.mark.parametrize("size", [1, 3, 5, SMALL.index(b"Host")])
+def test_header_timeout_behind_another(site: Path, size: int) -> None:
+    """It is the same for a request that begins in the same piece of input as another one ends."""
+    files = Files(site)
+    with stream_pair("unix") as (ours, theirs):
+        ours.setblocking(False)
+        connection = Connection(ours, files, Settings(timeout=60.0, header_timeout=20.0), 60.0)
+        theirs.sendall(SMALL + SMALL[:size])
+        assert connection.step(5.0) == EVENT_READ
+        assert connection.deadline == 25.0
+        theirs.sendall(SMALL[size:-1])
+        assert connection.step(6.0) == EVENT_READ
+        assert connection.deadline == 25.0
+        theirs.sendall(SMALL[-1:])
+        assert connection.step(7.0) == EVENT_READ
+        assert connection.deadline == 67.0
+        connection.close()
+    files.close()
+
+
 def test_max_connections(site: Path) -> None:
     """Who comes beyond the limit is told so, at once and cleanly; others are served as before."""
     curl = tool("curl", "curl")

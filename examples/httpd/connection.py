@@ -215,6 +215,8 @@ class Connection:
                 return REST
             return EVENT_WRITE
         self._sending = False
+        if self._unfinished:  # Behind the last request the next one has begun.
+            self.deadline = min(self.deadline, now + self._settings.header_timeout)
         self._held.clear()
         if self._tls is None and meter is None:
             self._outlet = None
@@ -309,6 +311,8 @@ class Connection:
         self._unfinished += len(data)
         try:
             self._parser.feed_data(data)
+            if not self._unfinished and (self._target or not data.endswith(b"\n")):
+                self._unfinished = 1  # or more: the next request has begun
             if self._unfinished > MAX_HEAD:
                 raise Refused(431)
             # An empty line ends any request here, as one with content is the last. So nothing was
