@@ -9,7 +9,7 @@ import sys
 import traceback
 from contextlib import suppress
 from selectors import EVENT_READ, DefaultSelector
-from time import sleep
+from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     Serve = Callable[[socket.socket, socket.socket], None]
 
-# Seconds before a process takes the place of one that died.
+# Seconds before a process takes the place of one that died, or could not be started.
 RESPAWN_DELAY = 1.0
 
 
@@ -47,27 +47,41 @@ def supervise(listeners: Sequence[socket.socket], stop: socket.socket, serve: Se
         selector.register(stop, EVENT_READ)
         # By the socket that leads to it.
         workers: dict[socket.socket, Worker] = {}
+        # What has no worker, and when it gets one (time.monotonic).
+        vacant = list(listeners)
+        due = 0.0
         stopping = False
 
         def start(listener: socket.socket) -> None:
             ours, theirs = socket.socketpair()
-            pid = os.fork()
-            if not pid:
-                others = [each for each in listeners if each is not listener]
-                _work(serve, listener, theirs, [ours, stop, *workers, *others])
-            theirs.close()
+            with theirs:
+                try:
+                    pid = os.fork()
+                except OSError:
+                    ours.close()
+                    raise
+                if not pid:
+                    others = [each for each in listeners if each is not listener]
+                    _work(serve, listener, theirs, [ours, stop, *workers, *others])
             selector.register(ours, EVENT_READ)
             workers[ours] = Worker(pid, listener)
 
-        for listener in listeners:
-            start(listener)
-        while workers:
-            for key, _ in selector.select():
+        while workers or vacant:
+            if vacant and monotonic() >= due:
+                try:
+                    while vacant:
+                        start(vacant[-1])
+                        vacant.pop()
+                except OSError as exc:
+                    print(f"httpd: a worker can't be started: {exc.strerror}", file=sys.stderr)
+                    due = monotonic() + RESPAWN_DELAY
+            for key, _ in selector.select(due - monotonic() if vacant else None):
                 sock = key.fileobj
                 if TYPE_CHECKING:
                     assert isinstance(sock, socket.socket)
                 if sock is stop:
                     stopping = True
+                    vacant.clear()
                     told = stop.recv(16)
                     for each in listeners:
                         each.close()  # so that nobody waits in vain
@@ -81,8 +95,8 @@ def supervise(listeners: Sequence[socket.socket], stop: socket.socket, serve: Se
                 os.waitpid(worker.pid, 0)
                 if not stopping:
                     print("httpd: a worker died; another one is started", file=sys.stderr)
-                    sleep(RESPAWN_DELAY)
-                    start(worker.listener)
+                    vacant.append(worker.listener)
+                    due = monotonic() + RESPAWN_DELAY
 
 
 class Worker(NamedTuple):
