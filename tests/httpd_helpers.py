@@ -271,11 +271,12 @@ def get(
     return response
 
 
-def run_httpd(*args: str | Path) -> subprocess.CompletedProcess[str]:
+def run_httpd(*args: str | Path, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, HTTPD, *args],
         capture_output=True,
         text=True,
         timeout=PATIENCE,
         check=False,
+        **kwargs,
     )

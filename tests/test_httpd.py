@@ -8,6 +8,7 @@ import http.client
 import os
 import random
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -59,6 +60,8 @@ from server import listen, url
 from settings import Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.httpd_helpers import Address
 
 
@@ -353,13 +356,16 @@ def test_cache_gives_way(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = Files(site)
     files.get(b"/1", 0.0)
 
-    def failing(*args: object, **kwargs: object) -> int:
-        raise OSError(errno.EMFILE, "")
+    real_open = os.open
 
-    monkeypatch.setattr(os, "open", failing)
-    with pytest.raises(OSError, match="24"):
-        files.get(b"/1024", 0.0)
-    assert len(files) == 0
+    def opening(*args: Any, **kwargs: Any) -> int:
+        if len(files):
+            raise OSError(errno.EMFILE, "")
+        return real_open(*args, **kwargs)
+
+    monkeypatch.setattr(os, "open", opening)
+    assert files.get(b"/1024", 0.0).size == 1024
+    assert len(files) == 1
     files.close()
 
 
@@ -867,6 +873,84 @@ def test_no_permission() -> None:
         finally:
             if is_root:
                 os.seteuid(0)
+
+
+@pytest.mark.parametrize("output", [">/dev/full", "| true", ">&-"])
+def test_odd_output(site: Path, output: str) -> None:
+    """An output that takes nothing is no reason not to serve."""
+    folder = os.fsencode(site / "bare") + b"\xff"
+    Path(os.fsdecode(folder)).mkdir()
+    command = f'"$@" {output}'
+    with subprocess.Popen(
+        ["sh", "-c", command, "sh", sys.executable, HTTPD, folder, "--unix", site / "socket"],
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(PATIENCE)
+            while client.connect_ex(os.fspath(site / "socket")):
+                assert process.poll() is None
+                os.sched_yield()
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert receive(client, 12) == b"HTTP/1.1 200"
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.stderr is not None
+        assert process.stderr.read().replace(b"Terminated\n", b"") == b""
+
+
+def test_odd_name(site: Path) -> None:
+    """A directory's name is said as it is, whatever bytes it has."""
+    folder = os.fsencode(site / "bare") + b"\xff"
+    Path(os.fsdecode(folder)).mkdir()
+    with subprocess.Popen(
+        [sys.executable, HTTPD, folder, "--port", "0"],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(b"Serving " + folder + b" on http://")
+        process.terminate()
+
+
+def test_nothing_to_log_to(site: Path) -> None:
+    """A log that nobody could get is told in one line."""
+    result = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", sys.executable, HTTPD, site, "--log", "common"],
+        stderr=subprocess.PIPE,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (2, b"httpd: --log: there is no output\n")
+
+
+@pytest.mark.parametrize("arguments", [("",), (".", "--unix", "")])
+def test_no_path(arguments: tuple[str, ...]) -> None:
+    """Nothing is no path."""
+    result = run_httpd(*arguments)
+    assert result.returncode == 2
+    assert result.stderr.endswith(": a path is needed\n")
+
+
+def test_few_descriptors(site: Path) -> None:
+    """The soft limit of descriptors is no limit; the hard one is told in one line."""
+
+    def limit(soft: int, hard: int) -> Callable[[], None]:
+        return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    with program(site, "--workers", "30", preexec_fn=limit(20, 200)) as (_, url):
+        assert url
+    for few in (5, 6):
+        result = run_httpd(site, "--port", "0", preexec_fn=limit(few, few))
+        assert result.returncode == 1
+        assert result.stderr == "httpd: 127.0.0.1 port 0: Too many open files\n"
+
+
+def test_missing_package(site: Path, tmp_path: Path) -> None:
+    """A package that is missing is told in one line, with what installs it."""
+    (tmp_path / "httptools.py").write_text("raise ModuleNotFoundError('none', name='httptools')")
+    result = run_httpd(site, env={**os.environ, "PYTHONPATH": os.fspath(tmp_path)})
+    assert result.returncode == 1
+    assert result.stderr == "httpd: httptools is missing: pip install 'iobatch[httpd]'\n"
 
 
 def test_bad_addresses(site: Path) -> None:

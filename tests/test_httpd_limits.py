@@ -38,7 +38,7 @@ from tests.httpd_helpers import (
 )
 
 # isort: split
-from accesslog import MAX_WRITE, AccessLog
+from accesslog import MAX_WAITING, MAX_WRITE, AccessLog
 from connection import LINGER_SECONDS, REST, Connection
 from files import Files
 from responses import Request
@@ -120,9 +120,12 @@ def test_max_connections(site: Path) -> None:
         assert any(get(address, "/1024").status == 200 for _ in range(1000))
 
 
-def test_far_too_many_connections(site: Path) -> None:
+@pytest.mark.parametrize(
+    ("served", "turned_away"), [(1, 1), (10, 3), (4 * MAX_TURNED_AWAY, MAX_TURNED_AWAY)]
+)
+def test_far_too_many_connections(site: Path, served: int, turned_away: int) -> None:
     """Who is turned away is no longer served than it takes to say so, and they are bounded."""
-    with serving(site, max_connections=1) as (server, address), ExitStack() as stack:
+    with serving(site, max_connections=served) as (server, address), ExitStack() as stack:
 
         def connect() -> socket.socket:
             return stack.enter_context(socket.create_connection(address, PATIENCE))
@@ -131,14 +134,14 @@ def test_far_too_many_connections(site: Path) -> None:
         first.sendall(SMALL)
         receive_head(first)
         receive(first, 1)
-        silent = [connect() for _ in range(2 * MAX_TURNED_AWAY)]
-        for _ in "123":  # it has had some turns behind that
+        silent = [connect() for _ in range(served + turned_away + 10)]
+        for _ in range(10):  # it has had some turns behind that
             first.sendall(SMALL)
             receive_head(first)
             receive(first, 1)
-        assert len(server._connections) == 1 + MAX_TURNED_AWAY
+        assert len(server._connections) == served + turned_away
         soon = monotonic() + LINGER_SECONDS
-        assert sum(each.deadline <= soon for each in server._connections) == MAX_TURNED_AWAY
+        assert sum(each.deadline <= soon for each in server._connections) == turned_away
         waiting = connect()
         waiting.sendall(SMALL)
         for sock in silent:
@@ -262,6 +265,33 @@ def test_unix(site: Path, tmp_path: Path, workers: str) -> None:
     assert not path.exists()
 
 
+def test_unix_successor(site: Path, tmp_path: Path) -> None:
+    """A server that ends leaves the path alone that another one has taken over meanwhile."""
+    path = tmp_path / "socket"
+
+    def connect(stack: ExitStack) -> socket.socket:
+        sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+        sock.settimeout(PATIENCE)
+        sock.connect(os.fspath(path))
+        return sock
+
+    with ExitStack() as stack, program(site, "--unix", str(path)) as (first, _):
+        slow, idle = connect(stack), connect(stack)
+        slow.sendall(REQUEST * 20)
+        receive(slow, 1)
+        first.terminate()
+        assert idle.recv(1) == b"", "it has taken notice"
+        with program(site, "--unix", str(path)) as (second, _):
+            slow.close()
+            assert first.wait(PATIENCE) == 0
+            client = connect(stack)
+            client.sendall(SMALL)
+            assert receive(client, 12) == b"HTTP/1.1 200"
+            second.terminate()
+            assert second.wait(PATIENCE) == 0
+    assert not path.exists()
+
+
 @pytest.fixture
 def ipv6() -> None:
     """Skip a test where there is no IPv6."""
@@ -331,7 +361,7 @@ def test_self_signed_without_openssl(site: Path) -> None:
         check=False,
     )
     assert result.returncode == 2
-    assert result.stderr == "httpd: --self-signed: No such file or directory\n"
+    assert result.stderr == "httpd: --self-signed: openssl: No such file or directory\n"
 
 
 # Workers
@@ -358,6 +388,51 @@ def test_workers(site: Path) -> None:
         process.terminate()
         assert process.wait(PATIENCE) == 0
         assert not any(Path(f"/proc/{pid}/cmdline").exists() for pid in before)
+
+
+NO_FORK = """
+import os, runpy, sys
+calls, fork = [], os.fork
+def failing():
+    calls.append(1)
+    if len(calls) in {2, 4}:
+        raise BlockingIOError(11, "no more processes")
+    return fork()
+os.fork = failing
+del sys.argv[0]
+sys.path.insert(0, sys.argv[0])
+import workers
+workers.RESPAWN_DELAY = 0.01
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_no_processes(site: Path, tmp_path: Path) -> None:
+    """A worker that can't be started is told, and tried again later; the others serve."""
+    (tmp_path / "script").write_text(NO_FORK)
+    with subprocess.Popen(
+        [sys.executable, tmp_path / "script", HTTPD, site, "--port", "0", "--workers", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        match = re.search(r" on (\S+) \(", process.stdout.readline())
+        assert match
+        told = "httpd: a worker can't be started: no more processes\n"
+        assert process.stderr.readline() == told
+        while len(children(process.pid)) < 2:
+            os.sched_yield()
+        os.kill(children(process.pid)[0], signal.SIGKILL)
+        assert "a worker died" in process.stderr.readline()
+        assert process.stderr.readline() == told
+        while len(children(process.pid)) < 2:
+            os.sched_yield()
+        assert get(address_of(match[1]), "/1").status == 200
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+        assert process.stderr.read() == ""
 
 
 def test_workers_end_with_the_first(site: Path) -> None:
@@ -519,6 +594,49 @@ def test_log_is_written_in_whole_lines() -> None:
     log.add(b"", Request(b"", b"", "1.1", {}, keep_alive=False), b"400", None)
     log.flush()  # nobody reads: that is no reason to end
     assert MAX_WRITE == 4096
+
+
+@pytest.mark.parametrize("value", [b"x", b'"', b"xx\\"])
+def test_long_lines(value: bytes) -> None:
+    """However long a request is, its line is one piece, and nothing that was cut ends a field."""
+    reading, writing = os.pipe()
+    log = AccessLog(writing, combined=True)
+    for i in range(4):
+        long = b"y" * i + value * 8000
+        headers = {b"referer": long, b"user-agent": long}
+        log.add(b"::1", Request(b"OPTIONS", long, "1.1", headers, keep_alive=True), b"200", 10**18)
+        log.flush()
+        line = os.read(reading, 1 << 20)
+        assert len(line) <= MAX_WRITE
+        assert line.endswith(b'"\n')
+        assert line.count(b'"') == 6
+        assert b"\\" not in re.sub(rb"\\x[0-9a-f]{2}", b"", line)
+    os.close(reading)
+    os.close(writing)
+
+
+def test_nobody_reads_the_log() -> None:
+    """Who has the other end and doesn't read makes nobody wait; what has no room is lost."""
+    reading, writing = os.pipe()
+    log = AccessLog(writing, combined=False)
+    target = b"/" + b"x" * 1000
+    for i in range(10_000):
+        request = Request(b"GET", target, "1.1", {}, keep_alive=True)
+        log.add(b"", request, b"200", i + 1)
+    log.flush()
+    assert log
+    assert sum(map(len, log._pieces)) <= MAX_WAITING * MAX_WRITE
+    received = bytearray()
+    while log:
+        received += os.read(reading, 1 << 16)
+        log.flush()
+    os.close(writing)
+    while piece := os.read(reading, 1 << 16):
+        received += piece
+    os.close(reading)
+    sizes = [int(line.rpartition(b" ")[2]) for line in received.splitlines()]
+    assert sizes == list(range(1, len(sizes) + 1))
+    assert MAX_WAITING < len(sizes) < 10_000
 
 
 def test_quiet(site: Path, tmp_path: Path) -> None:

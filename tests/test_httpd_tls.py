@@ -318,7 +318,7 @@ def test_bad_keys(site: Path, keys: Keys, tmp_path: Path) -> None:
     ):
         result = run_httpd(site, "--tls", *pair)
         assert result.returncode == 2
-        assert re.fullmatch(r"httpd: --tls [^\n]+\n", result.stderr)
+        assert re.fullmatch(r"httpd: --tls [^\n]+: [\w ,]+\n", result.stderr)
 
 
 def test_alpn(secure: Address, keys: Keys) -> None:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import socket
 import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from accesslog import AccessLog
-from files import Files
-from secure import self_signed, tls_context
-from server import Server, listen, listen_unix, url
-from settings import Settings
-from workers import signals, supervise
+try:
+    from accesslog import AccessLog
+    from files import Files
+    from secure import self_signed, tls_context
+    from server import Server, listen, listen_unix, unlink_unix, url
+    from settings import Settings
+    from workers import signals, supervise
+except ModuleNotFoundError as exc:
+    sys.exit(f"httpd: {exc.name} is missing: pip install 'iobatch[httpd]'")
 
 if TYPE_CHECKING:
     import ssl
@@ -28,12 +31,19 @@ def number(text: str, least: int, most: int) -> int:
     return int(text)
 
 
+def path(text: str) -> str:
+    """Return a path from the command line."""
+    if not text:
+        raise argparse.ArgumentTypeError("a path is needed")
+    return text
+
+
 def parse_args() -> argparse.Namespace:
     """Return what the command line says."""
     parser = argparse.ArgumentParser(
         prog="httpd", description="Serve the files of a directory over HTTP."
     )
-    parser.add_argument("directory", help="what to serve; nothing outside of it is")
+    parser.add_argument("directory", type=path, help="what to serve; nothing outside of it is")
     where = parser.add_argument_group("where")
     where.add_argument(
         "--bind",
@@ -48,7 +58,7 @@ def parse_args() -> argparse.Namespace:
         default=8000,
         help="port to listen on (%(default)s); 0: any that is free",
     )
-    where.add_argument("--unix", metavar="PATH", help="listen on a Unix socket instead")
+    where.add_argument("--unix", metavar="PATH", type=path, help="listen on a Unix socket instead")
     tls = parser.add_argument_group("TLS").add_mutually_exclusive_group()
     tls.add_argument(
         "--tls",
@@ -130,41 +140,59 @@ def listeners_of(args: argparse.Namespace) -> list[socket.socket]:
     return listeners
 
 
+def descriptors() -> int:
+    """Return how many descriptors this process may have, after asking for all that it can get."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def say(text: str) -> None:
+    """Write a line to the output, if it takes that; a file's name in it may have any bytes."""
+    if sys.stdout is not None:
+        with suppress(OSError):
+            os.write(sys.stdout.fileno(), os.fsencode(f"{text}\n"))
+
+
 def main() -> int:
     """Serve until SIGINT or SIGTERM; return the exit status."""
     args = parse_args()
+    if args.log and sys.stdout is None:
+        print("httpd: --log: there is no output", file=sys.stderr)
+        return 2
     try:
         context = tls_of(args)
     except OSError as exc:
         option = f"--tls {' '.join(args.tls)}" if args.tls else "--self-signed"
-        print(f"httpd: {option}: {exc.strerror or exc}", file=sys.stderr)
+        reason = f"{exc.filename}: {exc.strerror}" if exc.filename else exc.strerror
+        print(f"httpd: {option}: {reason}", file=sys.stderr)
         return 2
     try:
         files = Files(args.directory, listing=args.listing)
     except OSError as exc:
         print(f"httpd: {args.directory}: {exc.strerror}", file=sys.stderr)
         return 2
+    room = descriptors()
     try:
         listeners = listeners_of(args)
+        made = os.open(args.unix, os.O_PATH) if args.unix else -1
+        stop = signals()
     except OSError as exc:
         place = args.unix or f"{args.bind} port {args.port}"
         print(f"httpd: {place}: {exc.strerror or exc}", file=sys.stderr)
         return 1
-    _, descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
     settings = Settings(
         # Files need descriptors too.
-        max_connections=min(args.max_connections, descriptors // 2),
+        max_connections=min(args.max_connections, room // 2),
         rate=args.limit_rate,
         grace=args.grace,
         tls=context,
         log=AccessLog(sys.stdout.fileno(), args.log == "combined") if args.log else None,
     )
-    stop = signals()
     if not args.quiet:
         place = url(listeners[0], secure=context is not None)
-        print(f"Serving {args.directory} on {place} (Ctrl-C stops it)", flush=True)
+        say(f"Serving {args.directory} on {place} (Ctrl-C stops it)")
 
     def serve(listener: socket.socket, stop: socket.socket) -> None:
         server = Server(listener, files, settings, stop)
@@ -179,7 +207,7 @@ def main() -> int:
         serve(listeners[0], stop)
     files.close()
     if args.unix:
-        Path(args.unix).unlink(missing_ok=True)
+        unlink_unix(args.unix, made)
     return 0
 
 

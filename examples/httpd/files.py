@@ -158,9 +158,10 @@ class Files:
         try:
             file = self._open_below(names, now)
         except OSError as exc:
-            if exc.errno in {errno.EMFILE, errno.ENFILE}:
-                self._cache.clear()  # so that the next one finds some
-            raise
+            if exc.errno not in {errno.EMFILE, errno.ENFILE}:
+                raise
+            self._cache.clear()  # The cache has some.
+            file = self._open_below(names, now)
         if names[-1]:
             if file is None:
                 raise _failure(errno.EISDIR)

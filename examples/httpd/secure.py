@@ -27,12 +27,15 @@ def tls_context(certificate: str, key: str) -> ssl.SSLContext:
         key: a PEM file with its private key.
 
     Raises:
-        OSError: one of the files can't be read, or they don't belong together (ssl.SSLError).
+        OSError: one of the files can't be read, or they don't belong together.
 
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     # A key with a passphrase is refused: nobody may be there to be asked for it.
-    context.load_cert_chain(certificate, key, password=lambda: b"")
+    try:
+        context.load_cert_chain(certificate, key, password=lambda: b"")
+    except ssl.SSLError as exc:
+        raise OSError(0, "no certificate and its private key, or it has a passphrase") from exc
     context.set_alpn_protocols(["http/1.1"])
     return context
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 from time import monotonic
@@ -26,7 +28,8 @@ REST_TICK = 0.05
 MAX_ACCEPTS = 64
 BACKLOG = 1024
 # So many connections more than there may be are accepted, to answer 503: a client that is told can
-# go elsewhere, or tell somebody. Even more have to wait.
+# go elsewhere, or tell somebody. But they take descriptors: where there may be few, it's a quarter
+# of these. Even more have to wait.
 MAX_TURNED_AWAY = 64
 # More connections can't be had now; they stay in the backlog.
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -89,6 +92,21 @@ def listen_unix(path: str) -> socket.socket:
         raise
     listener.setblocking(False)
     return listener
+
+
+def unlink_unix(path: str, made: int) -> None:
+    """Remove the path of a Unix socket, unless it's another server's by now.
+
+    Args:
+        path: where it was.
+        made: a descriptor of what was made there (O_PATH): as long as it is open, nothing else has
+            its inode's number.
+
+    """
+    with suppress(OSError):
+        if os.path.samestat(Path(path).stat(), os.fstat(made)):
+            Path(path).unlink()
+    os.close(made)
 
 
 def url(listener: socket.socket, *, secure: bool) -> str:
@@ -187,8 +205,9 @@ class Server:
 
     def _accept(self, now: float) -> None:
         for _ in range(MAX_ACCEPTS):
-            surplus = len(self._connections) - self._settings.max_connections
-            if surplus >= MAX_TURNED_AWAY:
+            most = self._settings.max_connections
+            surplus = len(self._connections) - most
+            if surplus >= min(MAX_TURNED_AWAY, most // 4 + 1):
                 self._pause()
                 return
             try:
