@@ -36,7 +36,11 @@ async def main(fd: int, port: int) -> None:
         print(f"listening on {listener.getsockname()}", flush=True)
         async with asyncio.TaskGroup() as group:
             while True:
-                sock, _ = await loop.sock_accept(listener)
+                try:
+                    sock, _ = await loop.sock_accept(listener)
+                except OSError:  # too many are open, or this one has gone already
+                    await asyncio.sleep(0.1)
+                    continue
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 group.create_task(answer(sock, fd))
 

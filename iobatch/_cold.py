@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     import asyncio
 
     from iobatch._batch import IOBatch
-    from iobatch._entries import FileRange
 
-# What a thread reads at a time, so that only what is soon sent is read: and the distance of the
-# places in a range that are looked at.
+# What a thread reads at a time, so that only what is soon sent is read.
 STRIDE: Final = 512 * 1024
-# A range up to here is looked at in one place: the disk brings no less of it at a time.
+# The distance of the places in a range that are looked at: Linux reads as much ahead.
+EACH: Final = 128 * 1024
+# A range up to here is looked at in one place.
 MEDIUM: Final = 64 * 1024
 # A batch up to here is read and joined: more would take longer to copy than to look at.
 SHORT: Final = 20 * 1024
@@ -40,9 +40,8 @@ def cached(fd: int, offset: int, count: int) -> int:
     """Return how much of a range, from its start on, can be read without waiting for the disk.
 
     Single bytes are read in that way: the last one, since files are read from their start, and of
-    a long range the first one and one in each STRIDE. The cache takes in and lets go of a file in
-    runs of many pages, so this overlooks short holes only, which cost a read or two. To read all of
-    a short range so, in place of the pread that follows, takes longer: preadv makes no `bytes`.
+    a long range the first one and one in each EACH. A shorter hole is overlooked: it costs one wait
+    for the disk, which brings all of it at once.
 
     Source: preadv2(2), RWF_NOWAIT.
     """
@@ -50,9 +49,9 @@ def cached(fd: int, offset: int, count: int) -> int:
     try:
         if count > MEDIUM:
             _preadv(fd, _BYTE, offset, _NOWAIT)
-        while count - ready > STRIDE:
-            _preadv(fd, _BYTE, offset + ready + STRIDE - 1, _NOWAIT)
-            ready += STRIDE
+        while count - ready > EACH:
+            _preadv(fd, _BYTE, offset + ready + EACH - 1, _NOWAIT)
+            ready += EACH
         _preadv(fd, _BYTE, offset + count - 1, _NOWAIT)
     except BlockingIOError:
         return ready
@@ -115,8 +114,8 @@ class Guard:
 
     # The batch is one message: it is sent whole, or not at all.
     _whole: bool = False
-    # Where the batch that was looked at last is not in the cache.
-    _cold: FileRange | None = field(init=False, default=None)
+    # Where the batch that was looked at last is not in the cache: descriptor, offset, count.
+    _cold: tuple[int, int, int] = field(init=False, default=(-1, 0, 0))
     # What a thread has read: descriptor, from where, up to where. It is not looked at again, so
     # that the sender goes on, whatever the cache keeps.
     _read: list[tuple[int, int, int]] = field(init=False, factory=list)
@@ -139,7 +138,7 @@ class Guard:
                     ready = self._had(fd, offset, count) or cached(fd, offset, count)
                     size += ready
                     if ready < count:
-                        self._cold = entry
+                        self._cold = entry[:3]
                         break
                 elif type(entry) is not Release:
                     size += len(entry)
@@ -157,30 +156,38 @@ class Guard:
         reads from another file.
 
         Returns:
-            A future, with what note() is to be told then; None: there is no thread or descriptor
-            to be had, and it has to be read here.
+            A future for fetched(); None: there is no thread or descriptor to be had, and it has to
+            be read here.
 
         """
-        if TYPE_CHECKING:
-            assert self._cold is not None
-        fd, offset, count, *_ = self._cold
+        fd, offset, count = self._cold
         count = min(count, STRIDE)
         try:
             file = FileIO(os.dup(fd))
             try:
-                return loop.run_in_executor(None, _read, file, offset, count)
+                future = loop.run_in_executor(None, _read, file, offset, count)
             except BaseException:
                 file.close()
                 raise
         except (OSError, RuntimeError):
-            self.note(count)
+            self._note(count)
             return None
+        # The thread closes it, too; but not if it is cancelled before its turn.
+        future.add_done_callback(lambda _: file.close())
+        return future
 
-    def note(self, count: int) -> None:
-        """Note how much a thread has read."""
-        if TYPE_CHECKING:
-            assert self._cold is not None
-        fd, offset, most, *_ = self._cold
+    def fetched(self, future: asyncio.Future[int | OSError]) -> OSError | None:
+        """Note what a thread has read; return why it has not."""
+        # It is cancelled where the executor was shut down: then it has to be read here.
+        count = STRIDE if future.cancelled() else future.result()
+        if isinstance(count, OSError):
+            return count
+        self._note(count)
+        return None
+
+    def _note(self, count: int) -> None:
+        """Note how much need not be looked at again."""
+        fd, offset, most = self._cold
         if self._whole:
             count = most  # the rest can't be left for later
         else:

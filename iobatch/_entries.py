@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from copy import copy
 from operator import index
 from pickle import PickleBuffer
 from stat import S_ISDIR, S_ISREG
@@ -129,6 +130,14 @@ def report_unraisable(exc: BaseException) -> None:
     """Hand an exception to sys.unraisablehook."""
     _Unraisable(exc)
     del exc  # as above
+
+
+def copied(error: OSError) -> OSError:
+    """Copy an error that is to be raised: what keeps it shall not refer to frames by it."""
+    try:
+        return copy(error)
+    except Exception:  # noqa: BLE001 # a callback's own class: it may not be made for it
+        return error
 
 
 def natural(number: int, name: str) -> int:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from contextvars import Context, copy_context
 from enum import Enum
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Final, Protocol, final
 
 from attrs import define
@@ -92,7 +93,7 @@ class WriteOperation:
     # These stand as arguments, since attrs makes those faster than defaults of another kind.
     status: WriteStatus = PENDING
     error: Exception | None = None
-    # The bytes that were sent; while it is pending, those that its batch does not count.
+    # The bytes that were sent; while it is pending, its batch counts them.
     _sent: int = 0
     # What is not sent yet; None: nothing, and nobody has asked.
     _batch: IOBatch | None = None
@@ -116,9 +117,7 @@ class WriteOperation:
     @property
     def bytes_transferred(self) -> int:
         """The bytes that were sent: accepted by the kernel, or by the filter."""
-        if self.status is PENDING and self._batch is not None:
-            return self._sent + self._batch.bytessent
-        return self._sent
+        return self.batch.bytessent if self.status is PENDING else self._sent
 
     def done(self) -> bool:
         """Tell whether it has ended, in whatever way."""
@@ -129,7 +128,12 @@ class WriteOperation:
 
         It runs from the loop, in the context of this call, and never inside a call of this
         library; what it raises goes to the loop's exception handler.
+
+        Raises:
+            TypeError: callback can't be called, or is a coroutine function.
+
         """
+        check_callable(callback)
         context = copy_context()
         if self.status is PENDING:
             self._listen((callback, context))
@@ -186,7 +190,7 @@ class WriteOperation:
     @property
     def _unsent(self) -> bool:
         """Whether there is more to send."""
-        return self.bytes_transferred < self._goal and self.batch.bytesleft > 0
+        return self.bytes_transferred < self._goal
 
     @property
     def _touched(self) -> bool:
@@ -247,9 +251,11 @@ def either(on_complete: Listener | None, on_error: Listener | None) -> Listener 
 
 
 def check_callable(callback: object) -> None:
-    """Refuse what can't be called; None is no callback."""
+    """Refuse what the loop can't call; None is no callback."""
     if callback is not None and not callable(callback):
         raise TypeError(f"a callback must be callable, not {type(callback).__name__!r}")
+    if iscoroutinefunction(callback):
+        raise TypeError("a callback can't be a coroutine function")
 
 
 @define(eq=False)

@@ -171,8 +171,9 @@ class PostedWrites:
 
         So a writer that never waits has no write that does, and most cost nothing for it.
         """
-        self._scarce = -1
-        self._loop.call_soon(self._renew, self._credit)
+        if not self._loop.is_closed():
+            self._scarce = -1
+            self._loop.call_soon(self._renew, self._credit)
 
     def _probe(self) -> None:
         """Try to send though the loop has not said that the socket is writable.
@@ -200,6 +201,7 @@ class PostedWrites:
         if head is None:
             return self._leftover and self._sweep()
         source: Any = self._filter
+        before = 0 if source is None else self.pending
         try:
             if head._unsent or head._offered:
                 source = head.batch
@@ -216,9 +218,11 @@ class PostedWrites:
             # It's the callback's, and the operation's to tell.
             self._stop(head, WriteStatus.ERROR, exc)
             return True
+        # A filter that is full says "again", and may have sent some of what it holds all the same.
+        if code > 0 or (self._filter is not None and self.pending < before):
+            self._progress = self._loop.time()
         if code > 0:
             self._credit -= code
-            self._progress = self._loop.time()
             # A callback that holds a part of what it was offered must be offered the rest first.
             if self._filter is not None or head._unsent or head._offered:
                 return True
@@ -227,7 +231,6 @@ class PostedWrites:
             self._end(head, DONE)
         elif code == IOB_ERROR:
             self._stop(head, WriteStatus.ERROR, source.error)
-            self._leftover = False  # a filter that failed sends nothing any more
         elif source.wants == EVENT_READ:
             self._stop(head, WriteStatus.ERROR, SSLWantReadError(SSL_ERROR_WANT_READ, READ_FIRST))
         else:
@@ -253,7 +256,8 @@ class PostedWrites:
         if self._through is None:
             return iob_send(self.sock, batch, flags=head._flags, limit=limit)
         code = iob_write(self.sock, batch, self._through, limit=limit)
-        head._offered = batch._pin > 0 and self._filter is None
+        if code != IOB_ERROR:  # else what was offered before stays so
+            head._offered = batch._pin > 0 and self._filter is None
         return code
 
     def _sweep(self) -> bool:
@@ -276,12 +280,10 @@ class PostedWrites:
         if self._reading is not head:
             return  # it has ended meanwhile
         self._reading = None
-        count = future.result()
-        if isinstance(count, OSError):
-            head.batch._fail(count)
-            self._stop(head, WriteStatus.ERROR, count)
-        else:
-            self._guard.note(count)
+        error = self._guard.fetched(future)
+        if error is not None:
+            head.batch._fail(error)
+            self._stop(head, WriteStatus.ERROR, error)
         self._turn()
 
     # Waiting
@@ -332,7 +334,10 @@ class PostedWrites:
         if self._reading is operation:
             self._reading = None
         self._guard.forget()
-        self._leftover = self._filter is not None and status is not DONE
+        # A filter that has failed sends nothing any more.
+        self._leftover = (
+            self._filter is not None and status is not DONE and self._filter.error is None
+        )
         operation._end(status, error)
 
     def _stop(
@@ -387,4 +392,8 @@ class PostedWrites:
     def _raise_unheard(self) -> None:
         error, self._unheard = self._unheard, None
         if error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                # Its traceback has this frame, and those of the caller.
+                del self, error

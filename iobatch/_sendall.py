@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack, contextmanager, suppress
-from copy import copy
 from functools import partial
 from selectors import DefaultSelector
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from iobatch._batch import IOB_AGAIN, IOB_ERROR
-from iobatch._entries import fileno
+from iobatch._entries import copied, fileno
 from iobatch._send import iob_send
 from iobatch._write import iob_write
 
@@ -74,7 +73,7 @@ def iob_sendall(
         for step, source in steps:
             while nbytes := step():
                 if nbytes == IOB_ERROR:
-                    raise _copied(source.error)
+                    raise copied(source.error)
                 if nbytes > 0 and progress is not None and source is batch:
                     progress(nbytes)
                 left = None if deadline is None else deadline - monotonic()
@@ -89,14 +88,6 @@ def iob_sendall(
                         selector.modify(sock, source.wants)
                     selector.select(None if left is None else min(left, _LONG))
     return batch.bytessent - start
-
-
-def _copied(error: OSError) -> OSError:
-    """Copy an error: what the batch keeps shall not refer to our frame, and so to the batch."""
-    try:
-        return copy(error)
-    except Exception:  # noqa: BLE001 # a callback's own class: it may not be made for it
-        return error
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from stat import S_ISREG
 from typing import TYPE_CHECKING, Final
 
 from iobatch._cold import Guard, joined
-from iobatch._entries import MAX_BYTES, TruncatedFileError
+from iobatch._entries import MAX_BYTES, TruncatedFileError, copied
 from iobatch._send import SEND_LIMIT
 from iobatch._stage import STAGE_LIMIT, stage
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # A range up to here is read: the loop's sendfile takes longer before it sends anything (70 us where
 # to read and write 128 KiB takes 33; both ways of each size, in turn, are even above 512 KiB).
 READ_LIMIT: Final = 512 * 1024
+# How often to look whether somebody has closed the transport, in seconds.
+_GLANCE: Final = 1.0
 
 
 async def send_to_stream(writer: asyncio.StreamWriter, batch: IOBatch) -> int:
@@ -41,11 +43,11 @@ async def send_to_stream(writer: asyncio.StreamWriter, batch: IOBatch) -> int:
         The bytes that the stream has taken. It may hold some of them still.
 
     Raises:
-        OSError: batch.error: of a file, or of the stream. What was taken before is in
-            batch.bytessent, what was not is still in the batch.
-        asyncio.CancelledError: the task was cancelled; likewise. But where this stops the loop's
-            sendfile nobody knows how much it has sent: then the transport is aborted, for nothing
-            may follow a truncated body.
+        OSError: as batch.error: of a file, or of the stream. What was taken before is in
+            batch.bytessent, what was not is still in the batch. But where this stops the loop's
+            sendfile nobody knows how much it has sent of its range, and nothing of that is counted:
+            then the transport is aborted, for nothing may follow a truncated body.
+        asyncio.CancelledError: the task was cancelled; likewise.
         RuntimeError: this is a hook of the batch itself, or the batch is being sent; or the
             transport is sending somebody else's file.
 
@@ -55,10 +57,15 @@ async def send_to_stream(writer: asyncio.StreamWriter, batch: IOBatch) -> int:
     start = batch.bytessent
     small = READ_LIMIT
     guard = Guard()
+    turn = start
     batch._busy = True
     batch._pin = 0
     try:
         while batch.error is None and batch.bytesleft:
+            if batch.bytessent - turn >= SEND_LIMIT:
+                # With a reader that is fast enough drain() would never wait, and nobody else run.
+                turn = batch.bytessent
+                await asyncio.sleep(0)
             if writer.is_closing():
                 raise BrokenPipeError(errno.EPIPE, "the stream is closed")
             data = joined(batch)
@@ -99,7 +106,7 @@ async def send_to_stream(writer: asyncio.StreamWriter, batch: IOBatch) -> int:
     finally:
         batch._busy = False
     if batch.error is not None:
-        raise batch.error
+        raise copied(batch.error)
     return batch.bytessent - start
 
 
@@ -107,11 +114,11 @@ async def _load(guard: Guard) -> None:
     """Wait for a thread to read what the disk has to bring first; the loop goes on meanwhile."""
     future = guard.fetch(asyncio.get_running_loop())
     if future is not None:
-        # Cancelled before its turn, the thread would not close what it was given.
-        count = await asyncio.shield(future)
-        if isinstance(count, OSError):
-            raise count
-        guard.note(count)
+        # Not the future itself: it is not to be cancelled with this task.
+        await asyncio.wait((future,))
+        error = guard.fetched(future)
+        if error is not None:
+            raise error
 
 
 def _press(transport: asyncio.WriteTransport) -> None:
@@ -126,6 +133,8 @@ def _press(transport: asyncio.WriteTransport) -> None:
 async def _sendfile(transport: asyncio.WriteTransport, fd: int, offset: int, count: int) -> int:
     """Have the loop send a range of a file; return how much of it went out: 0 at the file's end.
 
+    Where it stops in the midst, nobody knows how much it has sent, and the transport is aborted.
+
     Raises:
         RuntimeError: it can't be done for this loop, transport or file; nothing was sent.
 
@@ -139,9 +148,19 @@ async def _sendfile(transport: asyncio.WriteTransport, fd: int, offset: int, cou
     except OSError as exc:
         raise SendfileNotAvailableError from exc
     with file:
+        loop = asyncio.get_running_loop()
+        sending = asyncio.ensure_future(
+            loop.sendfile(transport, file, offset, count, fallback=False)
+        )
         try:
-            loop = asyncio.get_running_loop()
-            return await loop.sendfile(transport, file, offset, count, fallback=False)
-        except asyncio.CancelledError:
+            # Where somebody closes the transport meanwhile, the loop leaves it unfinished for ever.
+            while not (await asyncio.wait((sending,), timeout=_GLANCE))[0]:
+                if transport.is_closing():
+                    raise BrokenPipeError(errno.EPIPE, "the stream was closed")
+            return sending.result()
+        except (asyncio.CancelledError, OSError):
             transport.abort()
             raise
+        finally:
+            if sending.cancel():
+                await asyncio.wait((sending,))

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from contextvars import copy_context
 from operator import index
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 from attrs import define
 
 from iobatch._batch import IOB_ERROR, IOBatch
 from iobatch._cold import joined
-from iobatch._entries import flatten, natural
+from iobatch._entries import MAX_FD, flatten, natural
 from iobatch._operation import (
     DONE,
     CancellationType,
@@ -38,6 +38,7 @@ __all__ = ["BatchWriter", "CancellationType", "WriteOperation", "WriteStatus", "
 BufferListener = Callable[["BatchWriter", Any, int], object]
 # A number of seconds; None: no bound; `...`: what it was before.
 Seconds = float | EllipsisType | None
+_NO_FLAGS: Final = 0
 
 
 @final
@@ -122,7 +123,8 @@ class BatchWriter(PostedWrites):
             ValueError: exactly is negative, more than the batch has, less than what a callback
                 was offered and must be offered again, or given for a message; a timeout is
                 negative; there are flags, but also a filter.
-            TypeError: batch is no IOBatch; a callback can't be called.
+            TypeError: batch is no IOBatch; a callback can't be called, or is a coroutine function.
+            OverflowError: flags are more than an int of C has.
             RuntimeError: batch is being sent: this is its own hook or callback.
 
         Source: WSASend; Boost.Asio, async_write.
@@ -136,7 +138,8 @@ class BatchWriter(PostedWrites):
             and timeout is ...
             and stall_timeout is ...
             and exactly is None
-            and not (flags or on_complete or on_error)
+            and on_complete is on_error is None
+            and flags is _NO_FLAGS
             and (
                 (data := joined(batch)) is not None
                 or self._guard.reach(batch, batch._left) == batch._left
@@ -148,6 +151,7 @@ class BatchWriter(PostedWrites):
             self._state = SENDING
             try:
                 if data is not None:
+                    batch._busy = True
                     nbytes = self.sock.send(data, _NOSIGNAL)
                 else:
                     rest = IOBatch()
@@ -158,17 +162,19 @@ class BatchWriter(PostedWrites):
                 error = exc
             except BaseException:
                 # A signal's handler, or no memory: how much was sent is not known.
+                batch._busy = False
                 (batch if rest is None else rest).reset()
                 self._shut()
                 raise
+            batch._busy = False
             info = self.user_info if user_info is ... else user_info
             # What a signal's handler has added to the batch meanwhile is sent with it.
             if rest or (rest is None and nbytes != batch._left):
                 return self._go_on(batch, rest, info, nbytes, error)
             if rest is None:
                 batch._left = batch._pin = 0
-                batch._queue.clear()
                 batch._joinable = True
+                batch._queue.clear()  # a finalizer of a file object may add something
             self._credit -= nbytes
             self._state = IDLE
             if self._credit < self._scarce:
@@ -284,8 +290,8 @@ class BatchWriter(PostedWrites):
         """Wait until less than high_water bytes are pending.
 
         Raises:
-            Exception: the first error or timeout of an operation that had no callback and that
-                nobody awaited: so he who only posts and drains learns of it, once.
+            Exception: the first error or timeout of an operation that had no callback, unless
+                somebody awaited it: so he who only posts and drains learns of it, once.
 
         """
         while self._state == WAITING and self.pending >= self._high_water:
@@ -374,6 +380,8 @@ class BatchWriter(PostedWrites):
         flags = index(flags)
         if flags and self._through is not None:
             raise ValueError("flags are for a socket; a filter knows none")
+        if not -MAX_FD <= flags <= MAX_FD:
+            raise OverflowError(f"flags are an int of C: {flags}")
         if exactly is not None:
             if self._messages:
                 raise ValueError("a message is sent whole")

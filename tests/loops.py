@@ -128,6 +128,33 @@ def scripted_writer(*script: Action, **options: Any) -> Iterator[tuple[BatchWrit
         writer.close()
 
 
+class FakeTime:
+    """A loop whose time goes on when it is told."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.now = 1000.0
+        self.timers: list[tuple[float, Callable[[], None]]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loop, name)
+
+    def time(self) -> float:
+        return self.now
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+        self.timers.append((when, callback))
+        # What is given back can be cancelled; it does nothing else.
+        return self.loop.call_at(self.loop.time() + 999, lambda: None)
+
+    def go_on(self, seconds: float) -> None:
+        self.now += seconds
+        due = [timer for timer in self.timers if timer[0] <= self.now]
+        self.timers = [timer for timer in self.timers if timer[0] > self.now]
+        for _, callback in due:
+            callback()
+
+
 async def turns(count: int = 5) -> None:
     """Let the loop make some turns."""
     for _ in range(count):

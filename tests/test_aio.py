@@ -222,7 +222,14 @@ async def test_bad_input_changes_nothing() -> None:
             (ValueError, {"stall_timeout": -1}),
             (TypeError, {"on_complete": wrong}),
             (TypeError, {"on_error": wrong}),
+            (TypeError, {"on_complete": False}),
+            (TypeError, {"on_error": ()}),
+            (TypeError, {"on_complete": turns}),  # a coroutine function
             (TypeError, {"flags": wrong}),
+            (TypeError, {"flags": None}),
+            (TypeError, {"flags": 0.0}),
+            (OverflowError, {"flags": 1 << 31}),
+            (OverflowError, {"flags": -1 << 31}),
         ]:
             with pytest.raises(error):
                 writer.write(batch, **arguments)  # type: ignore[arg-type]
@@ -235,6 +242,10 @@ async def test_bad_input_changes_nothing() -> None:
         assert writer.pending == 0
         with pytest.raises(BlockingIOError):
             peer.recv(1)
+        operation = writer.write(batch)
+        for callback in wrong, turns:
+            with pytest.raises(TypeError):
+                operation.add_done_callback(callback)
 
 
 @both_loops
@@ -380,6 +391,44 @@ async def test_posting_from_a_hook_of_what_has_to_wait() -> None:
         assert await posted[0] == 3
         assert operation.done()
         assert sock.taken == b"abcdefXYZ"
+
+
+@both_loops
+async def test_posting_what_is_being_sent() -> None:
+    """A signal's handler can't post the batch that the writer is just sending."""
+    with scripted_writer() as (writer, sock):
+        batch = batch_of(b"abc")
+        send = sock.send
+
+        def handled(*args: Any) -> int:
+            nbytes = send(*args)
+            with pytest.raises(RuntimeError):
+                writer.write(batch)
+            return nbytes
+
+        sock.send = handled  # type: ignore[method-assign]
+        assert await writer.write(batch) == 3
+        assert sock.taken == b"abc"
+
+
+@both_loops
+async def test_a_finalizer_that_adds(make_file: Callable[[bytes], int]) -> None:
+    """What a file object's finalizer adds to the batch is there for its next write."""
+    fd = make_file(b"content")
+
+    class File:
+        def fileno(self) -> int:
+            return fd
+
+        def __del__(self) -> None:
+            batch.addfile(fd, 3, 4)
+
+    with writer_pair() as (writer, peer):
+        batch = batch_of(b"header ")
+        batch.addfile(File(), 0, 3)
+        assert await writer.write(batch) == 10
+        assert await writer.write(batch) == 4
+        assert peer.recv(99) == b"header content"
 
 
 @both_loops
@@ -632,7 +681,8 @@ async def test_an_error_told_later() -> None:
 
 
 @both_loops
-async def test_a_raised_error_keeps_no_batch() -> None:
+@pytest.mark.parametrize("how", ["awaited", "drained"])
+async def test_a_raised_error_keeps_no_batch(how: str) -> None:
     """A failed operation is collected with its last reference, though its error was raised."""
     with writer_pair() as (writer, peer):
         peer.close()
@@ -643,7 +693,7 @@ async def test_a_raised_error_keeps_no_batch() -> None:
         gc.disable()
         try:
             with suppress(BrokenPipeError):
-                await operation
+                await (operation if how == "awaited" else writer.drain())
             assert not released
             del operation
             assert released == ["released"]

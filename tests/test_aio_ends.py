@@ -17,6 +17,7 @@ from iobatch.aio import BatchWriter, CancellationType, WriteOperation, WriteStat
 from tests.helpers import PATIENCE, again, clog, data, stream_pair
 from tests.loops import (
     LOOPS,
+    FakeTime,
     batch_of,
     both_loops,
     full_writer,
@@ -538,33 +539,6 @@ async def test_an_idle_writer_is_not_probed() -> None:
         assert operation.status is TIMEOUT
 
 
-class FakeTime:
-    """A loop whose time goes on when it is told."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self.now = 1000.0
-        self.timers: list[tuple[float, Callable[[], None]]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.loop, name)
-
-    def time(self) -> float:
-        return self.now
-
-    def call_at(self, when: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
-        self.timers.append((when, callback))
-        # What is given back can be cancelled; it does nothing else.
-        return self.loop.call_at(self.loop.time() + 999, lambda: None)
-
-    def go_on(self, seconds: float) -> None:
-        self.now += seconds
-        due = [timer for timer in self.timers if timer[0] <= self.now]
-        self.timers = [timer for timer in self.timers if timer[0] > self.now]
-        for _, callback in due:
-            callback()
-
-
 @both_loops
 async def test_a_socket_that_can_not_be_watched() -> None:
     """Where the loop refuses the socket, what was begun fails, and what is behind it is aborted."""
@@ -673,6 +647,30 @@ def test_close_behind_the_loop(name: str) -> None:
         for future in waiting:
             future._log_destroy_pending = False  # type: ignore[attr-defined]
             future.get_coro().close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_the_credit_of_a_loop_that_is_closed(name: str) -> None:
+    """A loop that was closed renews nothing; what has to wait for it is an error, or aborted."""
+
+    async def make(sock: socket.socket) -> BatchWriter:
+        return BatchWriter(sock, limit=1000)
+
+    async def post(writer: BatchWriter) -> WriteOperation:
+        return writer.write(batch_of(bytes(5000)))
+
+    with stream_pair() as (sock, peer):
+        sock.setblocking(False)
+        loop = new_loop(name)
+        waiting, writer = (loop.run_until_complete(make(sock)) for _ in range(2))
+        operation = loop.run_until_complete(post(waiting))
+        loop.close()
+        assert writer.write(batch_of(bytes(700))).status is DONE
+        assert writer.write(batch_of(bytes(700))).status is ERROR
+        waiting.close()
+        writer.close()
+        assert operation.status is ABORTED
+        assert len(peer.recv(9999)) == operation.bytes_transferred + 700 + 300
 
 
 @both_loops

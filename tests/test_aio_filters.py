@@ -7,6 +7,7 @@ import errno
 import socket
 import ssl
 import zlib
+from contextlib import suppress
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,19 @@ import pytest
 import trustme
 
 from iobatch import IOB_AGAIN, IOB_DONE, IOB_ERROR, WRITE_LIMIT
-from iobatch.aio import BatchWriter, CancellationType, WriteStatus
+from iobatch.aio import BatchWriter, CancellationType, WriteOperation, WriteStatus
 from iobatch.filters import TLS, Chunked, Filter
 from tests.helpers import data, receive_all, stream_pair
-from tests.loops import batch_of, both_loops, full_writer, is_watched, turns, writer_pair
+from tests.loops import (
+    FakeTime,
+    batch_of,
+    both_loops,
+    full_writer,
+    is_watched,
+    read,
+    turns,
+    writer_pair,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,6 +79,17 @@ async def test_any_callback() -> None:
         assert callback.taken == b"abcdefXYZ"
         assert callback.offers[1] == callback.offers[2] == b"def"
         assert not is_watched(writer)
+
+
+@both_loops
+async def test_again_and_then_an_error() -> None:
+    """What failed behind "again" was begun all the same, and ends what is behind it."""
+    with writer_pair(through=Scripted(-1, OSError(errno.ENOBUFS, "scripted"))) as (writer, _):
+        first = writer.write(batch_of(b"abc"))
+        behind = writer.write(batch_of(b"behind"))
+        with pytest.raises(OSError, match="scripted"):
+            await first
+        assert behind.status is WriteStatus.ABORTED
 
 
 @both_loops
@@ -284,7 +305,7 @@ class Scheduled:
         self.script = list(script)
         self.wants = wants
         self.bytesleft = 0
-        self.error = OSError(errno.EIO, "scripted")
+        self.error: OSError | None = None
 
     def __call__(self, _sock: socket.socket, view: memoryview) -> int:
         self.bytesleft += len(view)
@@ -296,6 +317,8 @@ class Scheduled:
             raise action
         if action == IOB_DONE:
             self.bytesleft = 0
+        if action == IOB_ERROR:
+            self.error = OSError(errno.EIO, "scripted")
         return action
 
     finish = drain
@@ -340,6 +363,59 @@ async def test_leftovers_fail() -> None:
         with pytest.raises(TimeoutError):  # the first of them
             await writer.drain()
         await writer.drain()
+
+
+@both_loops
+async def test_a_failed_filter_is_told_once() -> None:
+    """Who was told of the filter's error is not told again by drain() and the writer's end."""
+
+    class Broken(Same):
+        def compress(self, piece: Any, /) -> bytes:
+            raise ZeroDivisionError
+
+    with stream_pair() as (sock, _):
+        sock.setblocking(False)
+        told: list[WriteOperation] = []
+        async with BatchWriter(sock, through=Filter(Broken())) as writer:
+            with pytest.raises(ZeroDivisionError):
+                await writer.write(batch_of(b"abc"))
+            operation = writer.write(batch_of(b"abc"), on_error=told.append)
+            await writer.drain()
+        await turns()
+        assert told == [operation]
+
+
+@both_loops
+async def test_a_bad_file_behind_what_the_filter_holds(make_file: Callable[[bytes], int]) -> None:
+    """What was counted before a file failed leaves the filter all the same."""
+    with full_writer(through=Filter(Same()), high_water=100) as (writer, peer):
+        batch = batch_of(bytes(2000))
+        batch.addfile(make_file(b""), 0, 10)
+        operation = writer.write(batch)
+        while not operation.done():
+            await peer.clear()
+            await asyncio.sleep(0)
+        assert (operation.status, operation.bytes_transferred) == (WriteStatus.ERROR, 2000)
+        assert await read(peer.sock, 2000) == bytes(2000)
+
+
+@both_loops
+async def test_slow_behind_a_filter_is_not_stalled() -> None:
+    """As long as the filter gets rid of bytes, however slowly, no stall_timeout ends anything."""
+    with writer_pair(buffers=4096, through=Filter(Same())) as (writer, peer):
+        now = FakeTime(asyncio.get_running_loop())
+        writer._loop = now  # type: ignore[assignment]
+        operation = writer.write(batch_of(bytes(MIB)), stall_timeout=10)
+        for _ in range(100):
+            now.go_on(9)
+            pending = writer.pending
+            while writer.pending == pending:
+                with suppress(BlockingIOError):
+                    peer.recv(1000)
+                await asyncio.sleep(0)
+        assert operation.status is WriteStatus.PENDING
+        now.go_on(10.1)
+        assert operation.status is WriteStatus.TIMEOUT
 
 
 async def wait_idle(writer: BatchWriter) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import gc
 import os
 import ssl
 from contextlib import asynccontextmanager, suppress
@@ -14,7 +16,7 @@ import trustme
 from iobatch import COPY_LIMIT, SEND_LIMIT, IOBatch, TruncatedFileError
 from iobatch._stream import READ_LIMIT
 from iobatch.aio import send_to_stream
-from tests.helpers import check_invariants, data, log_preads, receive_all, stream_pair
+from tests.helpers import PATIENCE, check_invariants, data, log_preads, receive_all, stream_pair
 from tests.loops import batch_of, both_loops, read, turns
 
 if TYPE_CHECKING:
@@ -236,6 +238,129 @@ async def test_cancelled_between_pieces() -> None:
         arriving = asyncio.create_task(read(peer, len(content)))
         await send_to_stream(writer, batch)
         assert await arriving == content
+
+
+def test_an_error_in_sendfile(make_file: MakeFile) -> None:
+    """Where the loop's sendfile fails nobody knows the count, either: the stream ends there."""
+    fd = make_file(data(SEND_LIMIT))
+    sendfile = os.sendfile
+    script = [1000]
+
+    def broken(out: int, fd: int, offset: int, _count: int) -> int:
+        if not script:
+            raise OSError(errno.EIO, "the disk is broken")
+        return sendfile(out, fd, offset, script.pop())
+
+    async def main() -> None:
+        async with stream() as (writer, peer):
+            batch = IOBatch()
+            batch.addfile(fd)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("os.sendfile", broken)
+                with pytest.raises(OSError, match="broken"):
+                    await send_to_stream(writer, batch)
+            assert (batch.bytessent, batch.bytesleft) == (0, SEND_LIMIT)
+            assert writer.transport.is_closing()
+            peer.setblocking(True)
+            assert await asyncio.to_thread(receive_all, peer) == data(1000)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("how", ["abort", "close"])
+def test_closed_in_sendfile(how: str, make_file: MakeFile) -> None:
+    """Where somebody else closes the transport meanwhile, that is an error, and nothing hangs."""
+    fd = make_file(data(SEND_LIMIT))
+
+    async def main() -> None:
+        async with stream(buffers=4096) as (writer, peer), asyncio.timeout(PATIENCE):
+            batch = IOBatch()
+            batch.addfile(fd)
+            glances: list[bool] = []
+            several = asyncio.Event()
+            is_closing = writer.transport.is_closing
+
+            def glance() -> bool:
+                glances.append(is_closing())
+                if len(glances) == 5:
+                    several.set()
+                return glances[-1]
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("iobatch._stream._GLANCE", 0.001)
+                patch.setattr(writer.transport, "is_closing", glance)
+                sending = asyncio.create_task(send_to_stream(writer, batch))
+                await read(peer, 1000)
+                await several.wait()
+                getattr(writer.transport, how)()
+                with pytest.raises(BrokenPipeError, match="closed"):
+                    await sending
+            assert batch.bytessent == 0
+
+    asyncio.run(main())
+
+
+@both_loops
+async def test_others_have_their_turns() -> None:
+    """However fast the reader is, the loop has a turn at least each SEND_LIMIT bytes."""
+
+    class Endless(asyncio.WriteTransport):
+        """It takes everything at once."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.taken: list[int] = [0]
+            self.closed = False
+
+        def write(self, piece: Any) -> None:
+            self.taken[-1] += len(piece)
+
+        def writelines(self, pieces: Any) -> None:
+            for piece in pieces:
+                self.write(piece)
+
+        def get_write_buffer_limits(self) -> tuple[int, int]:
+            return 0, 1 << 20
+
+        def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+            pass
+
+        def is_closing(self) -> bool:
+            return self.closed
+
+        def close(self) -> None:
+            self.closed = True
+
+    loop = asyncio.get_running_loop()
+    transport = Endless()
+    protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader())
+    writer = asyncio.StreamWriter(transport, protocol, None, loop)
+    sending = asyncio.create_task(send_to_stream(writer, batch_of(bytes(10 * SEND_LIMIT))))
+    while not sending.done():
+        await asyncio.sleep(0)
+        transport.taken.append(0)
+    assert sum(transport.taken) == await sending == 10 * SEND_LIMIT
+    assert max(transport.taken) == SEND_LIMIT
+    writer.close()
+
+
+@both_loops
+async def test_a_raised_error_keeps_no_batch() -> None:
+    """A batch that failed is collected with its last reference, though its error was raised."""
+    async with stream() as (writer, _):
+        released: list[str] = []
+        batch = IOBatch()
+        batch.addbuf(b"abc", on_release=lambda: released.append("released"))
+        writer.close()
+        gc.disable()
+        try:
+            with suppress(BrokenPipeError):
+                await send_to_stream(writer, batch)
+            assert not released
+            del batch
+            assert released == ["released"]
+        finally:
+            gc.enable()
 
 
 def test_cancelled_in_sendfile(make_file: MakeFile) -> None:

@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import threading
+import weakref
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from iobatch import COPY_LIMIT, IOBatch, TruncatedFileError, iob_send
-from iobatch._cold import STRIDE
+from iobatch._cold import EACH, STRIDE
 from iobatch.aio import BatchWriter, CancellationType, WriteOperation, WriteStatus, send_to_stream
 from iobatch.filters import Filter
 from tests.helpers import (
@@ -183,7 +184,7 @@ async def test_what_is_warm_takes_no_thread(make_file: MakeFile) -> None:
             return sock._take("sendfile", (disk.real["pread"](fd, count, offset),), 0)
 
         disk.real["sendfile"] = sendfile
-        for size, probes in (1, 1), (SMALL, 1), (PAGE * 30, 2), (STRIDE + 1, 3):
+        for size, probes in (1, 1), (SMALL, 1), (EACH, 2), (EACH + 1, 3), (8 * EACH, 9):
             disk.probes = 0
             batch = batch_of(b"header")
             batch.addfile(fd, 0, size)
@@ -261,6 +262,56 @@ async def test_where_there_is_no_thread_to_be_had(
                 assert await send_to_stream(sending, batch) == 6 + LARGE
             assert await arriving == b"header" + data(LARGE)
             assert len(disk.stalls) == LARGE // PAGE + 1
+
+
+@both_loops
+@pytest.mark.parametrize("over", ["writer", "stream"])
+async def test_where_the_threads_are_dismissed(over: str, make_file: MakeFile) -> None:
+    """What waited for a thread is read here when the executor is shut down."""
+    fd = make_file(data(LARGE))
+    busy = threading.Event()
+    loop = asyncio.get_running_loop()
+    with slow_disk() as disk, writer_pair() as (writer, here), ThreadPoolExecutor(1) as pool:
+        loop.set_default_executor(pool)
+        pool.submit(busy.wait, PATIENCE)
+        async with stream() as (sending, there):
+            disk.drop(fd)
+            batch = IOBatch()
+            batch.addfile(fd)
+            arriving = asyncio.create_task(read(here if over == "writer" else there, LARGE))
+            if over == "writer":
+                posted: Any = writer.write(batch)
+            else:
+                posted = asyncio.create_task(send_to_stream(sending, batch))
+            await turns()
+            pool.shutdown(wait=False, cancel_futures=True)
+            busy.set()
+            assert await posted == LARGE
+            assert await arriving == data(LARGE)
+            assert not disk.fetched
+
+
+@both_loops
+async def test_a_file_object_is_let_go(make_file: MakeFile) -> None:
+    """A file object that a thread has read for is released with the last byte."""
+
+    class File:
+        def __init__(self, fd: int) -> None:
+            self.fd = fd
+
+        def fileno(self) -> int:
+            return self.fd
+
+    with slow_disk() as disk, writer_pair() as (writer, peer):
+        file = File(make_file(data(SMALL)))
+        gone = weakref.ref(file)
+        disk.drop(file.fileno())
+        batch = IOBatch()
+        batch.addfile(file, 0, SMALL)
+        del file
+        assert await writer.write(batch) == SMALL
+        assert await read(peer, SMALL) == data(SMALL)
+        assert gone() is None
 
 
 @both_loops
@@ -447,11 +498,11 @@ async def test_only_what_is_soon_sent_is_read(make_file: MakeFile) -> None:
 async def test_partly_cold(over: str, make_file: MakeFile) -> None:
     """A range of which only the start, the end or the midst is cold does not go unseen.
 
-    But a hole of less than STRIDE may, and is waited for.
+    But a hole of less than EACH may, and is waited for.
     """
     content = data(LARGE)
     last = LARGE // PAGE
-    for first, end in (0, 0), (last, last), (STRIDE // PAGE - 8, STRIDE // PAGE + 8), (9, 100):
+    for first, end in (0, 0), (last, last), (100, 100 + EACH // PAGE), (9, 20):
         fd = make_file(content)
         batch = IOBatch()
         batch.addfile(fd)
@@ -467,7 +518,7 @@ async def test_partly_cold(over: str, make_file: MakeFile) -> None:
                     arriving = asyncio.create_task(read(peer, LARGE))
                     assert await send_to_stream(sending, batch) == LARGE
                     assert await arriving == content
-            if end != 100:
+            if end != 20:
                 assert not disk.stalls
 
 
@@ -720,7 +771,7 @@ async def test_an_error_of_a_streams_thread(broken: int, make_file: MakeFile) ->
             with pytest.raises(OSError, match="broken") as raised:
                 await send_to_stream(writer, batch)
             assert await arriving == data(LARGE)[:broken]
-            assert (batch.error, batch.bytessent) == (raised.value, broken)
+            assert (repr(batch.error), batch.bytessent) == (repr(raised.value), broken)
             assert batch.bytesleft == LARGE - broken
             assert not disk.stalls
 
