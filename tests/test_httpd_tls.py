@@ -20,6 +20,7 @@ from tests.helpers import PATIENCE, data, stream_pair
 from tests.httpd_helpers import (
     Clock,
     address_of,
+    exchange,
     keeps_rate,
     make_clock,  # noqa: F401
     make_site,  # noqa: F401
@@ -122,10 +123,11 @@ def test_slow_reader(secure: Address, keys: Keys) -> None:
 
 
 def test_plain_request(secure: Address, keys: Keys) -> None:
-    """Who speaks plain HTTP gets no answer but the end, and others are served."""
-    with socket.create_connection(secure, PATIENCE) as sock:
-        sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert read_all(sock) == b""
+    """Who speaks plain HTTP is told so in plain HTTP, and others are served."""
+    refused, *_ = split(exchange(secure, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 2))
+    assert refused.status == 400
+    assert refused.headers["Connection"] == "close"
+    assert exchange(secure, b"nonsense" * 10) == b""
     with connect(secure, keys.client) as sock:
         sock.sendall(b"GET /1 HTTP/1.1\r\nHost: x\r\n\r\n")
         assert sock.recv(12) == b"HTTP/1.1 200"

@@ -153,8 +153,12 @@ class Connection:
         if self._tls is not None:
             try:
                 data = self._tls.receive(data)
-            except SSLError:
-                return 0
+            except SSLError as exc:
+                if exc.reason != "HTTP_REQUEST":
+                    return 0
+                self._tls = self._outlet = None  # so that the client can read the answer
+                self._refuse(400)
+                return self._send(now)
             if not data:
                 return self._shake_hands(self._tls.filter)
         if self._repeated is not None and data == self._latest:
