@@ -227,6 +227,22 @@ def unchunk(raw: bytes) -> tuple[bytes, bytes]:
             return bytes(content), raw
 
 
+def tag_of(path: Path) -> str:
+    """Return the entity tag of a file."""
+    status = path.stat()
+    return f'"{status.st_ctime_ns:x}-{status.st_size:x}"'
+
+
+# In headers it stands for the tag of a file that isn't there yet.
+TAG = '"TAG"'
+
+
+def tagged(headers: dict[str, str], path: Path) -> dict[str, str]:
+    """Put a file's tag where it is meant."""
+    tag = tag_of(path).strip('"')
+    return {name: value.replace("TAG", tag) for name, value in headers.items()}
+
+
 def exchange(address: Address, request: bytes) -> bytes:
     """Send requests, say that there are no more, and return all that comes back."""
     with socket.create_connection(address, PATIENCE) as sock:

@@ -40,6 +40,7 @@ from tests.httpd_helpers import (
     serve_site,  # noqa: F401
     serving,
     split,
+    tag_of,
     tool,
 )
 
@@ -69,7 +70,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("size", [0, 1, 1024, 32768, 65536, 1 << 20])
-def test_get_and_head(address: Address, size: int) -> None:
+def test_get_and_head(site: Path, address: Address, size: int) -> None:
     """GET gives a file's bytes, HEAD the same headers and no body, on one connection."""
     client = http.client.HTTPConnection(*address, timeout=PATIENCE)
     headers = []
@@ -86,7 +87,7 @@ def test_get_and_head(address: Address, size: int) -> None:
         "Content-Type": "application/octet-stream",
         "Content-Length": str(size),
         "Accept-Ranges": "bytes",
-        "ETag": f'"{MODIFIED * 10**9:x}-{size:x}"',
+        "ETag": tag_of(site / str(size)),
         "Last-Modified": formatdate(MODIFIED, usegmt=True),
         "Cache-Control": "no-cache",
         "Date": "",
@@ -207,12 +208,20 @@ def test_absolute_path(site: Path, address: Address) -> None:
         (".", 301),
         ("{site}", 301),
         ("nothing", 404),
+        ("1024/", 404),
+        ("1024/.", 404),
+        ("1024/../1024", 404),
+        ("sub/", 301),
+        (".hidden", 200),
         ("link", 404),
         ("pipe", 403),
     ],
 )
 def test_links(site: Path, address: Address, link: str, result: int) -> None:
-    """A link is followed as long as it stays inside, step by step; a pipe is not opened."""
+    """A link is followed as long as it stays inside, step by step; a pipe is not opened.
+
+    Where it leads to may be hidden: then it is the link that shows it.
+    """
     os.mkfifo(site / "pipe")
     (site / "sub" / "back").symlink_to("deep/../../1024")
     (site / "sub" / "absolute").symlink_to(site / "1024")
@@ -221,7 +230,17 @@ def test_links(site: Path, address: Address, link: str, result: int) -> None:
     response = get(address, "/link")
     assert response.status == result
     if result == 200:
-        assert response.body == data(1024, seed=1024)
+        assert response.body == (SECRET if link == ".hidden" else data(1024, seed=1024))
+
+
+def test_well_known(site: Path, address: Address) -> None:
+    """What is to be found at a well-known place is not hidden (RFC 8615)."""
+    (site / ".well-known").mkdir()
+    (site / ".well-known" / "security.txt").write_bytes(b"Contact")
+    (site / ".well-known" / ".more").write_bytes(SECRET)
+    assert get(address, "/.well-known/security.txt").body == b"Contact"
+    assert get(address, "/.well-known/.more").status == 404
+    assert get(address, "/.well-knowns").status == 404
 
 
 def test_directory_link_outside(site: Path, address: Address) -> None:

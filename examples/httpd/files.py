@@ -94,7 +94,12 @@ def real_path(path: str | os.PathLike[str]) -> bytes:
 
 @define(eq=False)
 class Files:
-    """The regular files below one directory, with the descriptors of those asked for lately."""
+    """The regular files below one directory, with the descriptors of those asked for lately.
+
+    A descriptor is used for FRESH seconds, then the path is walked and the file opened anew. So one
+    that was replaced is served whole, the old or the new one, and the new one at most so much
+    later. What is written over in place may be served mixed, here as anywhere.
+    """
 
     directory: bytes = field(converter=real_path)
     # A directory without an index is shown as a page.
@@ -166,8 +171,6 @@ class Files:
             if file is None:
                 raise _failure(errno.EISDIR)
             return file
-        if file is not None:
-            raise _failure(errno.ENOTDIR)
         folder = names[:-1]
         with suppress(FileNotFoundError):
             file = self._open_below([*folder, INDEX], now)
@@ -213,7 +216,9 @@ class Files:
             status.st_mtime,
             content_type(names[-1]),
             now + FRESH,
-            f"{status.st_mtime_ns:x}-{status.st_size:x}",
+            # By when the inode was changed: that can't be set back as the file's date can, and is
+            # when a file took another one's place.
+            f"{status.st_ctime_ns:x}-{status.st_size:x}",
             # It may change once more before its clock has gone on.
             weak=time() - status.st_mtime < 1,
             names=names,
@@ -266,11 +271,14 @@ class Files:
         """
         todo = deque(names)
         trail = [self._root]  # the directories from the root to here, and at the end the file
+        is_directory = True  # the last of them
         links = 0
         last = b"."
         try:
             while todo:
                 name = todo.popleft()
+                if name in {b"", b".", b".."} and not is_directory:
+                    raise _failure(errno.ENOTDIR)
                 if name in {b"", b"."}:
                     continue
                 if name == b"..":  # A link says so, and means what is here, not in a path's text.
@@ -281,7 +289,10 @@ class Files:
                 here = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=trail[-1])
                 trail.append(here)
                 last = name
-                if S_ISLNK(os.fstat(here).st_mode):
+                mode = os.fstat(here).st_mode
+                # A link gives way to the directory that it is in.
+                is_directory = S_ISDIR(mode) or S_ISLNK(mode)
+                if S_ISLNK(mode):
                     links += 1
                     if links > MAX_LINKS:
                         raise _failure(errno.ELOOP)
@@ -352,8 +363,12 @@ def split_path(path: bytes) -> list[bytes]:
 
 
 def check_name(name: bytes) -> None:
-    """Raise FileNotFoundError for a name that is hidden."""
-    if name.startswith(b"."):
+    """Raise FileNotFoundError for a name that is hidden.
+
+    A link to such a name is not hidden itself: who made it wants it to be seen. What is well known
+    is there to be found (RFC 8615).
+    """
+    if name.startswith(b".") and name != b".well-known":
         raise _failure(errno.ENOENT)
 
 
