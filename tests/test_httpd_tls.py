@@ -68,10 +68,11 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
 
 
 @pytest.fixture
-def secure(site: Path, keys: Keys) -> Iterator[Address]:
-    """Serve the folder over TLS."""
+def secure(site: Path, keys: Keys, capfd: pytest.CaptureFixture[str]) -> Iterator[Address]:
+    """Serve the folder over TLS, with nothing that nobody has thought of."""
     with serving(site, tls=tls_context(str(keys.certificate), str(keys.key))) as (_, address):
         yield address
+    assert capfd.readouterr().err == ""
 
 
 def connect(address: Address, context: ssl.SSLContext) -> ssl.SSLSocket:

@@ -154,7 +154,7 @@ class Connection:
             try:
                 data = self._tls.receive(data)
             except SSLError as exc:
-                if exc.reason != "HTTP_REQUEST":
+                if getattr(exc, "reason", None) != "HTTP_REQUEST":  # close_notify has no reason
                     return 0
                 self._tls = self._outlet = None  # so that the client can read the answer
                 self._refuse(400)
