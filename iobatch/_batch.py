@@ -158,7 +158,7 @@ class IOBatch:
         """
         if type(data) is bytes and on_release is None:
             # Most of what is sent comes this way, so it takes no call.
-            left = self._left + len(data)
+            left = len(data) + self._left
             if left > MAX_BYTES:
                 raise OverflowError(TOO_LONG)
             if data:
@@ -277,18 +277,25 @@ class IOBatch:
         if other is self:
             raise ValueError("a batch can't be moved behind itself")
         other._refuse_if_busy()
-        left = self._sum(other._left)
-        self._joinable = self._joinable and other._joinable
-        if self._queue:
-            self._queue.extend(other._queue)
-            other._queue.clear()
-        else:
-            self._queue, other._queue = other._queue, self._queue
-            # The head of the one is the head of the other now: a retry must stay the same.
-            self._pin = other._pin
+        empty: deque[Entry] = deque()
+        left = self._left + other._left
+        if left > MAX_BYTES:
+            raise OverflowError(TOO_LONG)
+        # From here on there is no call in which a signal's handler could add something, but the
+        # last.
+        moved, other._queue = other._queue, empty
         self._left = left
+        self._joinable = self._joinable and other._joinable
+        pin = other._pin
         other._left = other._pin = 0
         other._joinable = True
+        # Who is sending this one holds on to its queue.
+        if self._queue or self._busy:
+            self._queue.extend(moved)
+        else:
+            self._queue = moved
+            # The head of the one is the head of the other now: a retry must stay the same.
+            self._pin = pin
 
     def prepend(self, data: Buffer, *, on_release: Callable[[], object] | None = None) -> None:
         """Add a buffer in front of what is left. Args and Raises: as for addbuf.
@@ -444,8 +451,8 @@ class IOBatch:
             self._busy = busy
 
     def _drop(self, left: int = 0) -> None:
-        entries = list(self._queue)
-        self._queue.clear()
+        empty: deque[Entry] = deque()
+        entries, self._queue = self._queue, empty
         self._left = left
         self._sent = self._pin = 0
         self._joinable = True

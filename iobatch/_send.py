@@ -119,9 +119,10 @@ def iob_send(
                 except TypeError:  # a finalizer has added something else meanwhile
                     continue
                 size = len(data)
-                more = held = False
+                more = False
                 plain = True
                 nbytes = to.send(data, how)
+                held = False
             elif type(first := batch._queue[0]) is tuple and first[2] > small and not first[4]:
                 if type(to) is not _Descriptor and getsignal(signal.SIGPIPE) == _DEFAULT:
                     # sendfile knows no MSG_NOSIGNAL either.
@@ -168,8 +169,9 @@ def iob_send(
                 # All is gone and nothing is to be released: the usual end takes no call.
                 batch._left = 0
                 batch._sent += nbytes
-                batch._queue.clear()
+                # Not behind the call, where a signal's handler may add what can't be joined.
                 batch._joinable = True
+                batch._queue.clear()
                 return sent
             batch._advance(nbytes)
             if nbytes < size or not more:

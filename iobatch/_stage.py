@@ -103,8 +103,9 @@ def stage(
             return pieces, size, plain
     except RuntimeError:
         # A signal handler, or the garbage collector by a finalizer, added an entry meanwhile. What
-        # was gathered so far is right, and there always is some.
-        pass
+        # was gathered so far is right.
+        if not pieces:
+            return stage(batch, room, small, whole=whole, alike=alike)
     if size > room:
         pieces[-1] = memoryview(pieces[-1])[: room - size]
         size = room

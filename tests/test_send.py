@@ -20,7 +20,7 @@ import tty
 import weakref
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -1697,8 +1697,11 @@ def test_what_is_added_while_bytes_are_joined_goes_out_too(make_file: MakeFile) 
     class Collected(deque[Any]):
         """The moment before its content is read."""
 
+        collected = False
+
         def __iter__(self) -> Iterator[Any]:
-            if batch._joinable:
+            if not self.collected:
+                self.collected = True
                 batch.addfile(fd, 0, 30)
             return super().__iter__()
 
@@ -1710,6 +1713,87 @@ def test_what_is_added_while_bytes_are_joined_goes_out_too(make_file: MakeFile) 
         assert sock.taken == b"onetwo" + content
     assert iob_send(sock, batch) == IOB_DONE
     check_invariants(batch)
+
+
+def test_what_is_added_when_all_is_sent_goes_out_next(make_file: MakeFile) -> None:
+    """So does what a signal's handler adds at the very end of a call, which can't be joined."""
+    content = data(30)
+    fd = make_file(content)
+    batch = IOBatch()
+
+    class Handled(deque[Any]):
+        """The moment behind its clear()."""
+
+        def clear(self) -> None:
+            super().clear()
+            if not sock.calls[1:]:
+                batch.addfile(fd, 0, 30)
+
+    batch._queue = Handled()
+    batch.addbuf(b"one")
+    with Scripted() as sock:
+        assert iob_send(sock, batch) == 3
+        check_invariants(batch)
+        assert iob_send(sock, batch) == 30
+        assert sock.taken == b"one" + content
+
+
+def test_what_a_finalizer_moves_here_goes_out_too(make_file: MakeFile) -> None:
+    """A finalizer may extend the very batch whose last entry it belonged to."""
+    content = data(30)
+    other = IOBatch()
+    other.addfile(make_file(content), 0, 30)
+
+    class Dying(bytearray):
+        def __del__(self) -> None:
+            batch.extend(other)
+
+    batch = IOBatch()
+    batch.addbuf(Dying(b"one"))
+    with Scripted() as sock:
+        while iob_send(sock, batch) > 0:
+            check_invariants(batch)
+        assert sock.taken == b"one" + content
+    assert other.bytesleft == 0
+
+
+def test_what_is_added_before_the_first_look_goes_out_too() -> None:
+    """More entries than a call takes may become one more before the first of them is looked at."""
+    batch = IOBatch()
+    for _ in range(IOV_MAX + 1):
+        batch.addbuf(b"x" * 20)
+
+    def handled(queue: Any, count: int) -> Iterator[Any]:
+        entries = islice(queue, count)
+        if batch.bytesleft == 20 * (IOV_MAX + 1):
+            batch.addbuf(b"behind")
+        return entries
+
+    with pytest.MonkeyPatch.context() as patch, Scripted() as sock:
+        patch.setattr("iobatch._stage.islice", handled)
+        assert iob_send(sock, batch) == 20 * (IOV_MAX + 1) + 6
+        assert sock.taken.endswith(b"xbehind")
+
+
+def test_nothing_is_held_back_behind_a_joined_send() -> None:
+    """What went out with MSG_MORE is let go, though the joined rest was not taken."""
+    batch = IOBatch()
+    for _ in range(IOV_MAX + 400):
+        batch.addbuf(b"x" * 20)
+
+    class Corkable(Scripted):
+        released = 0
+
+        def getsockopt(self, *_: Any) -> Any:
+            return 0
+
+        def setsockopt(self, *_: Any) -> None:
+            self.released += 1
+
+    with Corkable(20 * IOV_MAX, again()) as sock:
+        assert iob_send(sock, batch) == 20 * IOV_MAX
+        assert [bool(call.flags & socket.MSG_MORE) for call in sock.calls] == [True, False]
+        assert sock.released == 1
 
 
 @pytest.mark.parametrize(
