@@ -288,7 +288,7 @@ class Filter:
             return iob_send(sock, self._batch)
         moved = nbytes = 0
         while moved < WRITE_LIMIT:
-            # A callback such as ssl.SSLSocket.send takes one record at a time.
+            # A callback may take less than it is offered, and more the next time.
             nbytes = iob_write(sock, self._batch, self._then, limit=WRITE_LIMIT - moved)
             if nbytes <= 0:
                 break
@@ -390,8 +390,8 @@ class TLS:
         view = memoryview(data).cast("B")
         if view and self._ended is not None:
             raise copy(self._ended)
-        # A write makes one record. Only the first can find a handshake unfinished, so all of the
-        # data is taken or nothing.
+        # Only the first write can find a handshake unfinished, so all of the data is taken or
+        # nothing.
         while view:
             view = view[self._sslobject.write(view) :]
         return self._outgoing.read()
