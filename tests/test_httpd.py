@@ -51,7 +51,6 @@ from connection import (
     MAX_ANSWERS,
     MAX_FIELDS,
     MAX_HEAD,
-    MAX_REPEATED,
     MAX_TARGET,
     READ_SIZE,
     Connection,
@@ -630,67 +629,6 @@ def test_pipelining(address: Address) -> None:
         sender.join(PATIENCE)
     bodies = [answer.body for raw in expected for answer in split(raw)]
     assert [answer.body for answer in received] == bodies * 100
-
-
-ONE = b"GET /1 HTTP/1.1\r\nHost: x\r\n\r\n"
-OLD = b"GET /1 HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
-OPEN = b"GET /1024 HTTP/1.1\r\nHost: x"
-
-
-@pytest.mark.parametrize(
-    "pieces",
-    [
-        [ONE] * 4,
-        [ONE, ONE, ONE, OPEN, b"\r\n\r\n", ONE, ONE, ONE],
-        [ONE.replace(b"x", b"y" * MAX_REPEATED)] * 4,
-        [ONE + ONE] * 4,
-        [b"\r\n\r\n", b"\r\n\r\n", ONE, b"\r\n\r\n", ONE, ONE, ONE],
-        [b"GET /1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"] * 4,
-        # The same bytes stand for something else, or are not all of it.
-        [OPEN, *[b"\r\n"] * 4],
-        [OPEN + b"\r\nX: ", OLD, OLD, OLD],
-        [OLD, OLD, OLD, OPEN + b"\r\nX: ", OLD, OLD],
-        [OPEN, *[b"\r\n\r\n" + OPEN] * 4],
-        [ONE[:9], *[ONE[9:] + ONE[:9]] * 4],
-    ],
-)
-def test_repeated(site: Path, monkeypatch: pytest.MonkeyPatch, pieces: list[bytes]) -> None:
-    """Input that comes again is answered as if nothing of what came before had been kept."""
-
-    def answers() -> list[tuple[int, bytes]]:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            ours.setblocking(False)
-            connection = Connection(ours, files, Settings(), 60.0)
-            for piece in pieces:
-                theirs.sendall(piece)
-                assert connection.step(0.0)
-            connection.close()
-            return [(each.status, each.body) for each in split(read_all(theirs))]
-
-    files = Files(site)
-    repeated = answers()
-    monkeypatch.setattr(sys.modules["connection"], "MAX_REPEATED", 0)
-    assert repeated == answers()
-    assert repeated
-    files.close()
-
-
-def test_repeated_is_not_parsed(site: Path) -> None:
-    """A request that comes for the third time in a row, byte by byte the same, is known."""
-    files = Files(site)
-    with stream_pair() as (ours, theirs):
-        ours.setblocking(False)
-        connection = Connection(ours, files, Settings(), 60.0)
-        for _ in range(4):
-            theirs.sendall(ONE)
-            assert connection.step(0.0) == EVENT_READ
-            if connection._repeated is not None:
-                connection._parser = None
-        connection.close()
-        assert [each.body for each in split(read_all(theirs))] == [data(1, seed=1)] * 4
-        assert connection._repeated is not None
-    files.close()
 
 
 def test_slow_reader(site: Path) -> None:

@@ -38,9 +38,6 @@ MAX_TARGET = 8000
 MAX_HEAD = 32 * 1024
 # Header fields of one request: browsers send less than 30.
 MAX_FIELDS = 100
-# No more of what came last is kept, to compare it with what comes next: what browsers send is
-# longer, and hardly ever the same, and to keep that costs more than it saves.
-MAX_REPEATED = 256
 # What step returns besides events.
 REST = 1 << 8
 # So many responses are made ready at once: pipelined requests hold no more open files than that.
@@ -97,10 +94,6 @@ class Connection:
     _last: bool = field(init=False, default=False)
     # Everything was sent and thrown away since: how many bytes. -1: not there yet.
     _drained: int = field(init=False, default=-1)
-    # What was parsed last; and the request that it was, if it came alone, and twice in a row. Who
-    # repeats it once more, as health checks do for hours, is answered without parsing.
-    _latest: bytes = field(init=False, default=b"")
-    _repeated: Request | None = field(init=False, default=None)
     # The request that is being parsed, and how many bytes were read since the last one's head.
     _target: bytes = field(init=False, default=b"")
     _headers: dict[bytes, bytes] = field(init=False, factory=dict)
@@ -161,10 +154,7 @@ class Connection:
                 return self._send(now)
             if not data:
                 return self._shake_hands(self._tls.filter)
-        if self._repeated is not None and data == self._latest:
-            self._requests.append(self._repeated)
-        else:
-            self._feed(data)
+        self._feed(data)
         if self._tls is not None and self._tls.ended:
             self._last = True
         if self._requests:
@@ -319,11 +309,6 @@ class Connection:
                 self._unfinished = 1  # or more: the next request has begun
             if self._unfinished > MAX_HEAD:
                 raise Refused(431)
-            # An empty line ends any request here, as one with content is the last. So nothing was
-            # left of the first when the second began, and nothing is left now.
-            again = data == self._latest and data.endswith(b"\r\n\r\n")
-            self._repeated = self._requests[0] if again and len(self._requests) == 1 else None
-            self._latest = data if len(data) <= MAX_REPEATED else b""
         except Refused as exc:
             self._refuse(exc.status)
         except HttpParserCallbackError as exc:

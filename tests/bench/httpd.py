@@ -6,9 +6,6 @@ serves the same files and writes no access log; each byte was compared first. ng
 tcp_nopush, an open_file_cache and no bound on requests per connection; over TLS it has our
 certificate and our cipher. granian serves files in Rust, and no Python code runs meanwhile.
 
-wrk sends the same bytes each time, and of such requests ours parses only the first two of each
-connection. Where each request differs from the one before, ours takes some 3 us more CPU for it.
-
 CPU is the time of all processes and threads of a server, user and system, for each request that wrk
 has counted. It includes the beginning and the end of the connections: over TLS, 64 handshakes in
 each turn. It includes the kernel's work to hand the bytes over to wrk, as all this is one machine.
