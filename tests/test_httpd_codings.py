@@ -5,13 +5,15 @@ from __future__ import annotations
 import gzip
 import http.client
 import random
+import select
 import socket
 import subprocess
+from selectors import EVENT_WRITE
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.helpers import PATIENCE, data
+from tests.helpers import PATIENCE, data, stream_pair
 from tests.httpd_helpers import (
     exchange,
     make_site,  # noqa: F401
@@ -24,6 +26,9 @@ from tests.httpd_helpers import (
 # isort: split
 import outlet
 from codings import AVAILABLE, MIN_CODED, choose, compressible
+from connection import Connection
+from files import Files
+from settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,6 +80,31 @@ def test_gzip(address: Address, size: int) -> None:
     assert headers["Vary"] == "Accept-Encoding"
     assert len(body) < size
     assert gzip.decompress(body) == prose(size, seed=size)
+
+
+def test_slow_is_not_stuck(site: Path) -> None:
+    """Who takes a little of what the codings hold puts the deadline off, who takes nothing not."""
+    (site / "text.txt").write_bytes(prose(3 << 20))
+    files = Files(site)
+    with stream_pair("tcp4", buffers=4096) as (ours, theirs):
+        ours.setblocking(False)
+        connection = Connection(ours, files, Settings(timeout=10.0), 10.0)
+        theirs.sendall(b"GET /text.txt HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n\r\n")
+        now = 0.0
+        while select.select([], [ours], [], 0)[1]:
+            assert connection.step(now) == EVENT_WRITE
+        for _ in range(30):
+            now += 9.0
+            while not select.select([], [ours], [], 0)[1]:
+                theirs.recv(1000)
+            assert connection.step(now) == EVENT_WRITE
+            assert connection.deadline == now + 10.0
+        while select.select([], [ours], [], 0)[1]:
+            assert connection.step(now) == EVENT_WRITE
+        assert connection.step(now + 5.0) == EVENT_WRITE
+        assert connection.deadline == now + 10.0
+        connection.close()
+    files.close()
 
 
 @pytest.mark.parametrize("size", [MIN_CODED, 100_000, 3 << 20])

@@ -193,8 +193,11 @@ class Connection:
             left = batch.bytesleft > 0
         else:
             outlet.ending = self._last and not requests and self._tls is not None
+            held = outlet.held
             nbytes = outlet.send()
             left = bool(outlet)
+            if outlet.held < held:  # taken before, and sent now: a slow client is no dead one
+                self.deadline = now + self._settings.timeout
         if nbytes == IOB_ERROR:
             return 0
         if nbytes > 0:

@@ -107,6 +107,8 @@ class Outlet:
     _body: IOBatch = field(init=False, factory=IOBatch)
     # What the body goes through; None: there is none.
     _coder: Filter | None = field(init=False, default=None)
+    # What is behind it.
+    _chunks: Filter | None = field(init=False, default=None)
     # What the batch goes through, and how much of it at once.
     _way: Filter | Meter | None = field(init=False)
     _piece: int = field(init=False, default=PIECE)
@@ -124,11 +126,8 @@ class Outlet:
     def encode(self, head: bytes, body: IOBatch, transform: Transform) -> None:
         """Send a response behind what is in the batch, its body coded and in chunks."""
         self._body = body
-        self._coder = Filter(
-            transform,
-            Filter(Headed(head), self._way, high_water=HIGH_WATER),
-            high_water=HIGH_WATER,
-        )
+        self._chunks = Filter(Headed(head), self._way, high_water=HIGH_WATER)
+        self._coder = Filter(transform, self._chunks, high_water=HIGH_WATER)
         _coders.add(self._coder)
 
     @property
@@ -142,6 +141,12 @@ class Outlet:
             or self._coder is not None
             or (self._tls is not None and (self.ending or self._tls.bytesleft > 0))
         )
+
+    @property
+    def held(self) -> int:
+        """The bytes that were taken and have not left: where they get fewer, some have."""
+        filters = (self._coder, self._chunks, self._tls)
+        return sum(each.bytesleft for each in filters if each is not None)
 
     def send(self) -> int:
         """Send what the socket takes, up to about TURN bytes; return as iob_send does."""
