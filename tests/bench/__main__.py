@@ -7,6 +7,9 @@ absolute times are those of one machine at one moment. Run it while the machine 
 from __future__ import annotations
 
 import argparse
+import os
+import signal
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -23,6 +26,14 @@ TABLES = {
 }
 
 
+def count(text: str) -> int:
+    """Read how often to do something."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(
@@ -32,7 +43,9 @@ def main() -> None:
         epilog="tables:\n" + "\n".join(f"  {name:8}{text}" for name, text in TABLES.items()),
     )
     parser.add_argument("tables", nargs="*", metavar="TABLE", help="which to print; default: all")
-    parser.add_argument("--turns", type=int, default=7, help="how often each way has its turn (7)")
+    parser.add_argument(
+        "--turns", type=count, default=7, help="how often each way has its turn (7)"
+    )
     parser.add_argument(
         "--smoke", action="store_true", help="only show that all runs; the figures say nothing"
     )
@@ -42,8 +55,15 @@ def main() -> None:
         parser.error(f"no such table: {', '.join(sorted(unknown))}")
     options = Options(1 if args.smoke else args.turns, args.smoke, args.plots)
     if options.plots is not None:
-        options.plots.mkdir(parents=True, exist_ok=True)
+        try:
+            options.plots.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            parser.error(f"--plots: {exc}")
+    # So that what was begun is ended: processes, folders.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    processors = os.sched_getaffinity(0)
     for name in args.tables or TABLES:
+        os.sched_setaffinity(0, processors)  # a table may have bound itself to one
         import_module(f"tests.bench.{name}").run(options)
 
 

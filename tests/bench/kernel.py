@@ -41,7 +41,6 @@ import tempfile
 from collections import deque
 from contextlib import contextmanager, suppress
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -50,7 +49,7 @@ from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 from iobatch import COPY_LIMIT, IOBatch, iob_send
-from tests.bench.reader import READER, SENDER, dropped, pin
+from tests.bench.reader import READER, SENDER, beside, dropped, pin
 from tests.bench.report import in_turn, ratios, spread, table
 
 if TYPE_CHECKING:
@@ -78,6 +77,12 @@ MESSAGES = 64  # so many may wait; net.core.optmem_max bounds what they take
 MSG_MORE = int(socket.MSG_MORE)  # an IntFlag takes its time
 
 
+def need(nbytes: int, least: int) -> None:
+    """Make sure that a system call has sent what it was to send."""
+    if nbytes < least:
+        raise RuntimeError(f"{nbytes} bytes instead of {least}")
+
+
 def by_iob_send(sock: socket.socket, fd: int, size: int, rounds: int, count: int = 1) -> None:
     batch = IOBatch()
     for _ in range(rounds):
@@ -97,11 +102,11 @@ def by_hand(
             os.posix_fadvise(fd, 0, size, advice)
         if size > COPY_LIMIT:
             sock.send(HEADER, MSG_MORE)
-            assert os.sendfile(sock.fileno(), fd, 0, size) == size
+            need(os.sendfile(sock.fileno(), fd, 0, size), size)
         elif size + len(HEADER) > JOIN_LIMIT:
-            assert sock.sendmsg([HEADER, os.pread(fd, size, 0)]) > size
+            need(sock.sendmsg([HEADER, os.pread(fd, size, 0)]), size)
         else:
-            assert sock.send(b"".join([HEADER, os.pread(fd, size, 0)])) > size
+            need(sock.send(b"".join([HEADER, os.pread(fd, size, 0)])), size)
 
 
 def by_preadv(sock: socket.socket, fd: int, size: int, rounds: int) -> None:
@@ -112,7 +117,7 @@ def by_preadv(sock: socket.socket, fd: int, size: int, rounds: int) -> None:
         for offset in range(0, size, len(buffer)):
             os.preadv(fd, [buffer], offset)
             more = MSG_MORE if offset + len(buffer) < size else 0
-            assert sock.sendmsg([*head, buffer], (), more) >= len(buffer)
+            need(sock.sendmsg([*head, buffer], (), more), len(buffer))
             head = []
 
 
@@ -126,7 +131,7 @@ def by_readinto(sock: socket.socket, fd: int, size: int, rounds: int) -> None:
                 file.seek(offset)
                 file.readinto(buffer)
                 more = MSG_MORE if offset + len(buffer) < size else 0
-                assert sock.sendmsg([*head, buffer], (), more) >= len(buffer)
+                need(sock.sendmsg([*head, buffer], (), more), len(buffer))
                 head = []
 
 
@@ -154,7 +159,7 @@ def by_zerocopy(sock: socket.socket, fd: int, size: int, rounds: int) -> None:
     held: deque[bytes] = deque()
     for _ in range(rounds):
         held.append(os.pread(fd, size, 0))
-        assert sock.sendmsg([HEADER, held[-1]], (), MSG_ZEROCOPY) > size
+        need(sock.sendmsg([HEADER, held[-1]], (), MSG_ZEROCOPY), size)
         if len(held) >= MESSAGES:
             poller.poll()
             let_go(sock, held)
@@ -291,12 +296,8 @@ def compute() -> None:
 @contextmanager
 def loaded() -> Iterator[socket.socket]:
     """Give the reader's processor more to do."""
-    child = get_context("fork").Process(target=compute, daemon=True)
-    child.start()
-    with dropped() as sock:
+    with beside(compute), dropped() as sock:
         yield sock
-    child.terminate()
-    child.join()
 
 
 # For each column the connection, and how many responses are in a batch.

@@ -11,8 +11,10 @@ four times as long as all else, at some paces and not at others, and says nothin
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
+import signal
 import socket
 from contextlib import contextmanager, suppress
 from multiprocessing import get_context
@@ -20,15 +22,39 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from multiprocessing.process import BaseProcess
 
 SENDER = 0
 READER = 1
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def pin(processor: int) -> None:
     """Stay on a processor."""
     with suppress(OSError):  # where there is no such one, all share what there is
         os.sched_setaffinity(0, {processor})
+
+
+def end_with_parent() -> None:
+    """Have this process killed when the one that started it ends, however that ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _be_beside(target: Callable[..., None], *args: object) -> None:
+    end_with_parent()
+    target(*args)
+
+
+@contextmanager
+def beside(target: Callable[..., None], *args: object) -> Iterator[BaseProcess]:
+    """Run a function in a process of its own, and kill that if it is still there at the end."""
+    process = get_context("fork").Process(target=_be_beside, args=(target, *args))
+    process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
 
 
 def drop(sock: socket.socket, nbytes: int = 1 << 63) -> None:
@@ -77,9 +103,8 @@ def dropped(
     with socket.create_server(("127.0.0.1", 0)) as listener:
         sender.connect(listener.getsockname())
         sock = listener.accept()[0]
-    child = get_context("fork").Process(target=_be_reader, args=(read, sock, sender, processor))
-    child.start()
-    sock.close()
-    with sender:
-        yield sender
-    child.join()
+    with beside(_be_reader, read, sock, sender, processor) as child:
+        sock.close()
+        with sender:
+            yield sender
+        child.join()

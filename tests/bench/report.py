@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import platform
+import sys
+from collections import deque
+from importlib.metadata import version
+from importlib.util import find_spec
 from statistics import median
 from typing import TYPE_CHECKING, TypeVar
 
@@ -34,12 +39,31 @@ class Options:
         return min(count, 3) if self.smoke else count
 
 
+def leave_out(options: Options, what: str, why: str) -> None:
+    """Say what is missing. Where all is to be run, that is an error."""
+    message = f"{what} is missing: {why}"
+    if options.smoke:
+        raise SystemExit(message)
+    print(message, file=sys.stderr)
+
+
+def describe(packages: Iterable[str]) -> None:
+    """Say on what this is measured."""
+    found = ", ".join(f"{name} {version(name)}" for name in packages if find_spec(name))
+    print(f"\n{platform.platform()}, Python {platform.python_version()}: {found}")
+
+
 def in_turn(ways: Mapping[str, Callable[[], T]], turns: int) -> dict[str, list[T]]:
-    """Run all ways one after the other, again and again (A B A B); return what each gave."""
+    """Run all ways one after the other, again and again; return what each gave.
+
+    Each turn begins with another one (A B C, B C A), so that none always follows the same.
+    """
     results: dict[str, list[T]] = {name: [] for name in ways}
+    order = deque(ways.items())
     for _ in range(turns):
-        for name, way in ways.items():
+        for name, way in order:
             results[name].append(way())
+        order.rotate(-1)
     return results
 
 

@@ -24,7 +24,6 @@ import tempfile
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import count
-from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -34,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from iobatch import IOB_ERROR, SEND_LIMIT, IOBatch, iob_send
-from tests.bench.reader import READER, SENDER, dropped, pin, tuned
+from tests.bench.reader import READER, SENDER, beside, dropped, pin, tuned
 from tests.bench.report import in_turn, ratios, spread, table
 
 if TYPE_CHECKING:
@@ -85,13 +84,10 @@ def slow_peers(number: int) -> Iterator[list[socket.socket]]:
                 senders[-1].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
                 senders[-1].connect(listener.getsockname())
                 readers.append(listener.accept()[0])
-        child = get_context("fork").Process(target=read_slowly, args=(readers,), daemon=True)
-        child.start()
+        stack.enter_context(beside(read_slowly, readers))
         for sock in readers:
             sock.close()
         yield senders
-        child.terminate()
-        child.join()
 
 
 # The ways to send. A state belongs to one connection.

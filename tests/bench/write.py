@@ -25,6 +25,7 @@ import os
 import pydoc_data.topics
 import random
 import selectors
+import shutil
 import ssl
 import subprocess
 import sys
@@ -32,6 +33,7 @@ import tempfile
 import zlib
 from contextlib import suppress
 from functools import cache, partial
+from itertools import repeat
 from pathlib import Path
 from statistics import median
 from time import process_time
@@ -42,8 +44,8 @@ import trustme
 from iobatch import IOB_AGAIN, IOB_ERROR, IOBatch, iob_write
 from iobatch.filters import TLS, Filter
 from tests.bench.plot import bars
-from tests.bench.reader import SENDER, drop, dropped, pin
-from tests.bench.report import in_turn, ratios, spread, table
+from tests.bench.reader import SENDER, drop, dropped, end_with_parent, pin
+from tests.bench.report import in_turn, leave_out, ratios, spread, table
 
 if TYPE_CHECKING:
     import socket
@@ -315,6 +317,7 @@ WORK: Mapping[str, tuple[Mapping[str, Way], int]] = {
 
 def be_traced(times: int) -> None:
     """Be what strace looks at: go each way once, and so often more, with marks in between."""
+    end_with_parent()
     for ways, _ in WORK.values():
         for way in ways.values():
             way(1)  # what comes but once in a process
@@ -325,7 +328,7 @@ def be_traced(times: int) -> None:
             os.getppid()
 
 
-def syscalls(times: int) -> Iterator[float]:
+def syscalls(times: int) -> Iterator[str]:
     """Count for each way the system calls of one time."""
     code = f"from tests.bench.write import be_traced; be_traced({times})"
     with tempfile.NamedTemporaryFile() as log:
@@ -333,14 +336,19 @@ def syscalls(times: int) -> Iterator[float]:
         subprocess.run([*strace, "-o", log.name, sys.executable, "-c", code], check=True)
         parts = log.read().split(b"getppid")
     for once, more in zip(parts[1::3], parts[2::3], strict=True):
-        yield (more.count(b"\n") - once.count(b"\n")) / times
+        calls = more.count(b"\n") - once.count(b"\n")
+        yield f"{calls / times:.1f}"
 
 
 def run(options: Options) -> None:
     """Print a table for each work, and plot what a MiB costs."""
     pin(SENDER)
     medians: dict[str, dict[str, float]] = {}
-    calls = syscalls(options.rounds(24))
+    calls: Iterator[str] = repeat("?")
+    if shutil.which("strace"):
+        calls = syscalls(options.rounds(24))
+    else:
+        leave_out(options, "strace", "apt-get install strace")
     for work, (ways, count) in WORK.items():
         rounds = options.rounds(count)
         once = {name: partial(way, rounds) for name, way in ways.items()}
@@ -354,7 +362,7 @@ def run(options: Options) -> None:
                     name,
                     spread([each * 1e6 for each in seconds], 1),
                     spread(ratios(ours, seconds)),
-                    "-" if name == COMMAND else f"{count:.1f}",
+                    "-" if name == COMMAND else count,
                 ]
                 for (name, seconds), count in zip(results.items(), calls, strict=False)
             ),
