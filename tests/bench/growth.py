@@ -1,19 +1,23 @@
 """How cost and memory grow with what is in a batch.
 
-Entries: a batch of so many is filled and sent. A part of the cost is the same for any number (a
-call and its system calls), so what is to be flat is the cost of each entry beyond the first: the
-CPU time of a batch, less that of a batch of one entry, divided by the number of the others. All
-entries are the same bytes object, or ranges of two pages of a file, so that the batch is what
-grows, and not what the processor has to fetch. A hook makes an object that Python's garbage
-collector knows, and looks at again and again while a batch fills; so hooks are measured without it
-too.
+Entries: a batch of so many is filled and sent. All entries are the same bytes object, or ranges of
+two pages of a file, so that the batch is what grows, and not what the processor has to fetch. A
+hook makes an object that Python's garbage collector knows, and looks at again and again while a
+batch fills; so hooks are measured without it too.
 
-Bytes: a batch of one file range; what is to be flat is the cost of what is beyond the first byte.
-The file is sparse and in memory: its holes are all the same page of the kernel. A turn sends no
-longer than a minute divided by the number of turns; then what was sent so far counts.
+Bytes: a batch of one file range. The file is sparse and in memory: its holes are all the same page
+of the kernel. A turn sends no longer than a minute divided by the number of turns; then what was
+sent so far counts.
 
-It is flat if no size costs more than 1.2 of the middle one. The middle is the median over all
-sizes, in each turn. A small batch may cost less: it goes out in one call, which joins its buffers.
+A part of the cost is the same for any number: a call and its system calls. So a table shows also
+what each entry costs beyond the first: the CPU time of a batch, less that of a batch of one entry,
+divided by the number of the others. "Most / least" is the ratio of the size that costs most to the
+one that costs least, and flat is what stays within 1.2. It is judged twice: for all sizes, by what
+is beyond the first; and for those at which a call is no more than a few hundredths of the cost, by
+all of the cost. The second is what tells how a batch grows. In the first, small ones are cheaper
+because they are sent in other ways: up to 16 KiB of buffers are joined, and that takes less for
+each; and a range of a byte is read, a long one goes by sendfile, so the one is not what the other
+has to start with.
 
 Memory: what tracemalloc tells of a batch, without the objects that its entries refer to, against a
 list of the same: of the bytes objects, of pairs (buffer, hook), of triples (descriptor, offset,
@@ -37,7 +41,7 @@ from tests.bench.report import in_turn, ratios, spread, table
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from tests.bench.report import Options
 
@@ -124,30 +128,40 @@ def send_bytes(sock: socket.socket, fd: int, size: int, rounds: int, seconds: fl
 
 
 def show(
-    title: str, head: str, sizes: Mapping[int, str], measure: Callable[[int], float], turns: int
+    title: str,
+    sizes: Mapping[int, str],
+    large: int,
+    measure: Callable[[int], float],
+    turns: int,
 ) -> None:
-    """Print what each one costs in batches of several sizes."""
+    """Print what each one costs in batches of several sizes, some of them large ones."""
     ways = {str(size): partial(measure, size) for size in (1, *sizes)}
     first, *others = in_turn(ways, turns).values()
-    whole = dict(zip(sizes, others, strict=True))
+    whole = {
+        size: [seconds / size for seconds in each] for size, each in zip(sizes, others, strict=True)
+    }
     beyond = {
-        size: [(seconds - one) / (size - 1) for seconds, one in zip(each, first, strict=True)]
+        size: [(share * size - one) / (size - 1) for share, one in zip(each, first, strict=True)]
         for size, each in whole.items()
     }
-    middle = [median(turn) for turn in zip(*beyond.values(), strict=True)]
-    shares = {size: ratios(each, middle) for size, each in beyond.items()}
-    flat = max(median(each) for each in shares.values()) <= FLAT
     rows = [
-        [
-            name,
-            nanoseconds(median(whole[size]) / size),
-            nanoseconds(median(beyond[size])),
-            spread(shares[size]),
-        ]
+        [name, nanoseconds(median(whole[size])), nanoseconds(median(beyond[size])), ""]
         for size, name in sizes.items()
     ]
-    rows.append(["", "", "", "flat" if flat else "not flat"])
-    table(title, [head, "ns for each", "beyond the first", "/ middle"], rows)
+    found = extremes(list(beyond.values()))
+    rows.append(["most / least", "", spread(found), flat(found)])
+    found = extremes([each for size, each in whole.items() if size >= large])
+    rows.append([f"from {sizes[large]} on", spread(found), "", flat(found)])
+    table(title, ["", "ns for each", "beyond the first", f"within {FLAT}"], rows)
+
+
+def extremes(costs: Sequence[Sequence[float]]) -> list[float]:
+    """Return the ratio, in each turn, of what costs most to what costs least."""
+    return ratios(max(costs, key=median), min(costs, key=median))
+
+
+def flat(found: Sequence[float]) -> str:
+    return "yes" if median(found) <= FLAT else "no"
 
 
 def nanoseconds(seconds: float) -> str:
@@ -166,7 +180,7 @@ def entries(options: Options) -> None:
                 rounds = options.rounds(max(1, min(20_000, 200_000 // count)))
                 return send_entries(sock, fill, file.fileno(), count, rounds)
 
-            show(f"growth: {name}, CPU", "entries", sizes, measure, options.turns)
+            show(f"growth: {name}, CPU", sizes, 1000, measure, options.turns)
 
 
 def nbytes(options: Options) -> None:
@@ -181,7 +195,7 @@ def nbytes(options: Options) -> None:
             rounds = options.rounds(max(1, min(5000, 256 * MIB // size)))
             return send_bytes(sock, file.fileno(), size, rounds, 60 / options.turns)
 
-        show("growth: bytes of a file range, CPU", "file", sizes, measure, options.turns)
+        show("growth: bytes of a file range, CPU", sizes, MIB, measure, options.turns)
 
 
 def traced(make: Callable[[], object]) -> int:
