@@ -40,15 +40,16 @@ def end_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _be_beside(target: Callable[..., None], *args: object) -> None:
+def _be_beside(parent: int, target: Callable[..., None], *args: object) -> None:
     end_with_parent()
-    target(*args)
+    if os.getppid() == parent:  # it may have ended meanwhile
+        target(*args)
 
 
 @contextmanager
 def beside(target: Callable[..., None], *args: object) -> Iterator[BaseProcess]:
     """Run a function in a process of its own, and kill that if it is still there at the end."""
-    process = get_context("fork").Process(target=_be_beside, args=(target, *args))
+    process = get_context("fork").Process(target=_be_beside, args=(os.getpid(), target, *args))
     process.start()
     try:
         yield process
