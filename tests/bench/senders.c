@@ -2,7 +2,9 @@
  *
  *   cc -O2 -o by-hand senders.c
  *   cc -O2 -o libowfat -DOWFAT senders.c -lowfat            (Debian: libowfat-dev)
- *   cc -O2 -o libevent -DLIBEVENT senders.c -levent_core    (Debian: libevent-dev)
+ *   cc -O2 -o libevent -DLIBEVENT=0 senders.c -levent_core  (Debian: libevent-dev)
+ *
+ * LIBEVENT is made of EVBUF_FS_ flags: with EVBUF_FS_DISABLE_SENDFILE the file is mapped.
  *
  * It reads jobs, one in a line:
  *
@@ -29,7 +31,6 @@
 #include <string.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
-#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -89,12 +90,12 @@ static struct evbuffer *out;
 static struct evbuffer_file_segment *segment;
 
 /* As a server with a cache of open files: one segment for the file, which each response refers to.
- * The flag is the one that bufferevents set; it makes libevent use sendfile. */
+ * EVBUFFER_FLAG_DRAINS_TO_FD is what bufferevents set; without it there is no sendfile. */
 static void begin(int sock, int file) {
   (void)sock;
   out = evbuffer_new();
   evbuffer_set_flags(out, EVBUFFER_FLAG_DRAINS_TO_FD);
-  segment = evbuffer_file_segment_new(file, 0, -1, 0);
+  segment = evbuffer_file_segment_new(file, 0, -1, LIBEVENT);
   need(segment != 0, "evbuffer_file_segment_new");
 }
 
@@ -113,25 +114,21 @@ static void finish(void) {
   evbuffer_free(out);
 }
 
-#else /* by hand: the floor, what is small in one call, what is not by sendfile */
+#else /* by hand: the floor, what is small copied into one send, what is not by sendfile */
 
 #define COPY_LIMIT 32768 /* up to here pread is cheaper than sendfile */
 
-static char copies[1 << 20];
+static char copies[1 << 20]; /* to copy a header costs less than a vector for it */
 
 static void begin(int sock, int file) { (void)sock, (void)file; }
 
-static void send_buffers(int sock, struct iovec *vector, size_t count, int flags) {
+static void send_buffer(int sock, const char *data, size_t count, int flags) {
   while (count) {
-    struct msghdr message = {.msg_iov = vector, .msg_iovlen = count};
-    ssize_t sent = count == 1 ? send(sock, vector->iov_base, vector->iov_len, flags)
-                              : sendmsg(sock, &message, flags);
-    if (sent < 0) {
+    ssize_t sent = send(sock, data, count, flags);
+    if (sent < 0)
       wait_for_room(sock);
-      continue;
-    }
-    while (count && (size_t)sent >= vector->iov_len) sent -= vector++->iov_len, count--;
-    if (count) vector->iov_base = (char *)vector->iov_base + sent, vector->iov_len -= sent;
+    else
+      data += sent, count -= sent;
   }
 }
 
@@ -146,23 +143,21 @@ static void send_range(int sock, int file, off_t offset, size_t count) {
 }
 
 static void respond(int sock, int file, const struct part *part, const struct part *end) {
-  struct iovec vector[1024]; /* IOV_MAX */
-  size_t used = 0, copied = 0;
+  size_t used = 0;
   for (; part < end; part++) {
-    need(used + 2 <= 1024 && copied + COPY_LIMIT <= sizeof copies, "too long a response");
-    vector[used++] = (struct iovec){heads, part->head};
+    need(used + part->head + COPY_LIMIT <= sizeof copies, "too long a response");
+    memcpy(copies + used, heads, part->head);
+    used += part->head;
     if (part->count > COPY_LIMIT) {
-      send_buffers(sock, vector, used, MSG_NOSIGNAL | MSG_MORE);
+      send_buffer(sock, copies, used, MSG_NOSIGNAL | MSG_MORE);
       send_range(sock, file, part->offset, part->count);
-      used = copied = 0;
+      used = 0;
     } else if (part->count) {
-      ssize_t got = pread(file, copies + copied, part->count, part->offset);
-      need(got == (ssize_t)part->count, "pread");
-      vector[used++] = (struct iovec){copies + copied, got};
-      copied += got;
+      need(pread(file, copies + used, part->count, part->offset) == (ssize_t)part->count, "pread");
+      used += part->count;
     }
   }
-  send_buffers(sock, vector, used, MSG_NOSIGNAL);
+  send_buffer(sock, copies, used, MSG_NOSIGNAL);
 }
 
 static void finish(void) {}
