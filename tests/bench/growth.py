@@ -15,9 +15,9 @@ divided by the number of the others. "Most / least" is the ratio of the size tha
 one that costs least, and flat is what stays within 1.2. It is judged twice: for all sizes, by what
 is beyond the first; and for those at which a call is no more than a few hundredths of the cost, by
 all of the cost. The second is what tells how a batch grows. In the first, small ones are cheaper
-because they are sent in other ways: up to 16 KiB of buffers are joined, and that takes less for
-each; and a range of a byte is read, a long one goes by sendfile, so the one is not what the other
-has to start with.
+because they are sent in other ways. Buffers that all go out in one call are joined, which takes
+less for each; 1,000 entries are about what fits into a call. And a range of a byte is read, a long
+one goes by sendfile, so the one is not what the other has to start with.
 
 Memory: what tracemalloc tells of a batch, without the objects that its entries refer to, against a
 list of the same: of the bytes objects, of pairs (buffer, hook), of triples (descriptor, offset,
