@@ -357,12 +357,22 @@ class IOBatch:
 
     # What follows is for the functions that send.
 
-    def _advance(self, nbytes: int) -> None:
-        """Account for bytes that were accepted, and release the entries that they end."""
+    def _advance(self, nbytes: int, entries: int = 0) -> None:
+        """Account for bytes that were accepted, and release the entries that they end.
+
+        Args:
+            nbytes: how many.
+            entries: they are just so many entries that are all `bytes`; 0: nobody knows.
+
+        """
         self._left -= nbytes
         self._sent += nbytes
         queue = self._queue
         releases: list[Release] = []
+        if entries:
+            nbytes = 0
+            for _ in range(entries):
+                queue.popleft()
         while nbytes:
             entry = queue.popleft()
             if type(entry) is bytes or type(entry) is memoryview:

@@ -107,6 +107,8 @@ def iob_send(
     room = limit
     sent = 0
     nbytes: int
+    whole: bool  # it is all that there is, and nothing is to be released with it
+    entries: int  # so many that are all `bytes`; 0: nobody knows
     held = False  # sent with MSG_MORE, and nothing sent behind it yet
     corked: bool | None = None  # None: not tried
     batch._busy = SENDING
@@ -120,7 +122,8 @@ def iob_send(
                     continue
                 size = len(data)
                 more = False
-                plain = True
+                whole = True
+                entries = 0
                 nbytes = to.send(data, how)
                 held = False
             elif type(first := batch._queue[0]) is tuple and first[2] > small and not first[4]:
@@ -145,16 +148,20 @@ def iob_send(
                     continue
                 if not nbytes:
                     raise TruncatedFileError(fd, offset, first[2])
-                held = plain = False
+                held = whole = False
+                entries = 0
             else:
                 if _sendmsg:
                     most = room if room < _MAX_CALL else _MAX_CALL
                     pieces, size, plain = stage(batch, most, small)
+                    entries = len(pieces) if plain else 0
+                    whole = entries == len(batch._queue)
                 else:
                     piece = head(batch, min(room, _MAX_CALL))
                     size = min(len(piece), room, _MAX_CALL)
                     pieces = [piece if size == len(piece) else memoryview(piece)[:size]]
-                    plain = False
+                    plain = whole = False
+                    entries = 0
                 more = size < batch._left and size < room
                 with_more = how | _MORE if more else how
                 if len(pieces) == 1:
@@ -165,7 +172,7 @@ def iob_send(
                     nbytes = to.sendmsg(pieces, (), with_more)
                 held = more and not flags & _MORE
             sent += nbytes
-            if plain and nbytes == batch._left:
+            if whole and nbytes == batch._left:
                 # All is gone and nothing is to be released: the usual end takes no call.
                 batch._left = 0
                 batch._sent += nbytes
@@ -173,7 +180,7 @@ def iob_send(
                 batch._joinable = True
                 batch._queue.clear()
                 return sent
-            batch._advance(nbytes)
+            batch._advance(nbytes, entries if nbytes == size else 0)
             if nbytes < size or not more:
                 # A send that took nothing and had no error is not the end of the batch.
                 return sent or IOB_AGAIN

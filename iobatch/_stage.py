@@ -42,8 +42,8 @@ def stage(
             between them.
 
     Returns:
-        The buffers, how many bytes they have, and whether this is plainly all: the batch has
-        nothing else, neither behind them nor to be released with them, and they are `bytes`.
+        The buffers, how many bytes they have, and whether they are plain: `bytes` up to the end of
+        the batch or IOV_MAX of them, with nothing to be released between them.
 
     Raises:
         OSError: the range at the head can't be read.
@@ -53,8 +53,8 @@ def stage(
     queue = batch._queue
     pieces: list[bytes | memoryview] = []
     releases = size = 0
+    plain = True
     entries = queue if len(queue) <= IOV_MAX or whole else islice(queue, IOV_MAX)
-    plain = entries is queue
     try:
         for entry in entries:
             if type(entry) is bytes:

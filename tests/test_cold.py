@@ -184,7 +184,7 @@ async def test_what_is_warm_takes_no_thread(make_file: MakeFile) -> None:
             return sock._take("sendfile", (disk.real["pread"](fd, count, offset),), 0)
 
         disk.real["sendfile"] = sendfile
-        for size, probes in (1, 1), (SMALL, 1), (EACH, 2), (EACH + 1, 3), (8 * EACH, 9):
+        for size, probes in (1, 1), (SMALL, 1), (EACH, 2), (EACH + 1, 3), (4 * EACH, 5):
             disk.probes = 0
             batch = batch_of(b"header")
             batch.addfile(fd, 0, size)

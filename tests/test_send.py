@@ -1757,6 +1757,22 @@ def test_what_a_finalizer_moves_here_goes_out_too(make_file: MakeFile) -> None:
     assert other.bytesleft == 0
 
 
+@pytest.mark.parametrize("count", [1, IOV_MAX - 1, IOV_MAX, IOV_MAX + 1])
+def test_a_hook_behind_many_buffers(count: int) -> None:
+    """What belongs to the last of as many buffers as a call takes is released with them."""
+    batch = IOBatch()
+    for _ in range(count - 1):
+        batch.addbuf(b"x" * 20)
+    released = []
+    batch.addbuf(b"last", on_release=lambda: released.append(batch.bytesleft))
+    batch.addbuf(b"")
+    with Scripted() as sock:
+        assert iob_send(sock, batch) == 20 * (count - 1) + 4
+        assert sock.taken == b"x" * 20 * (count - 1) + b"last"
+    assert released == [0]
+    check_invariants(batch)
+
+
 def test_what_is_added_before_the_first_look_goes_out_too() -> None:
     """More entries than a call takes may become one more before the first of them is looked at."""
     batch = IOBatch()
