@@ -182,7 +182,7 @@ class Connection:
         if meter is not None and now < meter.rest_until:
             self._sending = True
             return REST
-        if not batch and (self._outlet is None or not self._outlet.coding):
+        if not (self._sending and batch) and (self._outlet is None or not self._outlet.coding):
             self._held.clear()
             room = MAX_ANSWERS
             while room and requests and self._answer(requests.popleft(), now):
@@ -270,16 +270,22 @@ class Connection:
                 self._note(request, reply.head, batch.bytesleft - before)
                 return True
         head = (file.heads.get(coding) or responses.file_head(file, coding, time())) + end
-        if coding and request.method == b"GET":
+        if request.method == b"HEAD":
+            batch.addbuf(head)
+            self._note(request, head, 0)
+            return True
+        if coding:
             self._encode(head, file, coding)
             self._note(request, head, None)
             return False
-        batch.addbuf(head)
-        self._note(request, head, file.size if request.method == b"GET" else 0)
-        if request.method == b"GET":
+        if file.content is not None:
+            batch.addbuf(head + file.content)
+        else:
+            batch.addbuf(head)
             # By its number, since an object takes longer. So it has to be kept open.
             batch.addfile(file.fd, 0, file.size)
             self._held.append(file)
+        self._note(request, head, file.size)
         return True
 
     def _note(self, request: Request, head: bytes, size: int | None) -> None:
@@ -353,13 +359,12 @@ class Connection:
         if self._last:
             return
         parser = self._parser
-        request = Request(
-            parser.get_method(),
-            self._target,
-            parser.get_http_version(),
-            self._headers,
-            parser.should_keep_alive(),
-        )
+        headers = self._headers
+        keep_alive = parser.should_keep_alive()
+        # Who keeps the connection without a word speaks HTTP/1.1. To ask the parser takes longer.
+        tacit = keep_alive and b"connection" not in headers
+        version = "1.1" if tacit else parser.get_http_version()
+        request = Request(parser.get_method(), self._target, version, headers, keep_alive)
         request.refused = self._refusal or responses.refusal(request)
         # Neither a body nor another protocol is understood, so nothing behind them is either.
         if (

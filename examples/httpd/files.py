@@ -28,6 +28,8 @@ INDEX = b"index.html"
 # are kept open for that.
 FRESH = 1.0
 MAX_OPEN = 256
+# Files up to here are kept in memory, too, as long as they are kept open.
+SMALL = 4096
 # What is in the files beside a file, the smallest first.
 SUFFIXES = {"br": b".br", "zstd": b".zst", "gzip": b".gz"}
 # A host and its port (RFC 3986 3.2.2), but for the comma: it would be between two of them.
@@ -74,6 +76,8 @@ class OpenFile:
     varies: bool = field(init=False)
     # The heads of its responses by content coding: kept here because they live just as long.
     heads: dict[str, bytes] = field(init=False, factory=dict)
+    # All of it, if that is no more than SMALL: so a response takes a system call less.
+    content: bytes | None = field(init=False, default=None)
 
     def __attrs_post_init__(self) -> None:
         self.compressible = self.size >= MIN_CODED and compressible(self.content_type)
@@ -225,6 +229,10 @@ class Files:
         )
         if not S_ISREG(status.st_mode):
             raise _failure(errno.EACCES)
+        if file.size <= SMALL:
+            content = os.pread(fd, SMALL + 1, 0)
+            if len(content) == file.size:  # else it is just being written
+                file.content = content
         return file
 
     def _list(self, names: Sequence[bytes], now: float) -> OpenFile:
