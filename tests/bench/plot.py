@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 WIDTH = 760
 LABELS = 190  # the column of the names
-FIGURES = 70  # the column behind the longest bar
+FIGURES = 90  # the column behind the longest bar
 BAR = 18
 GAP = 4
 MARGIN = 12
@@ -52,10 +52,11 @@ def bars(path: Path, title: str, unit: str, groups: Mapping[str, Mapping[str, fl
         for index, (name, value) in enumerate(values.items()):
             kind = "other" if index else "first"
             length = max(1, round(value * scale))
+            figure = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
             shapes += [
                 f'<text x="{LABELS - 8}" y="{y + 14}" text-anchor="end">{escape(name)}</text>',
                 f'<rect class="{kind}" x="{LABELS}" y="{y}" width="{length}" height="{BAR}"/>',
-                f'<text x="{LABELS + length + 6}" y="{y + 14}">{value:.3g} {escape(unit)}</text>',
+                f'<text x="{LABELS + length + 6}" y="{y + 14}">{figure} {escape(unit)}</text>',
             ]
             y += BAR + GAP
     width, height = WIDTH + 2 * MARGIN, y + 2 * MARGIN
