@@ -68,10 +68,12 @@ def joined(batch: IOBatch) -> bytes | None:
     same system call and in no more time, and leaves nothing to be looked at. The batch stays as it
     is; None: who looks closer, or reads it, finds out why.
     """
-    if batch._left > SHORT or not _NOWAIT:
+    if batch._left > SHORT or not (batch._joinable or _NOWAIT):
         return None
     pieces: list[bytes | bytearray] = []
     try:
+        if batch._joinable:
+            return b"".join(batch._queue)  # type: ignore[arg-type]
         for entry in batch._queue:
             if type(entry) is bytes:
                 pieces.append(entry)
@@ -83,7 +85,7 @@ def joined(batch: IOBatch) -> bytes | None:
                 pieces.append(buffer)
             else:
                 return None
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError, TypeError):  # or something else was added meanwhile
         return None
     return b"".join(pieces)
 

@@ -64,8 +64,10 @@ class PostedWrites:
     _queued: int = field(init=False, default=0)
     # How much may be sent before the loop has had a turn,
     _credit: int = field(init=False)
-    # and below how much the loop is asked for one; -1: it was asked.
+    # below how much the loop is asked for one,
     _scarce: int = field(init=False)
+    # and how much it was when the loop was asked; -1: it was not.
+    _asked: int = field(init=False, default=-1)
     # It tells what of a batch can be sent without waiting for the disk.
     _guard: Guard = field(init=False)
     # The operation that waits for a thread to read from its file. It is at the head.
@@ -99,6 +101,7 @@ class PostedWrites:
         if self._limit is None:
             self._limit = SEND_LIMIT if self._through is None else WRITE_LIMIT
         self._refill()
+        self._scarce = self._credit // 2
         self._messages = self._through is None and self.sock.type != socket.SOCK_STREAM
         self._guard = Guard(self._messages)
         self._direct = self._through is None and not self._messages
@@ -157,12 +160,12 @@ class PostedWrites:
 
     def _refill(self) -> None:
         self._credit = positive(self._limit)
-        self._scarce = self._credit // 2
+        self._asked = -1
 
-    def _renew(self, before: int) -> None:
+    def _renew(self) -> None:
         """Refill what was spent before the loop was asked for this turn, if it had no other."""
-        if self._scarce < 0:
-            spent = before - self._credit
+        if self._asked >= 0:
+            spent = self._asked - self._credit
             self._refill()
             self._credit -= spent
 
@@ -172,8 +175,8 @@ class PostedWrites:
         So a writer that never waits has no write that does, and most cost nothing for it.
         """
         if not self._loop.is_closed():
-            self._scarce = -1
-            self._loop.call_soon(self._renew, self._credit)
+            self._asked = self._credit
+            self._loop.call_soon(self._renew)
 
     def _probe(self) -> None:
         """Try to send though the loop has not said that the socket is writable.
@@ -307,7 +310,7 @@ class PostedWrites:
             with suppress(OSError):
                 self._loop.remove_writer(self._watched)
             self._watched = -1
-        if self._credit < self._scarce and self._state == IDLE:
+        if self._credit < self._scarce and self._asked < 0 and self._state == IDLE:
             self._save()
         if self._waiters and (self._state == IDLE or self.pending < self._high_water):
             for waiter in self._waiters:

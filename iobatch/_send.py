@@ -160,13 +160,13 @@ def iob_send(
                     piece = head(batch, min(room, _MAX_CALL))
                     size = min(len(piece), room, _MAX_CALL)
                     pieces = [piece if size == len(piece) else memoryview(piece)[:size]]
-                    plain = whole = False
+                    whole = False
                     entries = 0
                 more = size < batch._left and size < room
                 with_more = how | _MORE if more else how
                 if len(pieces) == 1:
                     nbytes = to.send(pieces[0], with_more)
-                elif plain and (size <= JOIN_LIMIT or size <= JOIN_MEAN * len(pieces)):
+                elif entries and (size <= JOIN_LIMIT or size <= JOIN_MEAN * entries):
                     nbytes = to.send(b"".join(pieces), with_more)
                 else:
                     nbytes = to.sendmsg(pieces, (), with_more)

@@ -177,7 +177,7 @@ class BatchWriter(PostedWrites):
                 batch._queue.clear()  # a finalizer of a file object may add something
             self._credit -= nbytes
             self._state = IDLE
-            if self._credit < self._scarce:
+            if self._credit < self._scarce and self._asked < 0:
                 self._save()
             if self._queue:  # hooks have posted it
                 self._pump()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from iobatch import COPY_LIMIT, IOBatch, iob_send
+from iobatch import COPY_LIMIT, IOB_AGAIN, IOBatch, iob_send, iob_write
 from iobatch.aio import BatchWriter, WriteOperation, WriteStatus
 from tests.helpers import PATIENCE, again, data, receive, stream_pair
 from tests.loops import (
@@ -836,6 +836,28 @@ async def test_the_limit_of_each_turn() -> None:
 
 
 @both_loops
+async def test_the_limit_behind_what_was_cancelled() -> None:
+    """What was sent of an operation that was cancelled counts all the same."""
+    with scripted_writer(600, limit=1000) as (writer, sock):
+        assert writer.write(batch_of(bytes(1000))).cancel()
+        writer.write(batch_of(bytes(1000)))
+        assert len(sock.taken) == 1000
+
+
+@both_loops
+async def test_the_limit_when_the_loop_was_asked_twice() -> None:
+    """A turn that comes for what was spent before another one gives no more than the limit."""
+    with scripted_writer(limit=1000) as (writer, sock):
+        writer.write(batch_of(bytes(900)))
+        writer._turn()  # as a timer's may be, which finds the socket writable
+        writer.write(batch_of(bytes(600)))
+        await asyncio.sleep(0)
+        sock.taken.clear()
+        writer.write(batch_of(bytes(2000)))
+        assert len(sock.taken) <= 1000
+
+
+@both_loops
 async def test_no_busy_loop() -> None:
     """While the socket is full nothing is tried; the loop watches it only as long as it is."""
     with full_writer() as (writer, peer):
@@ -978,6 +1000,28 @@ async def test_flags_reach_the_socket() -> None:
         assert some.done()
         seen = [call.flags & flags for call in sock.calls]
         assert seen == [flags] * 4 + [socket.MSG_DONTROUTE, 0]
+
+
+@both_loops
+async def test_what_was_offered_before_is_free() -> None:
+    """A batch that was offered to a callback before is as new when a writer has taken it."""
+    with writer_pair() as (writer, peer):
+        batch = batch_of(b"def")
+        assert iob_write(None, batch, lambda _sock, _view: -1) == IOB_AGAIN
+        assert await writer.write(batch) == 3
+        batch.prepend(b"abc")
+        assert await writer.write(batch) == 3
+        assert peer.recv(99) == b"defabc"
+
+
+@both_loops
+async def test_every_send_has_nosignal() -> None:
+    """Every send has MSG_NOSIGNAL, whichever way a write goes."""
+    with scripted_writer(1, again()) as (writer, sock):
+        writer.write(batch_of(b"small"))
+        await writer.write(batch_of(bytes(50_000), bytes(50_000)))
+        assert len(sock.calls) == 4
+        assert all(call.flags & socket.MSG_NOSIGNAL for call in sock.calls)
 
 
 @both_loops

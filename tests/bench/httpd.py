@@ -88,11 +88,7 @@ def run(options: Options) -> None:
     """Print the tables."""
     if shutil.which("wrk") is None:
         sys.exit("wrk is missing")
-    found, versions, missing = programs()
-    if missing:
-        print(f"missing: {', '.join(missing)}", file=sys.stderr)
-        if options.smoke:
-            sys.exit(1)
+    found, versions = programs(options)
     with ExitStack() as stack:
         home = Path(stack.enter_context(TemporaryDirectory()))
         trust = prepare(home)

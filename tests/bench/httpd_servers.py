@@ -17,8 +17,12 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
+from tests.bench.report import leave_out
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from tests.bench.report import Options
 
 ROOT = Path(__file__).parents[2]
 HOST = "127.0.0.1"
@@ -105,16 +109,10 @@ def serving(program: Program, home: Path) -> Iterator[Server]:
             process.terminate()
 
 
-def programs() -> tuple[list[Program], list[str], list[str]]:
-    """Find the servers, and install those that are Python packages.
-
-    Returns:
-        The servers, their versions, and the names of what is missing.
-
-    """
+def programs(options: Options) -> tuple[list[Program], list[str]]:
+    """Find the servers, and install those that are Python packages; return their versions, too."""
     found = [Program("httpd", _httpd), Program("httpd", partial(_httpd, secure=True), secure=True)]
     versions = [f"Python {sys.version.split()[0]}"]
-    missing = []
     # Debian's users don't have its folder in their PATH.
     if nginx := shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin"):
         found += [
@@ -124,19 +122,19 @@ def programs() -> tuple[list[Program], list[str], list[str]]:
         said = subprocess.run([nginx, "-v"], check=True, capture_output=True, text=True).stderr
         versions.append(said.split(": ")[1].strip().replace("/", " "))
     else:
-        missing.append("nginx")
+        leave_out(options, "nginx", "apt-get install nginx-light")
     python = str(VENV / "bin" / "python")
     try:
         if not VENV.exists():
             venv.create(VENV, with_pip=True)
         subprocess.run([python, "-m", "pip", "install", "-q", *REQUIREMENTS], check=True)
-    except subprocess.CalledProcessError:
-        missing += REQUIREMENTS
+    except subprocess.CalledProcessError as exc:
+        leave_out(options, ", ".join(REQUIREMENTS), str(exc))
     else:
         names = ("granian", "aiohttp", "tornado", "twisted", "uvicorn")
         found += [Program(name, partial(_peer, python, name)) for name in names]
         versions += subprocess.check_output([python, "-c", VERSIONS], text=True).splitlines()
-    return found, versions, missing
+    return found, versions
 
 
 def _httpd(home: Path, port: int, *, secure: bool = False) -> list[str]:
