@@ -1,7 +1,8 @@
 """Batches of byte buffers and file ranges, sent in as few system calls as possible."""
 
-from iobatch._batch import IOB_AGAIN, IOB_DONE, IOB_ERROR, IOBatch
-from iobatch._entries import TruncatedFileError
+from iobatch._batch import IOBatch
+from iobatch._core import IOB_AGAIN, IOB_DONE, IOB_ERROR
+from iobatch._errors import TruncatedFileError
 from iobatch._send import COPY_LIMIT, SEND_LIMIT, iob_send, iob_sendmsg
 from iobatch._sendall import iob_sendall
 from iobatch._write import WRITE_LIMIT, iob_write

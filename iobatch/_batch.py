@@ -1,57 +1,38 @@
-"""The batch: what is left to send, in order. Accounting only; no socket is ever seen here."""
+"""IOBatch: the public face of a batch, which checks what callers give. Its core does the rest."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections import deque
-from contextlib import suppress
 from functools import partial
 from io import FileIO
-from selectors import EVENT_WRITE
-from typing import TYPE_CHECKING, Final, NoReturn
+from operator import attrgetter
+from typing import TYPE_CHECKING, NoReturn
 
-from attrs import define
-
-from iobatch._entries import (
+from iobatch._arguments import (
     MAX_BYTES,
-    MAX_FD,
-    Entry,
-    Release,
-    Releases,
-    describe,
+    MAX_INT,
+    as_byte_view,
+    check_nonnegative,
     file_size,
     fileno,
-    flatten,
-    hooks,
-    natural,
-    report_unraisable,
 )
+from iobatch._core import COUNT_UNKNOWN, SENDING, TOO_LONG, BatchCore
+from iobatch._entries import Release, describe
+from iobatch._errors import copy_to_raise, suppress_own
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from typing import Self
 
     from typing_extensions import Buffer
 
-    from iobatch._entries import HasFileno, OpenFile
-
-IOB_DONE: Final = 0
-IOB_AGAIN: Final = -1
-IOB_ERROR: Final = -3
-
-# What a batch is doing: nothing; its head is with a system call or callback, so that nothing may
-# get in front of it; its hooks run, behind the accounting.
-IDLE: Final = 0
-SENDING: Final = 1
-RELEASING: Final = 2
-
-TOO_LONG: Final = "neither a batch nor a file has more than 2**63 - 1 bytes"
+    from iobatch._arguments import HasFileno, OpenFile
+    from iobatch._entries import Releases
 
 _fadvise = getattr(os, "posix_fadvise", None)
 
 
-@define(eq=False, repr=False, init=False)
 class IOBatch:
     """An ordered list of byte buffers and file ranges that are still to be written.
 
@@ -66,51 +47,40 @@ class IOBatch:
     What is refused raises before anything changes. One batch belongs to one thread at a time.
     """
 
-    _queue: deque[Entry]
-    _left: int
-    _sent: int
-    _error: OSError | None
-    _wants: int
-    # A callback that said "again" was offered the first so many bytes of the head, which is a
-    # buffer then, and must be offered just these again (SSL_write(3): "bad write retry").
-    _pin: int
-    # IDLE, SENDING or RELEASING.
-    _busy: int
-    # There is nothing but `bytes` in the queue: all of it can be joined.
-    _joinable: bool
+    __slots__ = ("__weakref__", "_core")
 
     def __init__(self) -> None:
         """Make an empty batch."""
-        # A generated __init__, which looks every default up, takes three times as long.
-        self._queue = deque()
-        self._left = self._sent = self._pin = 0
-        self._error = None
-        self._wants = EVENT_WRITE
-        self._busy = IDLE
-        self._joinable = True
+        self._core = BatchCore()
 
     @property
     def bytesleft(self) -> int:
         """The bytes that are still to be written."""
-        return self._left
+        return self._core.left
 
     @property
     def bytessent(self) -> int:
         """The bytes that were written since creation or reset()."""
-        return self._sent
+        return self._core.sent
 
     @property
     def error(self) -> OSError | None:
         """The permanent error: why calls return IOB_ERROR, until reset()."""
-        return self._error
+        core = self._core
+        if core.activity == SENDING:
+            return None  # what is stored then stands for no error yet
+        if core.error is COUNT_UNKNOWN:
+            # One for each batch, since the caller may raise it.
+            core.error = copy_to_raise(COUNT_UNKNOWN)
+        return core.error
 
     @property
     def wants(self) -> int:
         """What to wait for after IOB_AGAIN: selectors.EVENT_WRITE, or EVENT_READ (TLS)."""
-        return self._wants
+        return self._core.wants
 
     def __bool__(self) -> bool:
-        return self._left > 0
+        return self._core.left > 0
 
     def __enter__(self) -> Self:
         return self
@@ -119,24 +89,26 @@ class IOBatch:
         self.reset()
 
     def __repr__(self) -> str:
-        parts = [f"{self._left} bytes left", f"{self._sent} sent"]
-        if self._queue:
-            parts.append(f"{sum(type(entry) is not Release for entry in self._queue)} entries")
-            parts.append(f"the first: {describe(self._queue[0])}")
-        if self._error is not None:
-            parts.append(repr(self._error))
+        core = self._core
+        parts = [f"{core.left} bytes left", f"{core.sent} sent"]
+        entries = [entry for entry in core.look() if type(entry) is not Release]
+        if entries:
+            parts.append(f"{len(entries)} entries")
+            parts.append(f"the first: {describe(entries[0])}")
+        if self.error is not None:
+            parts.append(repr(self.error))
         return f"<IOBatch {', '.join(parts)}>"
 
     def __del__(self) -> None:
-        # There is no queue where __init__ was given an argument.
-        queue = getattr(self, "_queue", None)
-        if queue:
+        # There is no core where __init__ was given an argument.
+        core = getattr(self, "_core", None)
+        if core is not None and (core.left or core.unsettled):
             try:
-                if any(type(entry) is Release and entry.closes for entry in queue):
+                if any(type(entry) is Release and entry.closes for entry in core.look()):
                     warnings.warn(f"unclosed file in {self!r}", ResourceWarning, 2, self)
             finally:  # also where warnings are errors
                 # Full, so that hooks can't add to what is never going to be sent.
-                self._drop(left=MAX_BYTES)
+                core.clear(left=MAX_BYTES)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a batch can be neither copied nor pickled")
@@ -157,23 +129,19 @@ class IOBatch:
 
         """
         if type(data) is bytes and on_release is None:
-            # Most of what is sent comes this way, so it takes no call.
-            left = len(data) + self._left
+            # BatchCore.append once more: most of what is sent comes this way, and a call would take
+            # a third of the time.
+            core = self._core
+            left = len(data) + core.left
             if left > MAX_BYTES:
                 raise OverflowError(TOO_LONG)
             if data:
-                self._left = left
-                self._queue.append(data)
+                core.left = left
+                core.queue.append(data)
         else:
-            releases = hooks(on_release)
-            entry = flatten(data)
-            left = self._sum(len(entry))
-            if entry:
-                self._left = left
-                self._joinable = False
-                self._queue.extend((entry, *releases))
-            else:
-                self._release_empty(entry, releases)
+            releases = _releases(on_release)
+            entry = as_byte_view(data)
+            self._core.append(entry, len(entry), releases)
 
     def adds(self, text: str, encoding: str = "utf-8") -> None:
         """Add a str, encoded.
@@ -200,7 +168,7 @@ class IOBatch:
         """Add a range of a file, by its descriptor, by an object that has one, or by its path.
 
         A descriptor and an object with fileno() are borrowed: they must stay open until released;
-        the object is referenced as long. A path is opened here, owned, and closed when released.
+        the object is referenced until then. A path is opened here, owned, and closed when released.
         The file's own position is neither used nor moved.
 
         Args:
@@ -222,24 +190,25 @@ class IOBatch:
 
         """
         if type(file) is type(offset) is type(count) is int and on_release is None:
-            # What a server adds for each response takes no call.
-            left = self._left + count
+            # As in addbuf: what a server adds for each response.
+            core = self._core
+            left = core.left + count
             if (
                 count
                 and (file | offset | count) >= 0
                 and left + offset <= MAX_BYTES
-                and file <= MAX_FD
+                and file <= MAX_INT
             ):
-                self._left = left
-                self._joinable = False
-                self._queue.append((file, offset, count, None, False))
+                core.left = left
+                core.ranges += 1
+                core.queue.append((file, offset, count, None, False))
                 return
-        releases = hooks(on_release)
+        releases = _releases(on_release)
         # fileno first: it takes a third of the time to find out.
         if not hasattr(file, "fileno") and isinstance(file, str | os.PathLike):
-            self._addowned(FileIO(file), offset, count, releases)
+            self._add_owned(FileIO(file), offset, count, releases)
         else:
-            self._addrange(file, offset, count, releases)
+            self._add_range(file, offset, count, releases)
 
     def addfile_close(
         self,
@@ -257,13 +226,14 @@ class IOBatch:
         if isinstance(file, str | os.PathLike):
             self.addfile(file, offset, count)
         else:
-            self._addowned(file, offset, count, ())
+            self._add_owned(file, offset, count)
 
     def extend(self, other: IOBatch) -> None:
-        """Move all entries of another batch behind the entries of this one.
+        """Move all entries of another batch to the end of this one.
 
         The other batch ends empty. Its error stays where it is, so this also takes what a failed
-        batch still holds.
+        batch still holds. If that batch has failed because its count is unknown (see iobatch(7)),
+        some of these bytes may have been sent already.
 
         Raises:
             TypeError: other is no IOBatch.
@@ -275,47 +245,19 @@ class IOBatch:
         if not isinstance(other, IOBatch):
             raise TypeError(f"an IOBatch is required, not {type(other).__name__!r}")
         if other is self:
-            raise ValueError("a batch can't be moved behind itself")
-        other._refuse_if_busy()
-        empty: deque[Entry] = deque()
-        left = self._left + other._left
-        if left > MAX_BYTES:
-            raise OverflowError(TOO_LONG)
-        # From here on there is no call in which a signal's handler could add something, but the
-        # last.
-        moved, other._queue = other._queue, empty
-        self._left = left
-        self._joinable = self._joinable and other._joinable
-        pin = other._pin
-        other._left = other._pin = 0
-        other._joinable = True
-        # Who is sending this one holds on to its queue.
-        if self._queue or self._busy:
-            self._queue.extend(moved)
-        else:
-            self._queue = moved
-            # The head of the one is the head of the other now: a retry must stay the same.
-            self._pin = pin
+            raise ValueError("a batch can't be moved to its own end")
+        self._core.take(core_of(other))
 
     def prepend(self, data: Buffer, *, on_release: Callable[[], object] | None = None) -> None:
-        """Add a buffer in front of what is left. Args and Raises: as for addbuf.
+        """Add a buffer before what is left. Args and Raises: as for addbuf.
 
         Raises:
             RuntimeError: bytes were offered to a callback of iob_write that said "again", and
                 must come first in its next offer; or bytes are being sent right now.
 
         """
-        if self._pin or self._busy == SENDING:
-            raise RuntimeError("the bytes at the head have been offered or are being sent")
-        releases = hooks(on_release)
-        entry = flatten(data)
-        left = self._sum(len(entry))
-        if entry:
-            self._left = left
-            self._joinable = False
-            self._queue.extendleft((*releases, entry))
-        else:
-            self._release_empty(entry, releases)
+        releases = _releases(on_release)
+        self._core.prepend(as_byte_view(data), releases)
 
     # Managing
 
@@ -332,14 +274,14 @@ class IOBatch:
             TypeError, ValueError: nbytes is no int, or negative.
 
         """
-        nbytes = natural(nbytes, "nbytes")
+        nbytes = check_nonnegative(nbytes, "nbytes")
         if _fadvise is None:
             return
-        for entry in self._queue:
+        for entry in self._core.look():
             if type(entry) is tuple and nbytes:
                 fd, offset, count, _, _ = entry
                 # It is advice only: a descriptor that has a fault shows it when it is sent.
-                with suppress(OSError):
+                with suppress_own(OSError):
                     _fadvise(fd, offset, min(count, nbytes), os.POSIX_FADV_WILLNEED)
                 nbytes -= min(count, nbytes)
 
@@ -352,123 +294,51 @@ class IOBatch:
             RuntimeError: this is a hook or callback of the batch itself.
 
         """
-        self._refuse_if_busy()
-        self._drop()
-
-    # What follows is for the functions that send.
-
-    def _advance(self, nbytes: int, entries: int = 0) -> None:
-        """Account for bytes that were accepted, and release the entries that they end.
-
-        Args:
-            nbytes: how many.
-            entries: they are just so many entries that are all `bytes`; 0: nobody knows.
-
-        """
-        self._left -= nbytes
-        self._sent += nbytes
-        queue = self._queue
-        releases: list[Release] = []
-        if entries:
-            nbytes = 0
-            for _ in range(entries):
-                queue.popleft()
-        while nbytes:
-            entry = queue.popleft()
-            if type(entry) is bytes or type(entry) is memoryview:
-                nbytes -= len(entry)
-                if nbytes < 0:
-                    queue.appendleft(memoryview(entry)[nbytes:])
-                    self._joinable = False
-                    nbytes = 0
-                if type(entry) is memoryview:
-                    entry.release()
-            elif type(entry) is tuple:
-                fd, offset, count, file, refused = entry
-                nbytes -= count
-                if nbytes < 0:
-                    queue.appendleft((fd, offset + count + nbytes, -nbytes, file, refused))
-                    nbytes = 0
-            else:
-                releases.append(entry)  # type: ignore[arg-type]  # nothing else is left
-        while queue and type(queue[0]) is Release:
-            releases.append(queue.popleft())  # type: ignore[arg-type]
-        if not queue:
-            self._joinable = True
-        if releases:
-            self._run(releases)
-
-    def _fail(self, error: OSError) -> None:
-        """Keep a permanent error, without the frames and views that its traceback holds."""
-        error.__traceback__ = error.__context__ = error.__cause__ = None
-        self._error = error
-        self._pin = 0
-
-    def _refuse_if_busy(self) -> None:
-        if self._busy:
-            raise RuntimeError("the batch is being sent: this is its own hook or callback")
+        self._core.check_idle()
+        self._core.clear()
 
     # What follows is for this class.
 
-    def _sum(self, count: int) -> int:
-        """Return the bytes left after an addition."""
-        left = self._left + count
-        if left > MAX_BYTES:
-            raise OverflowError(TOO_LONG)
-        return left
-
-    def _addrange(self, file: object, offset: int, count: int | None, releases: Releases) -> None:
+    def _add_range(self, file: object, offset: int, count: int | None, releases: Releases) -> None:
         fd = fileno(file)
-        offset = natural(offset, "offset")
-        count = max(0, file_size(fd) - offset) if count is None else natural(count, "count")
-        left = self._sum(count)
+        offset = check_nonnegative(offset, "offset")
+        if count is None:
+            count = max(0, file_size(fd) - offset)
+        else:
+            count = check_nonnegative(count, "count")
         if offset + count > MAX_BYTES:
             raise OverflowError(TOO_LONG)
-        if count:
-            self._left = left
-            self._joinable = False
-            self._queue.extend(((fd, offset, count, file, False), *releases))
-        else:
-            self._run(releases)
+        self._core.append((fd, offset, count, file, False), count, releases)
 
-    def _addowned(self, file: object, offset: int, count: int | None, releases: Releases) -> None:
-        close = partial(os.close, file) if isinstance(file, int) else getattr(file, "close", None)
-        if not callable(close):
-            raise TypeError(f"a file that can be closed is required, not {type(file).__name__!r}")
+    def _add_owned(
+        self, file: object, offset: int, count: int | None, releases: Releases = ()
+    ) -> None:
+        release: Release | None = None
         try:
-            self._addrange(file, offset, count, (Release(close, closes=True), *releases))
+            release = _closing(file)
+            self._add_range(file, offset, count, (release, *releases))
         except BaseException:
-            # The error that says what was wrong is the one to see.
-            with suppress(OSError):
-                close()
+            if release is None or release not in self._core.look():  # else the batch closes it
+                # The error that says what was wrong is the one to see.
+                with suppress_own(OSError, TypeError):
+                    (release or _closing(file))()
             raise
 
-    def _release_empty(self, entry: bytes | memoryview, releases: Releases) -> None:
-        if type(entry) is memoryview:
-            entry.release()
-        self._run(releases)
 
-    def _run(self, releases: Iterable[Release]) -> None:
-        """Run hooks, with the batch locked against sending and resetting."""
-        busy, self._busy = self._busy, RELEASING
-        try:
-            for release in releases:
-                try:
-                    release.run()
-                except BaseException as exc:  # noqa: BLE001 # there is nobody to raise it to
-                    report_unraisable(exc)
-        finally:
-            self._busy = busy
+def _closing(file: object) -> Release:
+    close = partial(os.close, file) if isinstance(file, int) else getattr(file, "close", None)
+    if not callable(close):
+        raise TypeError(f"a file that can be closed is required, not {type(file).__name__!r}")
+    return Release(close, closes=True)
 
-    def _drop(self, left: int = 0) -> None:
-        empty: deque[Entry] = deque()
-        entries, self._queue = self._queue, empty
-        self._left = left
-        self._sent = self._pin = 0
-        self._joinable = True
-        self._error = None
-        self._wants = EVENT_WRITE
-        for entry in entries:
-            if type(entry) is memoryview:
-                entry.release()
-        self._run(entry for entry in entries if isinstance(entry, Release))
+
+def _releases(on_release: Callable[[], object] | None) -> Releases:
+    if on_release is None:
+        return ()
+    if not callable(on_release):
+        raise TypeError(f"on_release must be callable, not {type(on_release).__name__!r}")
+    return (Release(on_release),)
+
+
+# A batch's core: the one way to it.
+core_of: Callable[[IOBatch], BatchCore] = attrgetter("_core")

@@ -9,22 +9,25 @@ import socket
 
 # signal's own makes a member of an Enum of what it finds, which takes half a microsecond.
 from _signal import getsignal  # type: ignore[import-not-found]
-from contextlib import suppress
-from selectors import EVENT_WRITE
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from attrs import define
 
-from iobatch._batch import IDLE, IOB_AGAIN, IOB_DONE, IOB_ERROR, SENDING, IOBatch
-from iobatch._entries import MAX_BYTES, TruncatedFileError, fileno, positive
-from iobatch._stage import IOV_MAX, head, stage
+from iobatch._arguments import MAX_BYTES, check_flags, check_limit, fileno
+from iobatch._batch import core_of
+from iobatch._core import COUNT_UNKNOWN, IDLE, IOB_AGAIN, IOB_DONE, IOB_ERROR, SENDING
+from iobatch._entries import IOV_MAX
+from iobatch._errors import TruncatedFileError, is_interruption, suppress_own
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from typing_extensions import Buffer
 
-    from iobatch._entries import HasFileno
+    from iobatch._arguments import HasFileno
+    from iobatch._batch import IOBatch
+    from iobatch._core import BatchCore
 
 # What one call may send, so that a fast peer can't hold a loop (as nginx's sendfile_max_chunk).
 SEND_LIMIT: Final = 2 * 1024 * 1024
@@ -34,8 +37,8 @@ SEND_LIMIT: Final = 2 * 1024 * 1024
 # files in a batch. In between, at 32 KiB, to read costs a tenth more for the one and saves a fifth
 # for the eight.
 COPY_LIMIT: Final = 32 * 1024
-# Buffers that are `bytes` and have no more together, or in the mean, are joined for the system
-# call: copying them costs less than sendmsg's work on its list.
+# Buffers that are all `bytes` are joined for the system call up to this size together, or this one
+# in the mean: copying them costs less than sendmsg's work on its list.
 JOIN_LIMIT: Final = 16 * 1024
 JOIN_MEAN: Final = 1536
 # MAX_RW_COUNT: Linux moves no more in a call (write(2), sendfile(2)).
@@ -46,14 +49,14 @@ _NOSIGNAL: Final = int(getattr(socket, "MSG_NOSIGNAL", 0))
 _MORE: Final = int(getattr(socket, "MSG_MORE", 0))
 _CORK: Final = int(getattr(socket, "TCP_CORK", 0))
 _UDP_CORK: Final = 1  # udp(7); socket has no name for it
-_AGAIN: Final = (errno.EAGAIN, errno.EWOULDBLOCK)
 # The file's or the socket's kind is not one that sendfile(2) knows.
 _REFUSED: Final = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EOVERFLOW)
 
 # Also a plain int, as what _signal's functions return is.
-_DEFAULT: Final = int(signal.SIG_DFL)
+_SIG_DFL: Final = int(signal.SIG_DFL)
 _sendfile: Callable[[int, int, int, int], int] | None = getattr(os, "sendfile", None)
 _socket_class: Final = socket.socket
+_ONLY_BYTES: Final = frozenset((bytes,))
 _sendmsg = hasattr(socket.socket, "sendmsg")
 
 
@@ -89,109 +92,77 @@ def iob_send(
             descriptor nor an object that has one.
         ValueError: limit is below 1, or flags are given for what is no socket object.
         RuntimeError: this is a hook of the batch itself.
+        BaseException: a signal handler's exception. If it is unknown how many bytes were sent,
+            batch.error says so, and the batch has failed.
 
     Source: sendmsg(2), sendfile(2), tcp(7).
     """
-    to: Any = sock if type(sock) is _socket_class else _sender(sock, flags)
+    target: Any = sock if type(sock) is _socket_class else _target(sock, flags)
     if limit is not SEND_LIMIT:
-        limit = positive(limit)
-    if batch._busy:
-        batch._refuse_if_busy()
-    if batch._error is not None:
+        limit = check_limit(limit)
+    if flags:
+        flags = check_flags(flags)
+    core = core_of(batch)
+    # why_not() once more: each batch ends with a call that finds it empty, at four fifths the cost.
+    if core.activity or core.unsettled:
+        core.check_idle()
+    if core.error is not None:
         return IOB_ERROR
-    if not batch._left:
+    if not core.left:
         return IOB_DONE
+    core.activity = SENDING
+    try:
+        size = core.left
+        if not (core.ranges or core.releasable) and size <= JOIN_LIMIT and size <= limit:
+            buffers: list[Any] = core.look()
+            if core.left == size:  # else something else was added meanwhile
+                return send_joined(target, core, b"".join(buffers), flags)
+        return _send_in_steps(target, core, flags, limit)
+    finally:
+        core.activity = IDLE
+
+
+def _send_in_steps(target: Any, core: BatchCore, flags: int, room: int) -> int:
+    """Send a batch by as many system calls as it takes; otherwise as send_joined."""
+    stage = core.stage if _sendmsg else partial(_stage_one, core)
     # sendfile takes no flags, so with flags all ranges are read; and where there is no sendmsg.
-    how = _NOSIGNAL | flags
-    small = MAX_BYTES if flags or not (_sendfile and _sendmsg) else COPY_LIMIT
-    room = limit
+    copy_limit = MAX_BYTES if flags or not (_sendfile and _sendmsg) else COPY_LIMIT
     sent = 0
-    nbytes: int
-    whole: bool  # it is all that there is, and nothing is to be released with it
-    entries: int  # so many that are all `bytes`; 0: nobody knows
-    held = False  # sent with MSG_MORE, and nothing sent behind it yet
+    more_pending = False  # bytes went out with MSG_MORE, and none followed yet
     corked: bool | None = None  # None: not tried
-    batch._busy = SENDING
-    batch._pin = 0
+    core.pinned = 0
     try:
         while True:
-            if batch._joinable and batch._left <= JOIN_LIMIT and batch._left <= room:
-                try:
-                    data = b"".join(batch._queue)  # type: ignore[arg-type]
-                except TypeError:  # a finalizer has added something else meanwhile
-                    continue
-                size = len(data)
-                more = False
-                whole = True
-                entries = 0
-                nbytes = to.send(data, how)
-                held = False
-            elif type(first := batch._queue[0]) is tuple and first[2] > small and not first[4]:
-                if type(to) is not _Descriptor and getsignal(signal.SIGPIPE) == _DEFAULT:
-                    # sendfile knows no MSG_NOSIGNAL either.
-                    small = MAX_BYTES
-                    continue
-                fd, offset, size, file, _ = first
-                if size > room:
-                    size = room
-                if size > _MAX_CALL:
-                    size = _MAX_CALL
-                more = size < batch._left and size < room
-                if more and corked is None:
-                    corked = _cork(to)
-                try:
-                    nbytes = _sendfile(to.fileno(), fd, offset, size)  # type: ignore[misc]
-                except OSError as exc:
-                    if exc.errno not in _REFUSED:
-                        raise
-                    batch._queue[0] = (fd, offset, first[2], file, True)  # to be read
-                    continue
-                if not nbytes:
-                    raise TruncatedFileError(fd, offset, first[2])
-                held = whole = False
-                entries = 0
+            buffers, size = stage(room if room < _MAX_CALL else _MAX_CALL, copy_limit)
+            if buffers:
+                more = size < core.left and size < room
+                send_flags = flags | _MORE if more else flags
+                nbytes = _send_buffers(target, core, buffers, size, send_flags)
+                more_pending = more and not flags & _MORE
             else:
-                if _sendmsg:
-                    most = room if room < _MAX_CALL else _MAX_CALL
-                    pieces, size, plain = stage(batch, most, small)
-                    entries = len(pieces) if plain else 0
-                    whole = entries == len(batch._queue)
-                else:
-                    piece = head(batch, min(room, _MAX_CALL))
-                    size = min(len(piece), room, _MAX_CALL)
-                    pieces = [piece if size == len(piece) else memoryview(piece)[:size]]
-                    whole = False
-                    entries = 0
-                more = size < batch._left and size < room
-                with_more = how | _MORE if more else how
-                if len(pieces) == 1:
-                    nbytes = to.send(pieces[0], with_more)
-                elif entries and (size <= JOIN_LIMIT or size <= JOIN_MEAN * entries):
-                    nbytes = to.send(b"".join(pieces), with_more)
-                else:
-                    nbytes = to.sendmsg(pieces, (), with_more)
-                held = more and not flags & _MORE
+                if size > room or size > _MAX_CALL:
+                    size = min(room, _MAX_CALL)
+                more = size < core.left and size < room
+                if more and corked is None:
+                    corked = _cork(target)
+                nbytes = _send_range(target, core, size)
+                if nbytes < 0:  # sendfile was refused, so the range is read from now on
+                    continue
+                more_pending = False
+            core.consume(nbytes)
             sent += nbytes
-            if whole and nbytes == batch._left:
-                # All is gone and nothing is to be released: the usual end takes no call.
-                batch._left = 0
-                batch._sent += nbytes
-                # Not behind the call, where a signal's handler may add what can't be joined.
-                batch._joinable = True
-                batch._queue.clear()
-                return sent
-            batch._advance(nbytes, entries if nbytes == size else 0)
             if nbytes < size or not more:
-                # A send that took nothing and had no error is not the end of the batch.
+                # A send that took nothing and raised nothing is not the end of the batch.
                 return sent or IOB_AGAIN
             room -= nbytes
-    except OSError as exc:
-        code = _ended(batch, exc)
+    except BaseException as exc:
+        code = core.call_raised(exc)
+        if code is None:
+            raise
         return sent or code
     finally:
-        batch._busy = IDLE
-        if held or corked:
-            _push(to, corked=bool(corked))
+        if more_pending or corked:
+            _release_frames(target, corked=bool(corked))
 
 
 def iob_sendmsg(
@@ -215,7 +186,7 @@ def iob_sendmsg(
         address: where to, for a socket that is not connected.
 
     Returns:
-        n > 0: n bytes were sent; all of the batch, but on a stream socket.
+        n > 0: n bytes were sent; all of the batch, except on a stream socket.
         IOB_DONE (0): the batch is empty.
         IOB_AGAIN (-1): nothing was sent; wait until sock is writable and call again.
         IOB_ERROR (-3): nothing was sent; batch.error says why (EMSGSIZE: the message is too long)
@@ -228,35 +199,48 @@ def iob_sendmsg(
 
     Source: sendmsg(2), unix(7).
     """
-    if type(sock) is not _socket_class and type(_sender(sock, 0)) is _Descriptor:
+    if type(sock) is not _socket_class and type(_target(sock, 0)) is _Descriptor:
         raise TypeError(f"a socket object is required, not {type(sock).__name__!r}")
-    batch._refuse_if_busy()
-    if batch._error is not None:
-        return IOB_ERROR
-    if not batch._left:
-        return IOB_DONE
-    batch._busy = SENDING
-    batch._pin = 0
+    core = core_of(batch)
+    code = core.why_not()
+    if code is not None:
+        return code
+    core.activity = SENDING
+    core.pinned = 0
     try:
         if sock.type == socket.SOCK_STREAM:
-            pieces, size, _ = stage(batch, _MAX_CALL)
+            buffers, _ = core.stage(_MAX_CALL)
         else:
-            # No message is longer than the socket's buffer, but for UDP: that ends by itself. So a
-            # range that is too long for any is not read first.
-            if batch._left > max(sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF), 0xFFFF):
-                raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
-            size = 0
-            while size < batch._left:  # a read may be short
-                pieces, size, _ = stage(batch, batch._left, whole=True)
-            if len(pieces) > IOV_MAX:
-                pieces = [b"".join(pieces)]
-        nbytes = sock.sendmsg(pieces, ancdata, _NOSIGNAL | int(flags), address)
-        batch._advance(nbytes)
+            buffers = _stage_message(sock, core)
+        core.error = COUNT_UNKNOWN
+        nbytes = sock.sendmsg(buffers, ancdata, _NOSIGNAL | int(flags), address)
+        core.consume(nbytes)
         return nbytes or IOB_AGAIN
-    except OSError as exc:
-        return _ended(batch, exc)
+    except BaseException as exc:
+        code = core.call_raised(exc)
+        if code is None:
+            raise
+        return code
     finally:
-        batch._busy = IDLE
+        core.activity = IDLE
+
+
+def send_joined(target: Any, core: BatchCore, data: bytes, flags: int = 0) -> int:
+    """Send what was joined from the first bytes of a batch by one call.
+
+    The caller has stored `activity = SENDING`. Otherwise as iob_send.
+    """
+    core.pinned = 0
+    try:
+        core.error = COUNT_UNKNOWN
+        nbytes: int = target.send(data, _NOSIGNAL | flags)
+        core.consume(nbytes)
+        return nbytes or IOB_AGAIN
+    except BaseException as exc:
+        code = core.call_raised(exc)
+        if code is None:
+            raise
+        return code
 
 
 @define
@@ -278,7 +262,7 @@ class _Descriptor:
         raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
 
 
-def _sender(sock: Any, flags: int) -> Any:
+def _target(sock: Any, flags: int) -> Any:
     """Return what has send, sendmsg and fileno for sock."""
     # ssl.SSLSocket and pyOpenSSL's Connection: their descriptor carries what is encrypted.
     if hasattr(sock, "do_handshake"):
@@ -291,34 +275,93 @@ def _sender(sock: Any, flags: int) -> Any:
     return descriptor
 
 
-def _ended(batch: IOBatch, exc: OSError) -> int:
-    """Tell "again" from a permanent error, and keep the error."""
-    # A TimeoutError without errno is the socket's own timeout; ETIMEDOUT is the connection's end.
-    if exc.errno in _AGAIN or (exc.errno is None and isinstance(exc, TimeoutError)):
-        batch._wants = EVENT_WRITE
-        return IOB_AGAIN
-    batch._fail(exc)
-    return IOB_ERROR
+def _stage_one(
+    core: BatchCore, room: int, _copy_limit: int
+) -> tuple[list[bytes | memoryview], int]:
+    """Stage a single buffer, where the system has no sendmsg: all ranges are read."""
+    buffer = core.stage_one(room)
+    if len(buffer) > room:
+        buffer = memoryview(buffer)[:room]
+    return [buffer], len(buffer)
+
+
+def _stage_message(sock: socket.socket, core: BatchCore) -> list[bytes | memoryview]:
+    """Stage all of a batch, as one message.
+
+    Raises:
+        OSError: EMSGSIZE: it is longer than any message can be; or as for stage.
+
+    """
+    # No message is longer than the socket's buffer, except on UDP, which has a limit of its own. So
+    # a range that is too long for any is not read first.
+    if core.left > max(sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF), 0xFFFF):
+        raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
+    size = 0
+    while size < core.left:  # a read may be short
+        buffers, size = core.stage(core.left, whole=True)
+    return buffers if len(buffers) <= IOV_MAX else [b"".join(buffers)]
+
+
+def _send_buffers(
+    target: Any, core: BatchCore, buffers: list[bytes | memoryview], size: int, flags: int
+) -> int:
+    """Send buffers by one system call, joined where that costs less."""
+    core.error = COUNT_UNKNOWN
+    if len(buffers) == 1:
+        return target.send(buffers[0], _NOSIGNAL | flags)  # type: ignore[no-any-return]
+    # Only bytes: joining views of a truncated mmap would raise SIGBUS, where sendmsg gives EFAULT.
+    if (size <= JOIN_LIMIT or size <= JOIN_MEAN * len(buffers)) and (
+        not core.releasable or _ONLY_BYTES.issuperset(map(type, buffers))
+    ):
+        return target.send(b"".join(buffers), _NOSIGNAL | flags)  # type: ignore[no-any-return]
+    return target.sendmsg(buffers, (), _NOSIGNAL | flags)  # type: ignore[no-any-return]
+
+
+def _send_range(target: Any, core: BatchCore, size: int) -> int:
+    """Send the first bytes of the range at the head by sendfile.
+
+    Returns:
+        How many; -1: sendfile can't be used for this range, which is to be read instead.
+
+    Raises:
+        TruncatedFileError: the file has ended.
+        OSError: sendfile's.
+
+    """
+    fd, offset, count, _, _ = core.head  # type: ignore[misc]
+    # sendfile can't suppress SIGPIPE (send has MSG_NOSIGNAL). Where that would end the process, the
+    # range is read. A Windows form of this function would call TransmitFile.
+    if type(target) is not _Descriptor and getsignal(signal.SIGPIPE) == _SIG_DFL:
+        core.refuse_sendfile()
+        return -1
+    try:
+        core.error = COUNT_UNKNOWN
+        nbytes = _sendfile(target.fileno(), fd, offset, size)  # type: ignore[misc]
+    except OSError as exc:
+        if exc.errno not in _REFUSED or is_interruption(exc):
+            raise
+        core.refuse_sendfile()
+        return -1
+    if not nbytes:
+        raise TruncatedFileError(fd, offset, count)
+    return nbytes
 
 
 def _cork(sock: Any) -> bool:
-    """Hold back partial frames; tell whether it was done, and is to be undone.
-
-    It is not where the caller has done it already, and where this is not TCP.
-    """
-    with suppress(OSError):
+    """Hold back partial frames. Return False if the caller has done it, or if it isn't TCP."""
+    with suppress_own(OSError):
         if not sock.getsockopt(socket.IPPROTO_TCP, _CORK):
             sock.setsockopt(socket.IPPROTO_TCP, _CORK, 1)
             return True
     return False
 
 
-def _push(sock: Any, *, corked: bool) -> None:
-    """Let go what a cork of ours, or MSG_MORE with nothing behind it, holds back."""
-    # UDP holds a datagram back in the same way. To remove a cork sends what waits, also where there
+def _release_frames(sock: Any, *, corked: bool) -> None:
+    """Have the kernel send what a cork of ours, or MSG_MORE with nothing after it, holds back."""
+    # UDP holds a datagram back in the same way. Removing a cork sends what waits, also where there
     # was none.
     for level, option in ((socket.IPPROTO_TCP, _CORK), (socket.IPPROTO_UDP, _UDP_CORK)):
-        with suppress(OSError):
+        with suppress_own(OSError):
             if corked or not sock.getsockopt(level, option):
                 sock.setsockopt(level, option, 0)
             return

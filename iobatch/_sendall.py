@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from selectors import DefaultSelector
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from iobatch._batch import IOB_AGAIN, IOB_ERROR
-from iobatch._entries import copied, fileno
+from iobatch._arguments import fileno
+from iobatch._core import IOB_AGAIN, IOB_ERROR
+from iobatch._errors import copy_to_raise, suppress_own
 from iobatch._send import iob_send
 from iobatch._write import iob_write
 
@@ -73,7 +74,7 @@ def iob_sendall(
         for step, source in steps:
             while nbytes := step():
                 if nbytes == IOB_ERROR:
-                    raise copied(source.error)
+                    raise copy_to_raise(source.error)
                 if nbytes > 0 and progress is not None and source is batch:
                     progress(nbytes)
                 left = None if deadline is None else deadline - monotonic()
@@ -104,5 +105,5 @@ def _nonblocking(sock: Any) -> Iterator[None]:
         yield
     finally:
         # Where it was closed meanwhile there is nothing to restore.
-        with suppress(OSError):
+        with suppress_own(OSError):
             restore()

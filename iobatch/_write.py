@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import suppress
 from operator import index
-from selectors import EVENT_READ, EVENT_WRITE
-from ssl import SSLWantReadError, SSLWantWriteError
+from selectors import EVENT_WRITE
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from iobatch._batch import IDLE, IOB_AGAIN, IOB_DONE, IOB_ERROR, SENDING, IOBatch
-from iobatch._entries import positive
-from iobatch._stage import offer
+from iobatch._arguments import check_limit
+from iobatch._batch import core_of
+from iobatch._core import (
+    COUNT_UNKNOWN,
+    IDLE,
+    IOB_AGAIN,
+    IOB_ERROR,
+    SENDING,
+    BatchCore,
+)
+from iobatch._errors import is_interruption
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from iobatch._batch import IOBatch
 
 Sock = TypeVar("Sock")
 
@@ -63,72 +71,84 @@ def iob_write(
         RuntimeError: this is a hook or callback of the batch itself.
         Exception: what else the callback raises. After these the batch is as it was before that
             callback; what earlier callbacks of this call took is in batch.bytessent.
+        BaseException: a signal handler's exception. If it is unknown how many bytes were taken,
+            batch.error says so, and the batch has failed.
 
     Source: write(2), SSL_write(3).
     """
     if limit is not WRITE_LIMIT:
-        limit = positive(limit)
-    batch._refuse_if_busy()
-    if batch._error is not None:
-        return IOB_ERROR
-    if not batch._left:
-        return IOB_DONE
+        limit = check_limit(limit)
+    core = core_of(batch)
+    if core.activity or core.unsettled or core.error is not None or not core.left:
+        code = core.why_not()
+        if code is not None:
+            return code
     written = 0
-    batch._busy = SENDING
-    batch._wants = EVENT_WRITE
+    core.activity = SENDING
+    core.wants = EVENT_WRITE
+    pinned = core.pinned
     try:
-        while batch._left and written < limit:
-            nbytes, offered = _offer(sock, batch, callback, limit - written)
+        while core.left and written < limit:
+            pinned = core.pinned
+            view = core.pin(limit - written)
+            offered = len(view)
+            nbytes = _call(callback, sock, view, core)
             if nbytes < 0:
-                return written or nbytes
+                break
+            pinned = 0
+            core.consume(nbytes)
             written += nbytes
             if nbytes < offered:
                 break
-        return written
+    except BaseException as exc:
+        code = core.call_raised(exc)
+        if code is None:
+            core.pinned = pinned
+            raise
+        return written or code
     finally:
-        batch._busy = IDLE
+        core.activity = IDLE
+    return written or IOB_AGAIN
 
 
-def _offer(
-    sock: Sock, batch: IOBatch, callback: Callable[[Sock, memoryview], int | None], room: int
-) -> tuple[int, int]:
-    """Offer the head of a batch once; return what was taken, or a code, and what was offered."""
-    pin = batch._pin
-    offered = 0
+def _call(
+    callback: Callable[[Sock, memoryview], int | None],
+    sock: Sock,
+    view: memoryview,
+    core: BatchCore,
+) -> int:
+    """Offer a view to a callback once; return how many bytes it took, or IOB_AGAIN.
+
+    Raises:
+        OSError: the callback's own; or what stands for its code.
+        ValueError, TypeError: the callback returned what it may not.
+        Exception: what else the callback raised.
+
+    """
+    offered = len(view)
+    core.error = COUNT_UNKNOWN
     try:
-        view = offer(batch, room)
-        offered = len(view)
+        nbytes = callback(sock, view)
+    except BlockingIOError as exc:
+        # A buffered file that is full says how much of it it took.
+        taken = getattr(exc, "characters_written", 0)
+        if not 0 < taken <= offered or is_interruption(exc):
+            raise
+        nbytes = taken
+    finally:
         try:
-            nbytes = callback(sock, view)
-        finally:
+            view.release()
+        except BufferError as exc:
             # What the callback took a buffer of, against the contract, can't be released.
-            with suppress(BufferError):
-                view.release()
-        nbytes = IOB_AGAIN if nbytes is None else index(nbytes)
-        if not (-1 <= nbytes <= offered or nbytes == IOB_ERROR):
-            raise ValueError(f"the callback returned {nbytes} when {offered} bytes were offered")
-        if nbytes == 0:
-            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
-        if nbytes == IOB_ERROR:
-            raise OSError(errno.EIO, "the callback reported a permanent error")
-    except SSLWantReadError:
-        batch._wants = EVENT_READ
-        nbytes = IOB_AGAIN
-    except (BlockingIOError, SSLWantWriteError) as exc:
-        # A buffered file that is full tells so how much it took all the same.
-        nbytes = getattr(exc, "characters_written", 0)
-        if not 0 < nbytes <= offered:
-            nbytes = IOB_AGAIN
-    except OSError as exc:
-        if exc.errno is None and isinstance(exc, TimeoutError):
-            nbytes = IOB_AGAIN
-        else:
-            batch._fail(exc)
-            nbytes = IOB_ERROR
-    except BaseException:
-        batch._pin = pin
-        raise
-    if nbytes > 0:
-        batch._pin = 0
-        batch._advance(nbytes)
-    return nbytes, offered
+            if is_interruption(exc):
+                raise
+    nbytes = IOB_AGAIN if nbytes is None else index(nbytes)
+    if not (-1 <= nbytes <= offered or nbytes == IOB_ERROR):
+        raise ValueError(f"the callback returned {nbytes} when {offered} bytes were offered")
+    if nbytes == 0:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+    if nbytes == IOB_ERROR:
+        raise OSError(errno.EIO, "the callback reported a permanent error")
+    if nbytes == IOB_AGAIN:
+        core.error = None
+    return nbytes

@@ -9,36 +9,28 @@ up the pipeline by itself.
 from __future__ import annotations
 
 import errno
-from copy import copy
 from functools import partial
 from selectors import EVENT_READ
-from ssl import (
-    SSL_ERROR_WANT_READ,
-    SSL_ERROR_ZERO_RETURN,
-    SSLError,
-    SSLWantReadError,
-    SSLWantWriteError,
-    SSLZeroReturnError,
-)
+from ssl import SSL_ERROR_WANT_READ, SSLError, SSLWantReadError
 from traceback import format_exception_only
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import define, field, setters
 from attrs.validators import ge
 
-from iobatch._batch import IOB_AGAIN, IOB_DONE, IOB_ERROR, IOBatch
+from iobatch._batch import IOBatch, core_of
+from iobatch._core import IOB_AGAIN, IOB_DONE, IOB_ERROR
+from iobatch._errors import is_again, is_interruption
 from iobatch._send import iob_send
+from iobatch._tls import TLS
 from iobatch._write import WRITE_LIMIT, iob_write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from ssl import MemoryBIO, SSLObject
 
     from typing_extensions import Buffer
 
 __all__ = ["TLS", "Chunked", "Filter", "Transform"]
-
-_RECORD: Final = 16 * 1024  # a read gives no more than one record has (RFC 8446, section 5.1)
 
 
 class Transform(Protocol):
@@ -75,15 +67,15 @@ class Filter:
     in `error`. Any other exception propagates, once if it is the transform's: an OSError (EIO)
     that names it stays in `error`, as it does for what would mean "again" of a callback: a
     transform has nothing to wait for but SSLWantReadError. What a transform was given when it
-    raised doesn't count as taken, but nobody knows what it made of it. Writing after finish() is a
+    raised doesn't count as taken, but what it made of it is unknown. Writing after finish() is a
     BrokenPipeError.
 
     Args:
         transform: what the bytes go through.
         then: where the output goes: another Filter, any other callback of iob_write, or None for
             the socket itself, by iob_send.
-        high_water: a filter that holds so many bytes takes no input. So it never holds more than
-            this and the output for one piece of input.
+        high_water: a filter that holds this number of bytes takes no input. It never holds more
+            than this and the output for one piece of input.
 
     Raises:
         ValueError: high_water is below 1.
@@ -91,7 +83,7 @@ class Filter:
     """
 
     _transform: Transform
-    _then: Filter | Callable[[Any, memoryview], int | None] | None = None
+    then: Filter | Callable[[Any, memoryview], int | None] | None = None
     _high_water: int = field(default=256 * 1024, kw_only=True, validator=ge(1))
     # The output that is still to go on.
     _batch: IOBatch = field(init=False, factory=IOBatch)
@@ -109,18 +101,18 @@ class Filter:
     @property
     def error(self) -> OSError | None:
         """The permanent error, of this filter or of one further on."""
-        error = self._batch._error
-        if error is None and isinstance(self._then, Filter):
-            return self._then.error
+        error = self._batch.error
+        if error is None and isinstance(self.then, Filter):
+            return self.then.error
         return error
 
     @property
     def wants(self) -> int:
         """What to wait for after IOB_AGAIN: selectors.EVENT_WRITE, or EVENT_READ (TLS)."""
         # Before all that is held went out, there is no answer to be read.
-        if self._starved and not any(each._batch for each in self._pipeline()):
+        if self._starved and not any(each.bytesleft for each in self._pipeline()):
             return EVENT_READ
-        return self._then.wants if isinstance(self._then, Filter) else self._batch.wants
+        return self.then.wants if isinstance(self.then, Filter) else self._batch.wants
 
     def __call__(self, sock: Any, view: memoryview) -> int:
         """Take bytes, and send on what comes of them: this is the callback, for iob_write to call.
@@ -135,10 +127,10 @@ class Filter:
 
         """
         batch = self._batch
-        full = batch._left >= self._high_water
+        full = batch.bytesleft >= self._high_water
         if full:
             self._push(sock)
-            if batch._left >= self._high_water:
+            if batch.bytesleft >= self._high_water:
                 # Maybe sock takes more, and is ready at once when it is waited for; but to move
                 # more in this call would be unfair to others.
                 return self._again()
@@ -148,9 +140,9 @@ class Filter:
             self._starved = True
             return self._again()
         streaming, self._streaming = self._streaming, taken >= WRITE_LIMIT
-        # In the midst of a stream, a few large system calls cost much less than many.
-        collect = streaming and self._streaming and self._then is None
-        if not full and not (collect and batch._left < self._high_water):
+        # Within a stream, a few large system calls cost much less than many small ones.
+        collect = streaming and self._streaming and self.then is None
+        if not full and not (collect and batch.bytesleft < self._high_water):
             try:
                 self._push(sock)
             except BaseException as exc:
@@ -180,7 +172,7 @@ class Filter:
         if self.error is not None:
             return IOB_ERROR
         code = IOB_DONE
-        if not self._finished and self._batch._left < self._high_water:
+        if not self._finished and self._batch.bytesleft < self._high_water:
             code = self._run(sock, self._transform.compress, b"")
         return code if code == IOB_ERROR else self._onward(sock, Filter.drain) or code
 
@@ -209,7 +201,7 @@ class Filter:
         if self.error is not None:
             return IOB_ERROR
         if not self._finished:
-            if self._batch._left >= self._high_water:
+            if self._batch.bytesleft >= self._high_water:
                 return self._push(sock)
             code = self._run(sock, self._transform.flush)
             if code == IOB_AGAIN:
@@ -224,7 +216,7 @@ class Filter:
         each: Any = self
         while isinstance(each, Filter):
             yield each
-            each = each._then
+            each = each.then
 
     def _check(self) -> None:
         """Raise what is in the way of taking anything."""
@@ -244,7 +236,7 @@ class Filter:
     def _take(self, sock: Any, view: memoryview) -> int:
         """Take bytes, unless this is full, without sending anything on."""
         self._check()
-        if self._batch._left >= self._high_water:
+        if self._batch.bytesleft >= self._high_water:
             return IOB_AGAIN
         size = len(view)
         if self._run(sock, self._transform.compress, view) == IOB_DONE:
@@ -266,30 +258,28 @@ class Filter:
                 # The alert that tells the peer why; there is no other time to send it.
                 self._batch.addbuf(bytes(memoryview(self._transform.compress(b""))))
                 self._push(sock)
+            handled = isinstance(exc, OSError) and not is_interruption(exc)
             self._fail(exc)
-            if isinstance(exc, OSError):
+            if handled:
                 return IOB_ERROR
             raise
         self._starved = False
         return IOB_DONE
 
     def _fail(self, exc: BaseException) -> None:
-        again = isinstance(exc, BlockingIOError | SSLWantWriteError) or (
-            isinstance(exc, TimeoutError) and exc.errno is None
-        )
-        if again or not isinstance(exc, OSError):
-            # iob_write would take the former for "again".
+        if not isinstance(exc, OSError) or is_again(exc):
+            # iob_write would take the latter for "again".
             exc = OSError(errno.EIO, f"a filter broke: {format_exception_only(exc)[-1].strip()}")
-        self._batch._fail(exc)
+        core_of(self._batch).fail(exc)
 
     def _push(self, sock: Any) -> int:
         """Move on what this filter holds, no more than one call may; return as drain() does."""
-        if self._then is None:
+        if self.then is None:
             return iob_send(sock, self._batch)
         moved = nbytes = 0
         while moved < WRITE_LIMIT:
             # A callback may take less than it is offered, and more the next time.
-            nbytes = iob_write(sock, self._batch, self._then, limit=WRITE_LIMIT - moved)
+            nbytes = iob_write(sock, self._batch, self.then, limit=WRITE_LIMIT - moved)
             if nbytes <= 0:
                 break
             moved += nbytes
@@ -297,13 +287,11 @@ class Filter:
 
     def _onward(self, sock: Any, step: Callable[[Filter, Any], int]) -> int:
         """Move on what this filter holds, and when it holds nothing, do a step of the next one."""
-        then = self._then
+        then = self.then
         if not isinstance(then, Filter):
             return self._push(sock)
-        moved = 0
-        if then._batch._left < then._high_water:
-            # What the next one adds goes out with it, in one system call.
-            moved = iob_write(sock, self._batch, then._take)
+        # What the next one adds goes out with it, in one system call. A full one says "again".
+        moved = iob_write(sock, self._batch, then._take)  # noqa: SLF001 # a Filter, too
         if self._batch:
             return moved if moved > 0 else self._push(sock)
         code = step(then, sock)
@@ -324,90 +312,3 @@ class Chunked:
     def flush(self) -> bytes:
         """Return the last chunk, and no trailers."""
         return b"0\r\n\r\n"
-
-
-@define(eq=False)
-class TLS:
-    """A transform to TLS, over memory BIOs: one connection, and the last filter before its socket.
-
-    The filter sends. What arrives goes to receive(), or the caller writes it to the BIO and uses
-    the SSLObject directly. Either drives the handshake; until it is done nothing can be written,
-    and the filter wants to read. What a handshake, a key update or an alert has to say goes out
-    with what is written next, and by drain(): call that after receive().
-
-    All records of a piece of input go to the socket in one system call, where ssl.SSLSocket.send
-    makes one for each record; that in turn needs no BIOs, and is a callback of iob_write by itself.
-
-    Args:
-        sslobject: made by ssl.SSLContext.wrap_bio(incoming, outgoing).
-        incoming: where it reads.
-        outgoing: where it writes.
-
-    """
-
-    _sslobject: SSLObject
-    _incoming: MemoryBIO
-    _outgoing: MemoryBIO
-    # Why the peer is not there any more. It is copied when it is raised: a traceback would make a
-    # cycle of the two.
-    _ended: SSLError | None = field(init=False, default=None)
-
-    def receive(self, data: Buffer, /) -> bytes:
-        """Decrypt what the socket received; b"" is its end.
-
-        Returns:
-            What the peer wrote, as far as whole records are there. Maybe b"", as for a handshake.
-
-        Raises:
-            SSLZeroReturnError: the peer has sent close_notify.
-            SSLEOFError: the end came without close_notify.
-            SSLError: the peer's alert, or what is wrong with what it sent (drain() tells it).
-            What came before is returned first. After any of these nothing more can be written.
-
-        """
-        if self._ended is not None:
-            raise copy(self._ended)
-        if memoryview(data).nbytes:
-            self._incoming.write(data)
-        else:
-            self._incoming.write_eof()
-        pieces = []
-        try:
-            while piece := self._sslobject.read(_RECORD):
-                pieces.append(piece)
-            if not pieces:
-                raise SSLZeroReturnError(SSL_ERROR_ZERO_RETURN, "the peer has sent close_notify")
-        except SSLWantReadError:
-            pass
-        except SSLError as exc:
-            self._ended = copy(exc)
-            if not pieces:
-                raise
-        return b"".join(pieces)
-
-    def compress(self, data: Buffer, /) -> bytes:
-        """Return data as records, behind the messages that wait."""
-        view = memoryview(data).cast("B")
-        if view and self._ended is not None:
-            raise copy(self._ended)
-        # Only the first write can find a handshake unfinished, so all of the data is taken or
-        # nothing.
-        while view:
-            view = view[self._sslobject.write(view) :]
-        return self._outgoing.read()
-
-    def flush(self) -> bytes:
-        """Return what waits, with close_notify behind it. The peer's is not waited for."""
-        if self._ended is not None and not isinstance(self._ended, SSLZeroReturnError):
-            raise copy(self._ended)
-        self._sslobject.do_handshake()  # nothing if it is done, else SSLWantReadError
-        waiting = self._outgoing.pending
-        try:
-            self._sslobject.unwrap()
-        except SSLWantReadError:
-            pass
-        except SSLError:
-            # Data that nobody has read is in front of the peer's close_notify: that may be so.
-            if self._outgoing.pending == waiting:
-                raise
-        return self._outgoing.read()

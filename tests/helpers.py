@@ -18,6 +18,7 @@ import pytest
 
 import iobatch
 from iobatch import IOB_AGAIN, IOB_DONE, IOB_ERROR, IOBatch, iob_send, iob_write
+from iobatch._batch import core_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -48,8 +49,9 @@ def fd_count() -> int:
 
 def check_invariants(batch: IOBatch) -> None:
     """Check what must hold of a batch between any two calls; the one place that looks inside."""
+    core = core_of(batch)
     sizes: list[int | None] = []  # None: a hook
-    for entry in batch._queue:
+    for entry in core.queue:
         if isinstance(entry, bytes | memoryview):
             sizes.append(len(entry))
         else:  # a file range is a tuple: descriptor, offset, count, ...
@@ -57,12 +59,13 @@ def check_invariants(batch: IOBatch) -> None:
     assert sum(size or 0 for size in sizes) == batch.bytesleft, "the total is what is left"
     assert 0 not in sizes, "no entry is empty"
     assert sizes[:1] != [None], "what was sent is released"
-    assert 0 <= batch._pin <= (sizes[0] or 0 if sizes else 0), "the pin is inside the head"
-    assert not batch._pin or not isinstance(batch._queue[0], tuple), "the pinned is in memory"
-    plain = all(type(entry) is bytes for entry in batch._queue)
-    assert plain or not batch._joinable, "only bytes are joined"
-    assert batch._joinable or batch._queue, "an empty batch has nothing else"
-    assert not batch._busy, "nobody sends"
+    assert 0 <= core.pinned <= (sizes[0] or 0 if sizes else 0), "the pin is inside the head"
+    assert not core.pinned or not isinstance(core.head, tuple), "the pinned is in memory"
+    kinds = [type(entry) for entry in core.queue]
+    assert core.ranges == kinds.count(tuple), "the ranges are counted"
+    assert core.releasable == len(kinds) - kinds.count(tuple) - kinds.count(bytes)
+    assert not core.unsettled, "what was accepted is removed"
+    assert not core.activity, "nothing is in progress"
     assert batch.bytessent >= 0
     assert bool(batch) is (batch.bytesleft > 0)
 

@@ -13,7 +13,6 @@ import ssl
 import sys
 import threading
 from contextlib import suppress
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -740,7 +739,7 @@ async def test_an_interruption(where: str, interruption: BaseException) -> None:
         calls: dict[str, Callable[[], object]] = {
             "write": lambda: writer.write(batch_of(b"abc")),
             "write with flags": lambda: writer.write(batch_of(b"abc"), flags=MORE),
-            "the loop's turn": writer._turn,  # some exceptions would end the loop
+            "the loop's turn": writer._sender.take_turn,  # some exceptions would end the loop
         }
         with pytest.raises(type(interruption)):
             calls[where]()
@@ -849,7 +848,7 @@ async def test_the_limit_when_the_loop_was_asked_twice() -> None:
     """A turn that comes for what was spent before another one gives no more than the limit."""
     with scripted_writer(limit=1000) as (writer, sock):
         writer.write(batch_of(bytes(900)))
-        writer._turn()  # as a timer's may be, which finds the socket writable
+        writer._sender.take_turn()  # as a timer's may be, which finds the socket writable
         writer.write(batch_of(bytes(600)))
         await asyncio.sleep(0)
         sock.taken.clear()
@@ -863,7 +862,7 @@ async def test_no_busy_loop() -> None:
     with full_writer() as (writer, peer):
         with pytest.MonkeyPatch.context() as patch:
             tried: list[object] = []
-            patch.setattr("iobatch._posted.iob_send", lambda *_, **__: tried.append(0) or -1)
+            patch.setattr("iobatch.aio._sender.iob_send", lambda *_, **__: tried.append(0) or -1)
             writer.write(batch_of(b"x"))
             writer.write(batch_of(b"y"))
             tried.clear()
@@ -878,7 +877,7 @@ async def test_no_busy_loop() -> None:
 async def test_nothing_is_watched_without_need() -> None:
     """As long as everything is taken at once the loop never watches the socket."""
     with writer_pair() as (writer, _), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writer, "_loop", SimpleNamespace(time=writer._loop.time))
+        patch.setattr(writer._sender._watch, "loop", None)
         for _ in range(10):
             await writer.write(batch_of(bytes(100)))
             await writer.write(batch_of(bytes(100)), exactly=50)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from iobatch import IOBatch, TruncatedFileError
+from iobatch._batch import core_of
 from iobatch.aio import BatchWriter, CancellationType, WriteOperation, WriteStatus
 from tests.helpers import PATIENCE, again, clog, data, stream_pair
 from tests.loops import (
@@ -318,7 +319,7 @@ async def test_nothing_follows_a_truncated_body(
             first.cancel()
             assert first.status is CANCELLED
         elif how == "timeout":
-            writer._expire(first)
+            writer._sender.expire(first._posted)
             assert first.status is TIMEOUT
         else:
             os.truncate(fd, 0)
@@ -341,7 +342,7 @@ async def test_an_error_before_the_first_byte() -> None:
     with full_writer() as (writer, peer):
         batch = IOBatch()
         batch.addfile(os.open(os.devnull, os.O_RDONLY), 0, 10)
-        fd = batch._queue[0][0]  # type: ignore[index]
+        fd = core_of(batch).head[0]  # type: ignore[index]
         failing = writer.write(batch)
         behind = writer.write(batch_of(b"behind"))
         assert await peer.read(6) == b"behind"
@@ -456,14 +457,14 @@ async def test_a_timer_goes_with_its_operation() -> None:
     """What was done in time leaves no timer; what was done at once never had one."""
     with full_writer() as (writer, peer):
         operation = writer.write(batch_of(b"abc"), timeout=PATIENCE)
-        timer = operation._timer
+        timer = operation._posted.timer
         assert timer is not None
         assert timer._handle is not None
         await peer.read(3)
         await operation
         assert timer._handle.cancelled()
-        assert operation._timer is None
-        assert writer.write(batch_of(b"abc"), timeout=PATIENCE)._timer is None
+        assert operation._posted.timer is None
+        assert writer.write(batch_of(b"abc"), timeout=PATIENCE)._posted.timer is None
 
 
 @both_loops
@@ -482,7 +483,7 @@ async def test_slow_is_not_stalled() -> None:
     """As long as bytes go out, however slowly, no stall_timeout ends anything."""
     with writer_pair(buffers=4096) as (writer, peer):
         now = FakeTime(asyncio.get_running_loop())
-        writer._loop = now  # type: ignore[assignment]
+        writer._sender.loop = now  # type: ignore[assignment]
         operation = writer.write(batch_of(bytes(MIB)), stall_timeout=10)
         behind = writer.write(batch_of(b"behind"), stall_timeout=10)
         for _ in range(20):
@@ -505,7 +506,7 @@ async def test_stalled_counts_from_posting() -> None:
     """An operation that is posted long after the last progress has all of its time."""
     with full_writer() as (writer, _):
         now = FakeTime(asyncio.get_running_loop())
-        writer._loop = now  # type: ignore[assignment]
+        writer._sender.loop = now  # type: ignore[assignment]
         old = writer.write(batch_of(b"old"), stall_timeout=10)
         now.go_on(6)
         new = writer.write(batch_of(b"new"), stall_timeout=10, timeout=30)
@@ -520,7 +521,7 @@ async def test_a_stall_is_looked_at_before_it_counts() -> None:
     """A peer that reads is not stalled, though the loop has not said that there is room."""
     with full_writer() as (writer, peer):
         now = FakeTime(asyncio.get_running_loop())
-        writer._loop = now  # type: ignore[assignment]
+        writer._sender.loop = now  # type: ignore[assignment]
         operation = writer.write(batch_of(b"some"), stall_timeout=10)
         while True:  # the peer reads, and the loop gets no turn in which to notice
             with suppress(BlockingIOError):
@@ -556,7 +557,7 @@ async def test_a_socket_that_can_not_be_watched() -> None:
         return 1
 
     with writer_pair(through=callback) as (writer, _):
-        writer._loop = Blind(asyncio.get_running_loop())  # type: ignore[assignment]
+        writer._sender._watch.loop = Blind(asyncio.get_running_loop())  # type: ignore[assignment]
         operation = writer.write(batch_of(b"abc"))
         assert statuses([operation, *posted]) == [ERROR, ABORTED]
         assert operation.bytes_transferred == 1

@@ -161,7 +161,7 @@ async def test_an_interruption() -> None:
         operation = writer.write(batch_of(b"abc"))
         # Of a loop's own call it would end the loop, so this stands for that call.
         with pytest.raises(KeyboardInterrupt):
-            writer._turn()
+            writer._sender.take_turn()
         assert (operation.status, operation.bytes_transferred) == (WriteStatus.ABORTED, 1)
         with pytest.raises(OSError, match="closed"):
             writer.write(batch_of(b"def"))
@@ -358,7 +358,7 @@ async def test_leftovers_fail() -> None:
             await writer.drain()
         await writer.drain()
     with writer_pair(through=Scheduled(IOB_AGAIN, ZeroDivisionError())) as (writer, _):
-        writer._expire(writer.write(batch_of(b"abc")))
+        writer._sender.expire(writer.write(batch_of(b"abc"))._posted)
         assert await wait_idle(writer)
         with pytest.raises(TimeoutError):  # the first of them
             await writer.drain()
@@ -404,7 +404,7 @@ async def test_slow_behind_a_filter_is_not_stalled() -> None:
     """As long as the filter gets rid of bytes, however slowly, no stall_timeout ends anything."""
     with writer_pair(buffers=4096, through=Filter(Same())) as (writer, peer):
         now = FakeTime(asyncio.get_running_loop())
-        writer._loop = now  # type: ignore[assignment]
+        writer._sender.loop = now  # type: ignore[assignment]
         operation = writer.write(batch_of(bytes(MIB)), stall_timeout=10)
         for _ in range(100):
             now.go_on(9)

@@ -14,8 +14,8 @@ import pytest
 import trustme
 
 from iobatch import COPY_LIMIT, SEND_LIMIT, IOBatch, TruncatedFileError
-from iobatch._stream import READ_LIMIT
 from iobatch.aio import send_to_stream
+from iobatch.aio._stream import READ_LIMIT
 from tests.helpers import PATIENCE, check_invariants, data, log_preads, receive_all, stream_pair
 from tests.loops import batch_of, both_loops, read, turns
 
@@ -133,9 +133,9 @@ def test_what_sendfile_refuses_is_read(lacking: str, make_file: MakeFile) -> Non
         async with stream() as (writer, peer):
             with pytest.MonkeyPatch.context() as patch:
                 if lacking == "regular file":
-                    patch.setattr("iobatch._stream.S_ISREG", lambda _mode: False)
+                    patch.setattr("iobatch.aio._stream.S_ISREG", lambda _mode: False)
                 elif lacking == "procfs":
-                    patch.setattr("iobatch._stream.FileIO", refuse)
+                    patch.setattr("iobatch.aio._stream.FileIO", refuse)
                 else:
                     patch.setattr("os.sendfile", refuse)
                 reads = log_preads(patch)
@@ -287,7 +287,7 @@ def test_closed_in_sendfile(how: str, make_file: MakeFile) -> None:
                 return glances[-1]
 
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("iobatch._stream._GLANCE", 0.001)
+                patch.setattr("iobatch.aio._stream._GLANCE", 0.001)
                 patch.setattr(writer.transport, "is_closing", glance)
                 sending = asyncio.create_task(send_to_stream(writer, batch))
                 await read(peer, 1000)

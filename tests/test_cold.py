@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from iobatch import COPY_LIMIT, IOBatch, TruncatedFileError, iob_send
-from iobatch._cold import EACH, STRIDE
+from iobatch._pagecache import PROBE_STRIDE, READ_AHEAD
 from iobatch.aio import BatchWriter, CancellationType, WriteOperation, WriteStatus, send_to_stream
 from iobatch.filters import Filter
 from tests.helpers import (
@@ -52,7 +52,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 PAGE = 4096
 SMALL = 3 * PAGE  # it is joined with what is around it
 MEDIUM = 6 * PAGE  # it is read, but not so
-LARGE = 3 * STRIDE + 5
+LARGE = 3 * READ_AHEAD + 5
 MESSAGE = 20 * PAGE
 
 
@@ -184,7 +184,13 @@ async def test_what_is_warm_takes_no_thread(make_file: MakeFile) -> None:
             return sock._take("sendfile", (disk.real["pread"](fd, count, offset),), 0)
 
         disk.real["sendfile"] = sendfile
-        for size, probes in (1, 1), (SMALL, 1), (EACH, 2), (EACH + 1, 3), (4 * EACH, 5):
+        for size, probes in (
+            (1, 1),
+            (SMALL, 1),
+            (PROBE_STRIDE, 2),
+            (PROBE_STRIDE + 1, 3),
+            (4 * PROBE_STRIDE, 5),
+        ):
             disk.probes = 0
             batch = batch_of(b"header")
             batch.addfile(fd, 0, size)
@@ -219,15 +225,18 @@ async def test_where_nothing_is_known_of_the_cache(lacking: str, make_file: Make
 
     with pytest.MonkeyPatch.context() as patch, writer_pair() as (writer, _):
         if lacking == "the system":
-            patch.setattr("iobatch._cold._preadv", None)
-            patch.setattr("iobatch._cold._NOWAIT", 0)
+            patch.setattr("iobatch._pagecache._preadv", None)
+            patch.setattr("iobatch._pagecache._NOWAIT", 0)
         else:
-            patch.setattr("iobatch._cold._preadv", preadv)
+            patch.setattr("iobatch._pagecache._preadv", preadv)
         reads = log_preads(patch)
         batch = IOBatch()
         batch.addfile(fd)
         assert writer.write(batch).done()
-        assert len(reads) == 1
+        assert writer.write(batch_of(b"header"), timeout=PATIENCE).done()
+        batch.addfile(fd)
+        assert writer.write(batch, timeout=PATIENCE).done()
+        assert len(reads) == 2
 
 
 @both_loops
@@ -486,7 +495,7 @@ async def test_only_what_is_soon_sent_is_read(make_file: MakeFile) -> None:
         operation = writer.write(batch)
         start = await read(peer, 1000)
         await turns(50)
-        assert sum(count for _, count in disk.fetched) == STRIDE
+        assert sum(count for _, count in disk.fetched) == READ_AHEAD
         assert start + await read(peer, LARGE - 1000) == content
         assert await operation == LARGE
         assert sum(count for _, count in disk.fetched) == LARGE
@@ -498,11 +507,11 @@ async def test_only_what_is_soon_sent_is_read(make_file: MakeFile) -> None:
 async def test_partly_cold(over: str, make_file: MakeFile) -> None:
     """A range of which only the start, the end or the midst is cold does not go unseen.
 
-    But a hole of less than EACH may, and is waited for.
+    But a hole of less than PROBE_STRIDE may, and is waited for.
     """
     content = data(LARGE)
     last = LARGE // PAGE
-    for first, end in (0, 0), (last, last), (100, 100 + EACH // PAGE), (9, 20):
+    for first, end in (0, 0), (last, last), (100, 100 + PROBE_STRIDE // PAGE), (9, 20):
         fd = make_file(content)
         batch = IOBatch()
         batch.addfile(fd)
@@ -539,7 +548,7 @@ async def test_a_signal_between_two_entries(what: bytes, size: int, make_file: M
                 handled.append(batch.addbuf(what))
             return Disk.preadv(disk, *args)
 
-        disk.patch.setattr("iobatch._cold._preadv", preadv)
+        disk.patch.setattr("iobatch._pagecache._preadv", preadv)
         expected = b"header" + data(size) + b"behind" + what
         assert await writer.write(batch) == len(expected)
         assert await read(peer, len(expected)) == expected
@@ -547,7 +556,7 @@ async def test_a_signal_between_two_entries(what: bytes, size: int, make_file: M
 
 @both_loops
 async def test_a_signal_while_it_is_sent(make_file: MakeFile) -> None:
-    """So is what it adds while all else is sent."""
+    """What it adds while all else is sent is there for the next write."""
     fd = make_file(data(SMALL))
     batch = batch_of(b"header")
     batch.addfile(fd)
@@ -560,9 +569,10 @@ async def test_a_signal_while_it_is_sent(make_file: MakeFile) -> None:
             return send(*args)
 
         sock.send = handled  # type: ignore[method-assign]
-        expected = b"header" + data(SMALL) + b"from a handler"
-        assert await writer.write(batch) == len(expected)
-        assert sock.taken == expected
+        assert await writer.write(batch) == 6 + SMALL
+        assert (batch.bytesleft, batch.bytessent) == (14, 0)
+        await writer.write(batch)
+        assert sock.taken == b"header" + data(SMALL) + b"from a handler"
 
 
 # How it ends meanwhile
@@ -581,8 +591,8 @@ def close(_operation: WriteOperation, writer: BatchWriter) -> None:
 
 
 def expire(operation: WriteOperation, writer: BatchWriter) -> None:
-    writer._probe()  # a stall_timeout that is over looks first
-    writer._expire(operation)
+    writer._sender.try_now()  # a stall_timeout that is over looks first
+    writer._sender.expire(operation._posted)
 
 
 @both_loops
@@ -723,7 +733,7 @@ def test_a_loop_that_is_closed_meanwhile(make_file: MakeFile) -> None:
 # Errors
 
 
-BROKEN = STRIDE + 100_000  # where the disk can't be read any more
+BROKEN = READ_AHEAD + 100_000  # where the disk can't be read any more
 
 
 @both_loops

@@ -229,7 +229,7 @@ def check(out: Filter) -> None:
     while isinstance(each, Filter):
         check_invariants(each._batch)
         assert each.bytesleft == each._batch.bytesleft
-        each = each._then
+        each = each.then
 
 
 def complete(sock: Scripted, step: Callable[[], int], out: Filter) -> None:
@@ -840,7 +840,7 @@ def test_growing_transform(drip: int) -> None:
         def step() -> int:
             code = iob_write(sock, batch, first, limit=300) or first.finish(sock)
             assert first.bytesleft < 5000 + 300 * 100
-            assert first._then.bytesleft < 1000 + WRITE_LIMIT
+            assert first.then.bytesleft < 1000 + WRITE_LIMIT
             return code
 
         complete(sock, step, first)
@@ -1311,7 +1311,7 @@ def test_collection_in_the_middle(unraisable: list[Any]) -> None:
     """A pipeline that is dropped goes at once, without a word, and keeps nothing of the caller."""
     source = bytearray(300_000)
     out = Filter(Identity(), Filter(Chunked()))
-    gone = [weakref.ref(out), weakref.ref(out._then)]
+    gone = [weakref.ref(out), weakref.ref(out.then)]
     with stream_pair() as (sock, _), IOBatch() as batch:
         clog(sock)
         batch.addbuf(source)

@@ -41,9 +41,13 @@ def test_synopsis(name: str) -> None:
         ((filters.Transform, "transform"),) if name == "Filter" else ()
     ):
         for member, value in vars(owner).items():
+            if member.startswith("_"):
+                continue
             if isinstance(value, property):
                 expected.add(f"{prefix}.{member}: {value.fget.__annotations__['return']}")
-            elif not member.startswith("_"):
+            elif member in inspect.get_annotations(owner):
+                expected.add(f"{prefix}.{member}: {inspect.get_annotations(owner)[member]}")
+            else:
                 expected.add(f"{prefix}.{member}{spelled(value)}")
     statements = re.findall(r"^\S.*\n(?: .*\n)*", code(f"{name}.3", "SYNOPSIS"), re.MULTILINE)
     assert statements.pop(0).startswith("from iobatch.filters import " + name)

@@ -17,26 +17,39 @@ from tests.helpers import ROOT, run_python
 PACKAGE = Path(iobatch.__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
-# Each module imports only from those in front of it.
+# Each module imports only from those before it.
 ORDER = (
+    "_errors",
+    "_arguments",
     "_entries",
+    "_core",
     "_batch",
-    "_stage",
-    "_cold",
+    "_pagecache",
     "_send",
     "_write",
     "_sendall",
+    "_tls",
     "filters",
-    "_operation",
-    "_posted",
-    "_stream",
-    "aio",
+    "aio._budget",
+    "aio._readahead",
+    "aio._operation",
+    "aio._queue",
+    "aio._watch",
+    "aio._sender",
+    "aio._writer",
+    "aio._stream",
 )
+
+
+def modules() -> list[str]:
+    """Return the modules of the package, without those that only show others' names."""
+    paths = [path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py")]
+    return [".".join(path.with_suffix("").parts) for path in paths if path.stem != "__init__"]
 
 
 def imported(module: str) -> set[str]:
     """Return the modules of the package that one of them imports, for typing too."""
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())
     names = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     return {name.removeprefix("iobatch.") for name in names if name.startswith("iobatch.")}
 
@@ -85,15 +98,23 @@ def test_typed_and_documented(name: str) -> None:
     assert (PACKAGE / "py.typed").is_file()
 
 
-def test_layers() -> None:
-    """Imports run one way."""
-    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
-    assert modules <= set(ORDER)
-    for module in modules:
-        assert imported(module) <= set(ORDER[: ORDER.index(module)])
+@pytest.mark.parametrize("module", ORDER)
+def test_imports_run_one_way(module: str) -> None:
+    """A module imports only from those before it."""
+    assert imported(module) <= set(ORDER[: ORDER.index(module)])
 
 
-def test_sockets_stay_out_of_the_batch() -> None:
-    """What accounts for bytes never sees a socket."""
-    for module in ("_entries", "_batch", "_stage"):
-        assert "import socket" not in (PACKAGE / f"{module}.py").read_text()
+def test_every_module_has_its_place() -> None:
+    """The order of imports names every module."""
+    assert sorted(modules()) == sorted(ORDER)
+
+
+@pytest.mark.parametrize("module", ["_arguments", "_entries", "_core", "_batch"])
+def test_what_accounts_for_bytes_sees_no_socket(module: str) -> None:
+    """The batch and its core never see a socket."""
+    assert "import socket" not in (PACKAGE / f"{module}.py").read_text()
+
+
+def test_the_page_cache_knows_no_loop() -> None:
+    """Whether a range is cached is told without any event loop, so that all can use it."""
+    assert "asyncio" not in (PACKAGE / "_pagecache.py").read_text()

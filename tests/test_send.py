@@ -38,6 +38,7 @@ from iobatch import (
     iob_sendmsg,
     iob_write,
 )
+from iobatch._batch import core_of
 from tests.helpers import (
     IOV_MAX,
     PATIENCE,
@@ -224,8 +225,8 @@ def test_a_foreign_exception_passes_and_the_batch_goes_on(make_file: MakeFile) -
     batch = IOBatch()
     batch.addbuf(b"header")
     batch.addfile(make_file(content))
-    with Scripted(KeyboardInterrupt()) as sock:
-        with pytest.raises(KeyboardInterrupt):
+    with Scripted(ZeroDivisionError()) as sock:
+        with pytest.raises(ZeroDivisionError):
             iob_send(sock, batch)
         check_invariants(batch)
         assert send_all(sock, batch) == [106, 0]
@@ -862,8 +863,8 @@ def test_nothing_is_held_back_after_an_exception(
         with pytest.raises(KeyboardInterrupt):
             iob_send(one, batch)
     assert (get_cork(one), unsent(one), batch.bytessent) == (0, 0, 200)
-    one.setblocking(False)
-    assert receive(other, 200) + pump(iob_send, one, other, batch) == wanted
+    assert receive(other, 200) == wanted[:200]
+    assert iob_send(one, batch) == IOB_ERROR  # it is unknown what sendfile has sent
 
 
 def test_callers_cork_is_never_touched(
@@ -1705,7 +1706,7 @@ def test_what_is_added_while_bytes_are_joined_goes_out_too(make_file: MakeFile) 
                 batch.addfile(fd, 0, 30)
             return super().__iter__()
 
-    batch._queue = Collected()
+    core_of(batch).queue = Collected()
     batch.addbuf(b"one")
     batch.addbuf(b"two")
     with Scripted() as sock:
@@ -1729,7 +1730,7 @@ def test_what_is_added_when_all_is_sent_goes_out_next(make_file: MakeFile) -> No
             if not sock.calls[1:]:
                 batch.addfile(fd, 0, 30)
 
-    batch._queue = Handled()
+    core_of(batch).queue = Handled()
     batch.addbuf(b"one")
     with Scripted() as sock:
         assert iob_send(sock, batch) == 3
@@ -1786,7 +1787,7 @@ def test_what_is_added_before_the_first_look_goes_out_too() -> None:
         return entries
 
     with pytest.MonkeyPatch.context() as patch, Scripted() as sock:
-        patch.setattr("iobatch._stage.islice", handled)
+        patch.setattr("iobatch._core.islice", handled)
         assert iob_send(sock, batch) == 20 * (IOV_MAX + 1) + 6
         assert sock.taken.endswith(b"xbehind")
 

@@ -120,7 +120,7 @@ class Connection:
         self.sock.close()
         del self._parser  # it refers to this object
 
-    def step(self, now: float) -> int:
+    def step(self, now: float) -> int:  # noqa: PLR0912 # a return for each state
         """Go on as far as the socket is ready for it.
 
         Args:
@@ -175,7 +175,7 @@ class Connection:
         self._last = True
         return not self._sending and self._drained < 0
 
-    def _send(self, now: float) -> int:
+    def _send(self, now: float) -> int:  # noqa: PLR0912 # a step for each thing that may wait
         batch = self._batch
         requests = self._requests
         meter = self._meter

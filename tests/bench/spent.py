@@ -122,7 +122,7 @@ def system_calls(port: int, file: BinaryIO, work: Work, rounds: int) -> float:
         add_all(batch, filled(work), file.fileno(), 1)
         sock.calls.clear()
         with (
-            patch("iobatch._stage.pread", partial(sock.record, os.pread)),
+            patch("iobatch._core.pread", partial(sock.record, os.pread)),
             patch("iobatch._send._sendfile", partial(sock.record, os.sendfile)),
         ):
             nbytes = iob_send(sock, batch)

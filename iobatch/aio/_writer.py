@@ -1,39 +1,38 @@
-"""Posted writes on an asyncio loop: batches go out in the order in which they were posted."""
+"""BatchWriter: posts writes on the running event loop, which go out in the order of posting."""
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from collections.abc import Callable
 from contextvars import copy_context
-from operator import index
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Final, final
 
-from attrs import define
-
-from iobatch._batch import IOB_ERROR, IOBatch
-from iobatch._cold import joined
-from iobatch._entries import MAX_FD, flatten, natural
-from iobatch._operation import (
+from iobatch._arguments import as_byte_view, check_flags, check_limit, check_nonnegative
+from iobatch._batch import IOBatch, core_of
+from iobatch._send import SEND_LIMIT
+from iobatch._write import WRITE_LIMIT
+from iobatch.aio._budget import TurnBudget
+from iobatch.aio._operation import (
     DONE,
+    PENDING,
     CancellationType,
     Listener,
+    PostedWrite,
     WriteOperation,
     WriteStatus,
     check_callable,
     either,
 )
-from iobatch._posted import CLOSED, IDLE, SENDING, WAITING, PostedWrites
-from iobatch._send import _NOSIGNAL, _ended, iob_send
-from iobatch._stream import send_to_stream
+from iobatch.aio._sender import CLOSED, STATE_NAMES, WAITING, WriteSender
 
 if TYPE_CHECKING:
+    import socket
     from types import TracebackType
     from typing import Self
 
     from typing_extensions import Buffer
-
-__all__ = ["BatchWriter", "CancellationType", "WriteOperation", "WriteStatus", "send_to_stream"]
 
 BufferListener = Callable[["BatchWriter", Any, int], object]
 # A number of seconds; None: no bound; `...`: what it was before.
@@ -42,9 +41,8 @@ _NO_FLAGS: Final = 0
 
 
 @final
-@define(eq=False, repr=False)
-class BatchWriter(PostedWrites):
-    """Sends batches over a socket, one behind the other, on the running asyncio loop.
+class BatchWriter:
+    """Sends batches over a socket, one after the other, on the running asyncio loop.
 
     The socket stays the caller's, who may read from it meanwhile, and closes it after the writer.
     Nobody else may write to it, and it may not belong to an asyncio transport. A writer belongs to
@@ -61,7 +59,7 @@ class BatchWriter(PostedWrites):
             however slowly; None: no bound.
         limit: the most bytes to send in one turn of the loop; None: SEND_LIMIT, or WRITE_LIMIT
             with a filter.
-        high_water: drain() waits while so many bytes, or more, are pending.
+        high_water: drain() waits while at least this number of bytes is pending.
         user_info: the user_info of operations that are given none.
 
     Attributes:
@@ -76,11 +74,71 @@ class BatchWriter(PostedWrites):
 
     """
 
-    def __attrs_post_init__(self) -> None:
-        super().__attrs_post_init__()
-        for seconds in (self.timeout, self.stall_timeout):
+    __slots__ = (
+        "__weakref__",
+        "_sender",
+        "_through",
+        "sock",
+        "stall_timeout",
+        "status",
+        "timeout",
+        "user_info",
+    )
+
+    sock: socket.socket
+    timeout: float | None
+    stall_timeout: float | None
+    user_info: Any
+    status: WriteStatus
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        through: Callable[[Any, memoryview], int | None] | None = None,
+        timeout: float | None = None,
+        stall_timeout: float | None = None,
+        limit: int | None = None,
+        high_water: int = 64 * 1024,
+        user_info: Any = None,
+    ) -> None:
+        """Make a writer without writes."""
+        loop = asyncio.get_running_loop()
+        if sock.gettimeout() != 0:
+            raise ValueError("the socket must be non-blocking")
+        if through is None and hasattr(sock, "do_handshake"):
+            raise TypeError(
+                "a TLS socket's batches go through its send: through=ssl.SSLSocket.send"
+            )
+        if high_water < 1:
+            raise ValueError(f"high_water must be at least 1: {high_water}")
+        for seconds in (timeout, stall_timeout):
             if _seconds(seconds, None) is not seconds:
                 raise TypeError("a writer's timeout is a number of seconds, or None")
+        if limit is None:
+            limit = SEND_LIMIT if through is None else WRITE_LIMIT
+        self.sock = sock
+        self.timeout = timeout
+        self.stall_timeout = stall_timeout
+        self.user_info = user_info
+        self.status = PENDING
+        self._through = through
+        self._sender = WriteSender(
+            loop, sock, through, TurnBudget(loop, check_limit(limit)), high_water
+        )
+
+    @property
+    def pending(self) -> int:
+        """The bytes that were posted and are not sent yet, with those that filters hold."""
+        return self._sender.pending
+
+    def __repr__(self) -> str:
+        sender = self._sender
+        return (
+            f"<{type(self).__name__} on descriptor {self.sock.fileno()}: "
+            f"{STATE_NAMES[sender.state]}, {len(sender.queue.writes)} operations, "
+            f"{sender.pending} bytes pending>"
+        )
 
     def write(
         self,
@@ -103,14 +161,14 @@ class BatchWriter(PostedWrites):
         read by a thread first, and the loop goes on meanwhile.
 
         An operation that ends before its first byte was sent just leaves the queue. One that ends
-        between its first and its last ends those behind it too, as ABORTED: nothing may follow a
+        between its first and its last ends those after it too, as ABORTED: nothing may follow a
         truncated body. What was not sent is in the batch of each, and can be posted again.
 
         Args:
             batch: what to send.
             flags: MSG_* flags for every send(2); not with a filter.
-            exactly: send only so many bytes; the rest goes into the operation's batch. Not for
-                messages.
+            exactly: send only this number of bytes; the rest goes into the operation's batch. Not
+                for messages.
             timeout: seconds until it must be done; None: no bound; `...`: the writer's.
             stall_timeout: seconds in which the writer must send something; likewise.
             on_complete: called with the operation when it is done; and also when it ended
@@ -130,58 +188,21 @@ class BatchWriter(PostedWrites):
         Source: WSASend; Boost.Asio, async_write.
         """
         if (
-            self._state == IDLE
-            and self._direct
-            and type(batch) is IOBatch
-            and not batch._busy
-            and 0 < batch._left <= self._credit
-            and timeout is ...
+            timeout is ...
             and stall_timeout is ...
             and exactly is None
             and on_complete is on_error is None
             and flags is _NO_FLAGS
-            and (
-                (data := joined(batch)) is not None
-                or self._guard.reach(batch, batch._left) == batch._left
-            )
+            and type(batch) is IOBatch
         ):
-            # Most writes go this way: nothing waits, and the socket takes them whole. What they
-            # cost is what the writer costs, so nothing is called or made that they can do without.
-            error = rest = None
-            self._state = SENDING
-            try:
-                if data is not None:
-                    batch._busy = True
-                    nbytes = self.sock.send(data, _NOSIGNAL)
-                else:
-                    rest = IOBatch()
-                    rest.extend(batch)
-                    nbytes = iob_send(self.sock, rest)
-            except OSError as exc:
-                nbytes = 0
-                error = exc
-            except BaseException:
-                # A signal's handler, or no memory: how much was sent is not known.
-                batch._busy = False
-                (batch if rest is None else rest).reset()
-                self._shut()
-                raise
-            batch._busy = False
-            info = self.user_info if user_info is ... else user_info
-            # What a signal's handler has added to the batch meanwhile is sent with it.
-            if rest or (rest is None and nbytes != batch._left):
-                return self._go_on(batch, rest, info, nbytes, error)
-            if rest is None:
-                batch._left = batch._pin = 0
-                batch._joinable = True
-                batch._queue.clear()  # a finalizer of a file object may add something
-            self._credit -= nbytes
-            self._state = IDLE
-            if self._credit < self._scarce and self._asked < 0:
-                self._save()
-            if self._queue:  # hooks have posted it
-                self._pump()
-            return WriteOperation(self, info, nbytes, nbytes, DONE, None, nbytes)
+            operation = self._sender.send_at_once(
+                batch,
+                self.user_info if user_info is ... else user_info,
+                self.timeout,
+                self.stall_timeout,
+            )
+            if operation is not None:
+                return operation
         return self._post(
             batch,
             flags=flags,
@@ -206,7 +227,7 @@ class BatchWriter(PostedWrites):
         """Post a write that is done as soon as some of the batch was sent.
 
         How much is in the operation's bytes_transferred, the rest in its batch, and what was posted
-        behind it follows at once. Args and Raises: as for write().
+        after it follows at once. Args and Raises: as for write().
 
         Source: Boost.Asio, async_write_some.
         """
@@ -267,7 +288,7 @@ class BatchWriter(PostedWrites):
                 error_callback(self, data, operation.bytes_transferred)
 
         batch = IOBatch()
-        batch.addbuf(memoryview(flatten(data))[start:end])
+        batch.addbuf(memoryview(as_byte_view(data))[start:end])
         operation = self._post(batch, timeout=timeout, listener=tell, user_info=user_info)
         self.timeout = _seconds(timeout, self.timeout)
         self.user_info = operation.user_info
@@ -291,12 +312,13 @@ class BatchWriter(PostedWrites):
 
         Raises:
             Exception: the first error or timeout of an operation that had no callback, unless
-                somebody awaited it: so he who only posts and drains learns of it, once.
+                somebody awaited it. So code that only posts and drains still sees it, once.
 
         """
-        while self._state == WAITING and self.pending >= self._high_water:
-            await self._change()
-        self._raise_unheard()
+        sender = self._sender
+        while sender.state == WAITING and sender.pending >= sender.high_water:
+            await sender.change()
+        sender.queue.raise_unretrieved()
 
     def cancel(self, kind: CancellationType = CancellationType.PARTIAL) -> bool:
         """Cancel all pending operations, in their order.
@@ -312,18 +334,7 @@ class BatchWriter(PostedWrites):
             RuntimeError: this is a hook or callback of a batch that this writer is sending.
 
         """
-        kind = CancellationType(kind)
-        self._refuse_if_sending()
-        operations = list(self._queue)
-        if kind is CancellationType.TOTAL:
-            operations = [operation for operation in operations if not operation._touched]
-        cancelled = 0 < len(operations) == len(self._queue)
-        for operation in operations:
-            self._end(operation, WriteStatus.CANCELLED)
-        self._settle()
-        if kind is CancellationType.TERMINAL:
-            self._shut()
-        return cancelled
+        return self._sender.cancel_all(kind)
 
     def close(self) -> None:
         """End all pending operations as ABORTED, and take no more.
@@ -335,8 +346,8 @@ class BatchWriter(PostedWrites):
             RuntimeError: this is a hook or callback of a batch that this writer is sending.
 
         """
-        self._refuse_if_sending()
-        self._shut()
+        self._sender.check_not_busy()
+        self._sender.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -351,13 +362,14 @@ class BatchWriter(PostedWrites):
 
         Raises: as drain().
         """
+        sender = self._sender
         try:
-            while exc_type is None and self._state == WAITING:
-                await self._change()
+            while exc_type is None and sender.state == WAITING:
+                await sender.change()
         finally:
-            self._shut()
+            sender.close()
         if exc_type is None:
-            self._raise_unheard()
+            sender.queue.raise_unretrieved()
 
     def _post(
         self,
@@ -373,72 +385,47 @@ class BatchWriter(PostedWrites):
         user_info: Any = ...,
     ) -> WriteOperation:
         """Check what was given, and queue an operation."""
-        if self._state == CLOSED:
+        sender = self._sender
+        if sender.state == CLOSED:
             raise OSError(errno.ECANCELED, "the writer is closed")
         if not isinstance(batch, IOBatch):
             raise TypeError(f"an IOBatch is required, not {type(batch).__name__!r}")
-        flags = index(flags)
+        flags = check_flags(flags)
         if flags and self._through is not None:
             raise ValueError("flags are for a socket; a filter knows none")
-        if not -MAX_FD <= flags <= MAX_FD:
-            raise OverflowError(f"flags are an int of C: {flags}")
         if exactly is not None:
-            if self._messages:
-                raise ValueError("a message is sent whole")
-            exactly = natural(exactly, "exactly")
-            if exactly > batch.bytesleft:
-                raise ValueError(f"the batch has {batch.bytesleft} bytes, not {exactly}")
-            if exactly < batch._pin:
-                raise ValueError(f"{batch._pin} bytes were offered before, and must be again")
+            exactly = self._check_exactly(exactly, batch)
         timeout = _seconds(timeout, self.timeout)
         stall_timeout = _seconds(stall_timeout, self.stall_timeout)
-        rest = IOBatch()
-        rest.extend(batch)
-        most = rest.bytesleft if exactly is None else exactly
-        operation = WriteOperation(
-            self,
-            self.user_info if user_info is ... else user_info,
-            min(1, most) if some else most,
-            most,
-            flags=flags,
-            finishes=finishes,
-            batch=rest,
-        )
+        write = PostedWrite(sender, self.user_info if user_info is ... else user_info)
+        write.flags = flags
+        write.finishes = finishes
+        write.operation = operation = WriteOperation(write)
         if listener is not None:
-            operation._listen((listener, copy_context()))
-        self._enqueue(operation)
-        self._start(operation, timeout, stall_timeout)
+            write.listen((listener, copy_context()))
+        write.batch = rest = IOBatch()
+        rest.extend(batch)
+        try:
+            most = rest.bytesleft if exactly is None else exactly
+            write.max_bytes = most
+            write.complete_at = min(1, most) if some else most
+            sender.post(write, timeout, stall_timeout)
+        except BaseException:
+            # A signal handler's: what was taken is not sent, and nothing may follow it.
+            sender.close()
+            raise
         return operation
 
-    def _go_on(
-        self,
-        batch: IOBatch,
-        rest: IOBatch | None,
-        info: object,
-        nbytes: int,
-        error: OSError | None,
-    ) -> WriteOperation:
-        """Queue an operation that write() has begun, but could not complete."""
-        if rest is None:
-            rest = IOBatch()
-            rest.extend(batch)
-            if error is None:
-                rest._advance(nbytes)
-            else:
-                nbytes = _ended(rest, error)
-        size = rest.bytessent + rest.bytesleft
-        operation = WriteOperation(self, info, size, size, batch=rest)
-        self._enqueue(operation)
-        self._queue.move_to_end(operation, last=False)  # hooks may have posted others
-        if nbytes == IOB_ERROR:
-            self._stop(operation, WriteStatus.ERROR, rest.error)
-            self._state = IDLE
-        else:
-            self._credit -= rest.bytessent
-            # To try once more is for the loop, when it says that the socket is writable.
-            self._settle()
-        self._start(operation, self.timeout, self.stall_timeout)
-        return operation
+    def _check_exactly(self, exactly: int, batch: IOBatch) -> int:
+        if self._sender.messages:
+            raise ValueError("a message is sent whole")
+        exactly = check_nonnegative(exactly, "exactly")
+        if exactly > batch.bytesleft:
+            raise ValueError(f"the batch has {batch.bytesleft} bytes, not {exactly}")
+        pinned = core_of(batch).pinned
+        if exactly < pinned:
+            raise ValueError(f"{pinned} bytes were offered before, and must be again")
+        return exactly
 
 
 def _seconds(seconds: Seconds, before: float | None) -> float | None:

@@ -8,15 +8,21 @@ import os
 from asyncio import SendfileNotAvailableError
 from io import FileIO
 from stat import S_ISREG
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from iobatch._cold import Guard, joined
-from iobatch._entries import MAX_BYTES, TruncatedFileError, copied
+from iobatch._arguments import MAX_BYTES
+from iobatch._batch import core_of
+from iobatch._core import COUNT_UNKNOWN, IDLE, SENDING, STAGE_LIMIT
+from iobatch._errors import TruncatedFileError, copy_to_raise, is_interruption
+from iobatch._pagecache import PageCacheProbe
 from iobatch._send import SEND_LIMIT
-from iobatch._stage import STAGE_LIMIT, stage
+from iobatch.aio._readahead import finish_reading, start_reading
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from iobatch._batch import IOBatch
+    from iobatch._core import BatchCore
 
 
 # A range up to here is read: the loop's sendfile takes longer before it sends anything (70 us where
@@ -45,7 +51,7 @@ async def send_to_stream(writer: asyncio.StreamWriter, batch: IOBatch) -> int:
     Raises:
         OSError: as batch.error: of a file, or of the stream. What was taken before is in
             batch.bytessent, what was not is still in the batch. But where this stops the loop's
-            sendfile nobody knows how much it has sent of its range, and nothing of that is counted:
+            sendfile it is unknown how much of its range was sent, and nothing of that is counted:
             then the transport is aborted, for nothing may follow a truncated body.
         asyncio.CancelledError: the task was cancelled; likewise.
         RuntimeError: this is a hook of the batch itself, or the batch is being sent; or the
@@ -53,75 +59,75 @@ async def send_to_stream(writer: asyncio.StreamWriter, batch: IOBatch) -> int:
 
     Source: StreamWriter.drain, loop.sendfile.
     """
-    batch._refuse_if_busy()
-    start = batch.bytessent
-    small = READ_LIMIT
-    guard = Guard()
+    core = core_of(batch)
+    core.check_idle()
+    start = core.sent
+    read_limit = READ_LIMIT
+    probe = PageCacheProbe()
     turn = start
-    batch._busy = True
-    batch._pin = 0
+    core.activity = SENDING
+    core.pinned = 0
     try:
-        while batch.error is None and batch.bytesleft:
-            if batch.bytessent - turn >= SEND_LIMIT:
-                # With a reader that is fast enough drain() would never wait, and nobody else run.
-                turn = batch.bytessent
+        while core.error is None and core.left:
+            if core.sent - turn >= SEND_LIMIT:
+                # With a reader that is fast enough drain() never waits, and nothing else would run.
+                turn = core.sent
                 await asyncio.sleep(0)
             if writer.is_closing():
                 raise BrokenPipeError(errno.EPIPE, "the stream is closed")
-            data = joined(batch)
-            if data is not None:
-                writer.write(data)
-                batch._advance(len(data))
+            head = core.head
+            large = type(head) is tuple and head[2] > read_limit
+            ready = probe.examine(core, SEND_LIMIT if large else STAGE_LIMIT)
+            if not ready:
+                await _read_ahead(probe)
+            elif isinstance(ready, bytes):
+                _give(writer.write, ready, core, len(ready))
                 await writer.drain()
-                continue
-            first = batch._queue[0]
-            large = type(first) is tuple and first[2] > small
-            reach = guard.reach(batch, SEND_LIMIT if large else STAGE_LIMIT)
-            if not reach:
-                await _load(guard)
             elif large:
-                if TYPE_CHECKING:
-                    assert type(first) is tuple
-                fd, offset, count, *_ = first
-                try:
-                    nbytes = await _sendfile(writer.transport, fd, offset, min(count, reach))
-                except RuntimeError:
-                    # There is none for this loop, transport or file: from now on, all is read.
-                    small = MAX_BYTES
-                    continue
-                if not nbytes:
-                    raise TruncatedFileError(fd, offset, count)
-                batch._advance(nbytes)
+                if not await _loop_send_range(writer.transport, core, ready):
+                    read_limit = MAX_BYTES  # all is read from now on
             else:
-                pieces, size, _ = stage(batch, reach, small)
+                buffers, size = core.stage(ready, read_limit)
                 # A transport may keep what it is given, so it gets nothing that could change.
-                writer.writelines(
-                    piece if type(piece) is bytes else bytes(piece) for piece in pieces
-                )
-                _press(writer.transport)
-                batch._advance(size)
+                pieces = [buffer if type(buffer) is bytes else bytes(buffer) for buffer in buffers]
+                _give(writer.writelines, pieces, core, size)
+                _recheck_high_water(writer.transport)
                 await writer.drain()
     except OSError as exc:
-        batch._fail(exc)
+        if is_interruption(exc):
+            raise
+        core.fail(exc)
     finally:
-        batch._busy = False
-    if batch.error is not None:
-        raise copied(batch.error)
-    return batch.bytessent - start
+        core.activity = IDLE
+    if core.error is not None:
+        raise copy_to_raise(core.error)
+    return core.sent - start
 
 
-async def _load(guard: Guard) -> None:
-    """Wait for a thread to read what the disk has to bring first; the loop goes on meanwhile."""
-    future = guard.fetch(asyncio.get_running_loop())
+def _give(write: Callable[[Any], None], data: Any, core: BatchCore, size: int) -> None:
+    """Give data to a transport, and account for it."""
+    core.error = COUNT_UNKNOWN
+    try:
+        write(data)
+    except BaseException as exc:
+        if not is_interruption(exc):
+            core.error = None
+        raise
+    core.consume(size)
+
+
+async def _read_ahead(probe: PageCacheProbe) -> None:
+    """Wait for a thread to read what is not cached; the loop goes on meanwhile."""
+    future = start_reading(asyncio.get_running_loop(), probe)
     if future is not None:
         # Not the future itself: it is not to be cancelled with this task.
         await asyncio.wait((future,))
-        error = guard.fetched(future)
+        error = finish_reading(probe, future)
         if error is not None:
             raise error
 
 
-def _press(transport: asyncio.WriteTransport) -> None:
+def _recheck_high_water(transport: asyncio.WriteTransport) -> None:
     """Let a transport see that its buffer is full, so that drain() waits.
 
     Its writelines() does not look in CPython 3.12.0 to 3.12.8, 3.13.0 and 3.13.1 (gh-127655).
@@ -130,10 +136,35 @@ def _press(transport: asyncio.WriteTransport) -> None:
     transport.set_write_buffer_limits(high, low)
 
 
-async def _sendfile(transport: asyncio.WriteTransport, fd: int, offset: int, count: int) -> int:
+async def _loop_send_range(transport: asyncio.WriteTransport, core: BatchCore, most: int) -> bool:
+    """Have the loop send the range at the head, or most bytes of it.
+
+    Returns:
+        False: this loop, transport or file has no sendfile.
+
+    """
+    fd, offset, count, *_ = core.head  # type: ignore[misc]
+    core.error = COUNT_UNKNOWN
+    try:
+        nbytes = await _loop_sendfile(transport, fd, offset, min(count, most))
+        if not nbytes:
+            raise TruncatedFileError(fd, offset, count)
+        core.consume(nbytes)
+    except BaseException as exc:
+        if isinstance(exc, asyncio.CancelledError) or not is_interruption(exc):
+            core.error = None  # nothing of it is counted
+            if isinstance(exc, RuntimeError):
+                return False
+        raise
+    return True
+
+
+async def _loop_sendfile(
+    transport: asyncio.WriteTransport, fd: int, offset: int, count: int
+) -> int:
     """Have the loop send a range of a file; return how much of it went out: 0 at the file's end.
 
-    Where it stops in the midst, nobody knows how much it has sent, and the transport is aborted.
+    Where it stops part-way it is unknown how much was sent, and the transport is aborted.
 
     Raises:
         RuntimeError: it can't be done for this loop, transport or file; nothing was sent.
@@ -158,8 +189,9 @@ async def _sendfile(transport: asyncio.WriteTransport, fd: int, offset: int, cou
                 if transport.is_closing():
                     raise BrokenPipeError(errno.EPIPE, "the stream was closed")
             return sending.result()
-        except (asyncio.CancelledError, OSError):
-            transport.abort()
+        except BaseException as exc:
+            if isinstance(exc, OSError) or is_interruption(exc):
+                transport.abort()
             raise
         finally:
             if sending.cancel():

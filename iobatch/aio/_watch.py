@@ -1,0 +1,46 @@
+"""Having the loop say when a socket is writable."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, final
+
+from attrs import define, field
+
+from iobatch._errors import suppress_own
+
+if TYPE_CHECKING:
+    import asyncio
+    import socket
+    from collections.abc import Callable
+
+
+@final
+@define(eq=False)
+class SocketWatch:
+    """Calls back each time the loop finds the socket writable, from start() to stop()."""
+
+    loop: asyncio.AbstractEventLoop
+    _sock: socket.socket
+    _callback: Callable[[], None]
+    # The descriptor that the loop watches, or -1.
+    _fd: int = field(init=False, default=-1)
+
+    def start(self) -> None:
+        """Watch the socket, if it is not watched.
+
+        Raises:
+            Exception: the loop's: the socket is closed, or belongs to a transport.
+
+        """
+        if self._fd < 0:
+            fd = self._sock.fileno()
+            self.loop.add_writer(fd, self._callback)
+            self._fd = fd
+
+    def stop(self) -> None:
+        """Watch it no longer."""
+        if self._fd >= 0:
+            # There is nothing to watch any more where the caller has closed it.
+            with suppress_own(OSError):
+                self.loop.remove_writer(self._fd)
+            self._fd = -1
