@@ -172,10 +172,17 @@ def send(
         except KINDS as exc:
             came_out.append(exc)
             assert repr(batch)
-        with suppress(BlockingIOError):
-            while True:
-                received += peer.recv(1 << 20)
+        received += drain(peer)
     return bytes(received), came_out
+
+
+def drain(peer: socket.socket) -> bytes:
+    """Read what has come so far."""
+    received = bytearray()
+    with suppress(BlockingIOError):
+        while True:
+            received += peer.recv(1 << 20)
+    return bytes(received)
 
 
 @every_kind
@@ -440,10 +447,7 @@ async def test_a_handler_that_raises_in_a_write_never_leaves_a_writer_half_way(
                 await operations[-1]
             writer.close()
             assert all(operation.done() for operation in operations)
-            received = b""
-            with suppress(BlockingIOError):
-                while True:
-                    received += peer.recv(1 << 20)
+            received = drain(peer)
             wanted = b"header" + content
             if received != wanted[: len(received)]:  # the first write was made, or the last one
                 assert received in {wanted + b"next", b"next" + wanted}
@@ -472,10 +476,7 @@ async def test_a_handler_that_raises_in_a_turn_ends_every_write(
                 writer._sender.take_turn()  # the loop's own call would end the loop
             writer.close()
             assert all(operation.done() for operation in operations)
-            received = b""
-            with suppress(BlockingIOError):
-                while True:
-                    received += peer.sock.recv(1 << 20)
+            received = drain(peer.sock)
             wanted = b"header" + content + b"second"
             assert received == wanted[: len(received)]
             assert operations[0].bytes_transferred <= len(received)

@@ -23,7 +23,7 @@ class WriteQueue:
     # Called with each write that ends, and how.
     _on_end: Callable[[PostedWrite, WriteStatus], None]
     # An ordered set, since a write may leave it from any place. Others only ask if it is empty.
-    pending: OrderedDict[PostedWrite, None] = field(init=False, factory=OrderedDict)
+    order: OrderedDict[PostedWrite, None] = field(init=False, factory=OrderedDict)
     # The bytes that they may send; the head may have sent some of its own already.
     _posted_bytes: int = field(init=False, default=0)
     # The first error that was not retrieved.
@@ -32,12 +32,12 @@ class WriteQueue:
     @property
     def head(self) -> PostedWrite | None:
         """The first write; None: there is none."""
-        return next(iter(self.pending), None)
+        return next(iter(self.order), None)
 
     @property
     def writes(self) -> list[PostedWrite]:
         """All of them, in their order."""
-        return list(self.pending)
+        return list(self.order)
 
     @property
     def bytesleft(self) -> int:
@@ -48,12 +48,12 @@ class WriteQueue:
     def append(self, write: PostedWrite) -> None:
         """Add a write after all others."""
         self._posted_bytes += write.max_bytes
-        self.pending[write] = None
+        self.order[write] = None
 
     def prepend(self, write: PostedWrite) -> None:
         """Add a write that was begun before all others."""
         self.append(write)
-        self.pending.move_to_end(write, last=False)
+        self.order.move_to_end(write, last=False)
 
     def end_one(
         self, write: PostedWrite, status: WriteStatus, error: Exception | None = None
@@ -63,7 +63,7 @@ class WriteQueue:
         write.end(status, error)
         self._on_end(write, status)
         self._posted_bytes -= write.max_bytes
-        del self.pending[write]
+        del self.order[write]
 
     def end_early(
         self, write: PostedWrite, status: WriteStatus, error: Exception | None = None

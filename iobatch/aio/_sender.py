@@ -177,7 +177,7 @@ class WriteSender:
         self.state = EMPTY
         if budget.left < budget.scarce:
             budget.schedule_refill()
-        if self.queue.pending:  # a hook or finalizer has posted them
+        if self.queue.order:  # a hook or finalizer has posted them
             self._send_queued()
         return WriteOperation((self, user_info, left))
 
@@ -206,7 +206,7 @@ class WriteSender:
         if code == IOB_ERROR:
             self._stop(write, WriteStatus.ERROR, rest.error)
             self.state = EMPTY
-            if self.queue.pending:
+            if self.queue.order:
                 self._send_queued()
         else:
             self.budget.spend(rest.sent)
@@ -215,9 +215,7 @@ class WriteSender:
         self._set_timer(write, timeout, stall_timeout)
         return operation
 
-    def post(
-        self, write: PostedWrite, timeout: float | None = None, stall_timeout: float | None = None
-    ) -> None:
+    def post(self, write: PostedWrite, timeout: float | None, stall_timeout: float | None) -> None:
         """Queue a write, send what can be sent at once, and set its timer."""
         self.queue.append(write)
         if self.state == EMPTY:
@@ -382,7 +380,7 @@ class WriteSender:
         """Have the loop watch the socket while anything waits for it; wake those who can go on."""
         if self.state == CLOSED:
             return
-        waits = bool(self.queue.pending) or self._filter_has_leftovers
+        waits = bool(self.queue.order) or self._filter_has_leftovers
         if waits and self._reading is None:
             waits = self._start_watch()
         else:
