@@ -1,4 +1,4 @@
-"""Conditional requests (RFC 9110 13): what the client has already, or doesn't want any more."""
+"""Conditional requests (RFC 9110 13)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _ENTITY_TAG = re.compile(rb'(W/)?("[\x21\x23-\x7e\x80-\xff]*")')
-# RFC 9110 5.6.7: the one that is used, and two that nobody should send any more.
+# RFC 9110 5.6.7: the preferred format, and two obsolete ones that must be accepted.
 _DATES = ("%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %d %H:%M:%S %Y")
 
 
 def precondition(headers: Mapping[bytes, bytes], etag: bytes, modified: float | None) -> int:
-    """Return 304 or 412 if a GET or HEAD is to be answered by that, or 0.
+    """Return the status that answers a GET or HEAD without its content: 304, 412, or 0 for none.
 
     Args:
         headers: the request's.
-        etag: of the representation that would be sent, with quotes.
-        modified: seconds since 1970; None: not known.
+        etag: of the selected representation, with quotes.
+        modified: when it was last modified, in seconds since 1970; None: unknown.
 
     Source: RFC 9110, section 13.2.2.
     """
@@ -45,7 +45,7 @@ def precondition(headers: Mapping[bytes, bytes], etag: bytes, modified: float | 
 def range_applies(
     headers: Mapping[bytes, bytes], etag: bytes, modified: float | None, now: float
 ) -> bool:
-    """Tell whether If-Range lets a Range be used; without it there is nothing against it.
+    """Return whether the Range of a request applies: If-Range is absent, or matches.
 
     Args:
         headers: the request's.
@@ -60,13 +60,14 @@ def range_applies(
         return True
     if validator.startswith((b'"', b"W/")):
         return validator == etag and not etag.startswith(b"W/")
-    # What was changed just now may change once more in the same second (RFC 9110 8.8.2.2).
+    # A date is a strong validator only some time after it: the file could have changed twice in
+    # the same second (RFC 9110 8.8.2.2).
     return modified is not None and http_date(validator) == int(modified) < now - 1
 
 
 @lru_cache(maxsize=64)
 def http_date(value: bytes) -> int | None:
-    """Return seconds since 1970 for a date; None: it is none, and is to be ignored."""
+    """Return a date in seconds since 1970; None: the value is not a date, and must be ignored."""
     for form in _DATES:
         try:
             date = datetime.strptime(value.decode("latin-1"), form).replace(tzinfo=UTC)
@@ -77,7 +78,7 @@ def http_date(value: bytes) -> int | None:
 
 
 def _matches(value: bytes, etag: bytes, *, weakly: bool) -> bool:
-    """Tell whether an entity tag is in a list of them, or the list is "*" (RFC 9110 8.8.3.2)."""
+    """Return whether a list of entity tags has this one, or is "*" (RFC 9110 8.8.3.2)."""
     if value.strip() == b"*":
         return True
     weak = etag.startswith(b"W/")

@@ -1,4 +1,4 @@
-"""The page that shows what is in a directory."""
+"""The listing of a directory, as an HTML page."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 @define(frozen=True)
-class Entry:
-    """A file or a directory in a directory."""
+class ListingEntry:
+    """A file or directory in the listing."""
 
     name: bytes
     size: int
@@ -98,7 +98,7 @@ _TABLE = """\
 <tbody>
 """
 
-# Without it the page is sorted by name, folders first, and its headings are no buttons.
+# Makes the headings buttons that sort. Without scripts the page is sorted by name, folders first.
 _SCRIPT = """\
 <script>
 const heads = [...document.querySelectorAll("th")], body = document.querySelector("tbody");
@@ -121,24 +121,24 @@ heads.forEach((head, column) => {
 </script>
 """
 
-# The end of the year 9999: what is later would have no date.
+# The end of the year 9999, the last that gmtime and an HTML date can have.
 _LAST = 253402300799
-# What could be taken for another line, or change what is shown around it.
+# Control characters and separators of lines: they would change how a name is shown.
 _UNPRINTABLE = re.compile("[\\0-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-def page(names: Sequence[bytes], entries: Iterable[Entry]) -> bytes:
-    """Return the page of a directory.
+def page(names: Sequence[bytes], entries: Iterable[ListingEntry]) -> bytes:
+    """Return a directory's page.
 
     Args:
-        names: of the directories from the root down to this one.
-        entries: what is in it, in any order.
+        names: of the directories from the root to this one.
+        entries: the files and directories in it, in any order.
 
     """
     ordered = sorted(entries, key=lambda each: (not each.is_directory, _natural(each.name)))
     title = "/".join(("", *map(_text, names), ""))
-    # The style has braces of its own, so this is no work for str.format. In one go, as names may
-    # have such braces too.
+    # str.format would read the style's braces as fields. One pass over both fields: a name may
+    # contain "{crumbs}".
     fields = {"title": title, "crumbs": _crumbs(names)}
     parts = [re.sub(r"\{(title|crumbs)\}", lambda match: fields[match[1]], _HEAD)]
     if ordered:
@@ -151,7 +151,7 @@ def page(names: Sequence[bytes], entries: Iterable[Entry]) -> bytes:
 
 
 def readable(size: int) -> str:
-    """Return a size in bytes as people write it."""
+    """Return a size in bytes with the unit that suits it."""
     if size < 1000:
         return f"{size} B"
     value = float(size)
@@ -163,19 +163,19 @@ def readable(size: int) -> str:
 
 
 def _text(name: bytes) -> str:
-    """Return a name to be shown."""
+    """Return a name as HTML text."""
     return escape(_UNPRINTABLE.sub("\ufffd", name.decode("utf-8", "replace")))
 
 
 def _natural(name: bytes) -> tuple[list[Any], bytes]:
-    """Return what to sort a name by: numbers by their value, letters in whatever case."""
+    """Return the sort key of a name: numbers by value, letters regardless of case."""
     parts: list[Any] = re.split("([0-9]+)", name.decode("utf-8", "replace").casefold())
     parts[1::2] = [(int(number), number) for number in parts[1::2]]
     return parts, name
 
 
 def _crumbs(names: Sequence[bytes]) -> str:
-    """Return the way here, each step with its address."""
+    """Return links to the directories from the root to this one."""
     links = []
     for i, name in enumerate((b"Home", *names)):
         up = "../" * (len(names) - i)
@@ -184,9 +184,9 @@ def _crumbs(names: Sequence[bytes]) -> str:
     return "<i>/</i>".join(links)
 
 
-def _row(entry: Entry) -> str:
+def _row(entry: ListingEntry) -> str:
     """Return a row of the table."""
-    # With no character left as it is that means something in an address: "a:b" has no scheme.
+    # Reserved characters are quoted too: "a:b" would be a URL with a scheme.
     address = quote_from_bytes(entry.name, safe="")
     kind, slash, size, shown = "", "", entry.size, readable(entry.size)
     if entry.is_directory:
@@ -202,8 +202,8 @@ def _row(entry: Entry) -> str:
     )
 
 
-def _summary(entries: Sequence[Entry]) -> str:
-    """Return what all entries are together."""
+def _summary(entries: Sequence[ListingEntry]) -> str:
+    """Return the number of folders and files, and the size of the files."""
     if not entries:
         return "This folder is empty."
     folders = sum(each.is_directory for each in entries)

@@ -1,12 +1,12 @@
-"""Range requests (RFC 9110 14): parts of a file."""
+"""Range requests (RFC 9110 14)."""
 
 from __future__ import annotations
 
 import re
 from secrets import token_hex
 
-# More ranges, or more bytes than the whole has, are answered by the whole: it is less work than a
-# thousand ranges that overlap (CVE-2011-3192; RFC 9110 14.2).
+# A request for more ranges, or for more bytes than the file has, gets the whole file: that is less
+# work than a thousand ranges that overlap (CVE-2011-3192; RFC 9110 14.2).
 MAX_RANGES = 32
 
 _SPEC = re.compile(rb"([0-9]*)-([0-9]*)")
@@ -16,15 +16,15 @@ Span = tuple[int, int]
 
 
 def spans(value: bytes, size: int) -> list[Span] | None:
-    """Return the parts that a Range asks for, in its order.
+    """Return the parts of a file that a Range field requests, in its order.
 
     Args:
-        value: of the header.
-        size: of the whole, in bytes.
+        value: the value of the field.
+        size: of the file, in bytes.
 
     Returns:
-        An empty list: there is nothing at any of these places. None: the header is to be ignored,
-        because it makes no sense, or asks for too much.
+        An empty list: no range is satisfiable. None: the field must be ignored, because it is
+        invalid or requests too much.
 
     Source: RFC 9110, section 14.1.2.
     """
@@ -37,7 +37,8 @@ def spans(value: bytes, size: int) -> list[Span] | None:
         match = _SPEC.fullmatch(spec)
         if match is None:
             return None
-        # int refuses more than some thousand digits, and no file has 10**18 bytes.
+        # Digits after the 19th are cut: int() refuses thousands of them, and no file has 10**18
+        # bytes.
         first, last = (number.lstrip(b"0")[:19] or number[:1] for number in match.groups())
         if first:
             start, stop = int(first), int(last) + 1 if last else size
@@ -53,24 +54,24 @@ def spans(value: bytes, size: int) -> list[Span] | None:
 
 
 def content_range(span: Span, size: int) -> bytes:
-    """Return the header for a part."""
+    """Return the Content-Range field of a part."""
     offset, count = span
     return b"Content-Range: bytes %d-%d/%d\r\n" % (offset, offset + count - 1, size)
 
 
 def multipart(found: list[Span], size: int, content_type: str) -> tuple[bytes, list[bytes], bytes]:
-    """Return what makes one body of several parts (RFC 9110 14.6).
+    """Return the framing of a multipart/byteranges body (RFC 9110 14.6).
 
     Args:
         found: the parts.
-        size: of the whole, in bytes.
-        content_type: of the whole.
+        size: of the file, in bytes.
+        content_type: of the file.
 
     Returns:
-        The headers for the body, what goes in front of each part, and what goes behind the last.
+        The body's header fields, the bytes before each part, and the bytes after the last part.
 
     """
-    # Chosen by chance, so that no file can have it.
+    # Random: no file can contain it on purpose.
     boundary = token_hex(16).encode()
     line = b"\r\n--%s\r\nContent-Type: %s\r\n" % (boundary, content_type.encode())
     leads = [line + content_range(span, size) + b"\r\n" for span in found]

@@ -1,4 +1,4 @@
-"""TLS: what the server shows, and what each connection has of its own."""
+"""TLS: the server's certificate, and the state of each connection."""
 
 from __future__ import annotations
 
@@ -12,39 +12,42 @@ from typing import TYPE_CHECKING
 from attrs import define, field
 
 from iobatch.filters import TLS, Filter
-from outlet import HIGH_WATER, Meter
+from iobatch.httpd.sink import HIGH_WATER
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterable
 
+    from iobatch.httpd.throttle import Throttle
+
 
 def tls_context(certificate: str, key: str) -> ssl.SSLContext:
-    """Return what TLS needs to know.
+    """Return a server's TLS context.
 
     Args:
-        certificate: a PEM file with the chain of certificates, the server's own first.
+        certificate: a PEM file with the certificate chain, the server's own certificate first.
         key: a PEM file with its private key.
 
     Raises:
-        OSError: one of the files can't be read, or they don't belong together.
+        OSError: a file can't be read, the key does not belong to the certificate, or it has a
+            passphrase.
 
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    # A key with a passphrase is refused: nobody may be there to be asked for it.
+    # An empty passphrase makes OpenSSL fail where it would ask on the terminal.
     try:
         context.load_cert_chain(certificate, key, password=lambda: b"")
     except ssl.SSLError as exc:
-        raise OSError(0, "no certificate and its private key, or it has a passphrase") from exc
+        raise OSError(0, "not a certificate and its private key without a passphrase") from exc
     context.set_alpn_protocols(["http/1.1"])
     return context
 
 
-def self_signed(names: Iterable[str]) -> ssl.SSLContext:
-    """Return a context with a new certificate that nobody has signed, to try TLS without one.
+def self_signed_context(names: Iterable[str]) -> ssl.SSLContext:
+    """Return a server's TLS context with a new self-signed certificate, for trying TLS.
 
     Args:
-        names: the hosts and addresses that it is for.
+        names: the host names and addresses that the certificate is for.
 
     Raises:
         OSError: the openssl program is missing or failed.
@@ -54,7 +57,7 @@ def self_signed(names: Iterable[str]) -> ssl.SSLContext:
     with TemporaryDirectory() as folder:
         certificate, key = f"{folder}/cert.pem", f"{folder}/key.pem"
         command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30"
-        options = ["-subj", "/CN=httpd", "-addext", f"subjectAltName={subjects}"]
+        options = ["-subj", "/CN=iobatch.httpd", "-addext", f"subjectAltName={subjects}"]
         result = subprocess.run(  # noqa: S603
             [*command.split(), *options, "-out", certificate, "-keyout", key],
             capture_output=True,
@@ -62,7 +65,8 @@ def self_signed(names: Iterable[str]) -> ssl.SSLContext:
             check=False,
         )
         if result.returncode:
-            raise OSError(0, f"openssl failed: {result.stderr.strip().splitlines()[-1:]}")
+            reason = result.stderr.strip().rpartition("\n")[2]
+            raise OSError(0, f"openssl failed: {reason}")
         return tls_context(certificate, key)
 
 
@@ -75,38 +79,39 @@ def _is_address(name: str) -> bool:
 
 
 @define(eq=False)
-class Secure:
-    """One connection's TLS."""
+class ConnectionTLS:
+    """The TLS of one connection."""
 
-    # What is to be sent goes through it.
+    # Encrypts what is sent.
     filter: Filter
     _tls: TLS
     _sslobject: ssl.SSLObject
-    # The client has said that nothing more comes.
+    # The client has sent close_notify.
     ended: bool = field(init=False, default=False)
 
     def receive(self, data: bytes) -> bytes:
-        """Return what the client wrote, as far as it is there.
+        """Return the plain bytes of received records; b"" if no record is complete.
 
         Raises:
-            ssl.SSLError: the end, or what is wrong.
+            ssl.SSLError: the client has sent close_notify, or something that is not TLS.
 
         """
-        data = self._tls.receive(data)
-        if data:
-            # Maybe the end came right behind it: then nothing else is going to tell.
+        plain = self._tls.receive(data)
+        if plain:
+            # A close_notify in the same piece is found by this read only: no later event reports
+            # it.
             with suppress(ssl.SSLError):
                 self.ended = not self._sslobject.read(1)
-        return data
+        return plain
 
     def end(self, sock: socket.socket) -> None:
-        """Say that nothing more comes, or what was wrong, if the socket takes that at once."""
+        """Send close_notify or an alert, if the socket takes it at once."""
         self.filter.finish(sock)
 
 
-def secure(context: ssl.SSLContext, meter: Meter | None) -> Secure:
-    """Return a new connection's TLS, and maybe let it go through a meter."""
+def new_tls(context: ssl.SSLContext, throttle: Throttle | None) -> ConnectionTLS:
+    """Return the TLS of a new connection, whose records go through a throttle if there is one."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     sslobject = context.wrap_bio(incoming, outgoing, server_side=True)
     tls = TLS(sslobject, incoming, outgoing)
-    return Secure(Filter(tls, meter, high_water=HIGH_WATER), tls, sslobject)
+    return ConnectionTLS(Filter(tls, throttle, high_water=HIGH_WATER), tls, sslobject)

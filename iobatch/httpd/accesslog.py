@@ -1,4 +1,4 @@
-"""The access log, in the formats that programs for such logs know."""
+"""The access log, in the Common and Combined Log Formats."""
 
 from __future__ import annotations
 
@@ -13,53 +13,55 @@ from typing import TYPE_CHECKING
 from attrs import define, field
 
 if TYPE_CHECKING:
-    from responses import Request
+    from iobatch.httpd.requests import Request
 
-# PIPE_BUF: so many bytes are written to a pipe as one piece, whatever other workers write.
+# PIPE_BUF of Linux, in bytes: a write of up to this size to a pipe is atomic, so the lines of
+# several workers don't mix.
 MAX_WRITE = 4096
-# So much of each field that the client chooses: so even a line of three is one piece.
+# The most bytes of each field that the client chooses: a line with three of them is one write.
 MAX_FIELD = 1200
-# So many pieces wait for a reader that is slow.
+# The most writes that wait for a slow reader.
 MAX_WAITING = 256
 
-# What could end a line or a field, or move a terminal's cursor.
+# Bytes that could end a line or a field, or control a terminal.
 _UNSAFE = re.compile(rb'[\0-\x1f\x7f-\xff"\\]')
-# The rest of what was written for such a byte, where it was cut.
+# An escape sequence that was cut.
 _CUT = re.compile(rb"\\.{0,2}\Z")
 
 
 @define(eq=False)
 class AccessLog:
-    """Writes a line for each response, when it is made ready: how it ended is not known then.
+    """Writes a line for each response when the response is queued.
 
-    It never waits: a reader that has stopped is not to stop the server. Lines are lost then.
+    A response that is cut off later has the same line. Writing to a pipe never blocks: a reader
+    that stops reading must not stop the server, and loses lines.
     """
 
     _fd: int
-    # With the referrer and the user agent: the Combined format. Without: Common.
+    # The Combined format adds the referrer and the user agent to the Common one.
     _combined: bool
     _lines: list[bytes] = field(init=False, factory=list)
     _size: int = field(init=False, default=0)
-    # Lines that are one write, or what is left of them.
-    _pieces: deque[bytes] = field(init=False, factory=deque)
-    _writable: poll = field(init=False, factory=poll)
+    # Each item is the data of one write: whole lines, or the rest of a partial write.
+    _writes: deque[bytes] = field(init=False, factory=deque)
+    _poll: poll = field(init=False, factory=poll)
 
     def __attrs_post_init__(self) -> None:
-        self._writable.register(self._fd, POLLOUT)
+        self._poll.register(self._fd, POLLOUT)
 
     def add(self, peer: bytes, request: Request, status: bytes, size: int | None) -> None:
-        """Note a response.
+        """Add a line for a response.
 
         Args:
             peer: the client's address.
-            request: what it answers.
-            status: as the status line has it.
-            size: of its content in bytes; None: not known.
+            request: the request that it answers.
+            status: the three digits of the status line.
+            size: of the body, in bytes; None: unknown.
 
         """
-        line = b"-"
+        request_line = b"-"
         if request.target:
-            line = b"%s %s HTTP/%s" % (
+            request_line = b"%s %s HTTP/%s" % (
                 request.method,
                 _escape(request.target),
                 request.version.encode(),
@@ -67,7 +69,7 @@ class AccessLog:
         entry = b'%s - - [%s] "%s" %s %s' % (
             peer or b"-",
             _date(int(time())),
-            line,
+            request_line,
             status,
             b"%d" % size if size else b"-",
         )
@@ -80,24 +82,24 @@ class AccessLog:
         self._size += len(entry) + 1
 
     def __bool__(self) -> bool:
-        return bool(self._lines or self._pieces)
+        return bool(self._lines or self._writes)
 
     def flush(self) -> None:
-        """Write what was noted, as far as it is taken; what can't be written is lost."""
-        pieces = self._pieces
+        """Write the lines that the output takes without waiting; after an error all are lost."""
+        writes = self._writes
         if self._lines:
-            if len(pieces) < MAX_WAITING:
-                pieces.append(b"".join(self._lines))
+            if len(writes) < MAX_WAITING:
+                writes.append(b"".join(self._lines))
             self._lines.clear()
             self._size = 0
         try:
-            # A pipe that is writable has room for one piece.
-            while pieces and self._writable.poll(0):
-                pieces[0] = pieces[0][os.write(self._fd, pieces[0]) :]
-                if not pieces[0]:
-                    pieces.popleft()
+            # A pipe that polls writable has room for PIPE_BUF bytes (pipe(7)).
+            while writes and self._poll.poll(0):
+                writes[0] = writes[0][os.write(self._fd, writes[0]) :]
+                if not writes[0]:
+                    writes.popleft()
         except OSError:
-            pieces.clear()
+            writes.clear()
 
 
 @lru_cache(maxsize=4)

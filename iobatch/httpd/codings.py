@@ -1,4 +1,4 @@
-"""Content codings (RFC 9110 8.4): which one a client takes, and what makes it."""
+"""Content codings (RFC 9110 8.4): which one a client prefers, and its compressor."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ if TYPE_CHECKING:
 
     from iobatch.filters import Transform
 
-# What fits into one packet anyway gains nothing.
+# In bytes: a smaller body fits into one packet, coded or not.
 MIN_CODED = 1024
-# They stand between a file and a waiting client, so they have to be quick.
+# Low levels: the client waits while the compressor works.
 GZIP_LEVEL = 4
 ZSTD_LEVEL = 3
-# Each client has its own window and tables: 0.7 MiB instead of 1.3, for 1 % more bytes.
+# Each response has its own window and tables: 0.7 MiB with these, 1.3 by default, for 1 % more
+# bytes.
 ZSTD_LOGS = {"window_log": 17, "hash_log": 15, "chain_log": 14}
 
 _COMPRESSIBLE = {
@@ -35,7 +36,7 @@ _COMPRESSIBLE = {
 
 
 def compressible(content_type: str) -> bool:
-    """Tell whether what has this media type is likely to become smaller."""
+    """Return whether bodies of a Content-Type usually shrink."""
     media_type = content_type.partition(";")[0]
     return (
         media_type.startswith("text/")
@@ -48,7 +49,7 @@ def _gzip() -> Transform:
     return zlib.compressobj(GZIP_LEVEL, wbits=31)
 
 
-def _zstd_stdlib() -> Transform:
+def _zstd_stdlib() -> Transform:  # pragma: no cover  # Python 3.14
     parameter = _stdlib.CompressionParameter
     options = {parameter[name]: value for name, value in ZSTD_LOGS.items()}
     options[parameter.compression_level] = ZSTD_LEVEL
@@ -63,7 +64,7 @@ def _zstd_package() -> Transform:
 
 
 def _optional(name: str) -> Any:
-    """Return a module; None: there is none."""
+    """Import a module; return None if it is not installed."""
     try:
         return import_module(name)
     except ImportError:
@@ -72,9 +73,9 @@ def _optional(name: str) -> Any:
 
 _stdlib = _optional("compression.zstd")  # Python 3.14
 _package = _optional("zstandard")
-# What can be made, the preferred first.
+# The codings that can be made on the fly, the preferred first, each with its compressor.
 CODINGS: dict[str, Callable[[], Transform]] = {"gzip": _gzip}
-if _stdlib is not None:
+if _stdlib is not None:  # pragma: no cover  # Python 3.14
     CODINGS = {"zstd": _zstd_stdlib, **CODINGS}
 elif _package is not None:
     CODINGS = {"zstd": _zstd_package, **CODINGS}
@@ -83,11 +84,11 @@ AVAILABLE = tuple(CODINGS)
 
 @lru_cache(maxsize=64)
 def choose(accept: bytes, available: tuple[str, ...]) -> str:
-    """Return the coding that a client likes best; "": none, the content as it is.
+    """Return the available coding that a client prefers; "": identity.
 
     Args:
-        accept: its Accept-Encoding.
-        available: the codings there are, the preferred first.
+        accept: the Accept-Encoding field of the request.
+        available: codings, the server's preferred first.
 
     """
     weights: dict[str, float] = {}
@@ -104,7 +105,7 @@ def choose(accept: bytes, available: tuple[str, ...]) -> str:
 
 
 def _weight(parameters: list[str]) -> float:
-    """Return a weight (RFC 9110 12.4.2); what is none counts as a refusal."""
+    """Return the weight in an element's parameters (RFC 9110 12.4.2); an invalid one is 0."""
     for parameter in parameters:
         name, _, value = parameter.partition("=")
         if name.rstrip() == "q":

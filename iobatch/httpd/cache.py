@@ -1,0 +1,100 @@
+"""The cache of open files."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+from urllib.parse import quote_from_bytes
+
+from attrs import define, field
+
+from iobatch.httpd.targets import split_path, split_target
+
+if TYPE_CHECKING:
+    from iobatch.httpd.files import Files, ServedFile
+
+# Seconds for which an open file is used again without a look at the file system.
+FRESH = 1.0
+# The most files that the cache keeps open.
+MAX_OPEN = 256
+
+
+@define(eq=False)
+class FileCache:
+    """The files that were requested last, open.
+
+    After FRESH seconds a path is walked and its file opened anew. So a file that is replaced is
+    served whole, the old or the new one, and the new one at most FRESH seconds later. A file that
+    is overwritten in place may be served with bytes of both, as by any server.
+    """
+
+    _files: Files
+    # Files and when each stops being fresh (time.monotonic), oldest first. The keys are the paths
+    # in their usual spelling: a file has one entry, however clients spell its path.
+    _cache: dict[bytes, tuple[ServedFile, float]] = field(init=False, factory=dict)
+
+    def close(self) -> None:
+        """Close the directory, and the files that no batch refers to."""
+        self._cache.clear()
+        self._files.close()
+
+    def __len__(self) -> int:
+        return len(self._cache)
+
+    def sweep(self, now: float) -> None:
+        """Drop the files that are no longer fresh.
+
+        Args:
+            now: time.monotonic().
+
+        """
+        cache = self._cache
+        stale = []
+        for key, (_, fresh_until) in cache.items():
+            if fresh_until > now:
+                break
+            stale.append(key)
+        for key in stale:
+            del cache[key]
+
+    def get(self, target: bytes, now: float) -> ServedFile:
+        """Return the file for a request target.
+
+        Args:
+            target: as it stands in the request line.
+            now: time.monotonic().
+
+        Raises:
+            OSError: there is no such file, or it must not be served; EINVAL: the target is not a
+                path.
+            IsADirectoryError: the target leads to a directory, and does not end with a slash.
+
+        """
+        file = self._fresh(target, now)
+        if file is None:
+            path, _ = split_target(target)
+            names = split_path(path)
+            if path.endswith(b"/"):
+                names.append(b"")
+            key = quote_from_bytes(b"/".join((b"", *names))).encode()
+            file = self._fresh(key, now)
+            if file is None:
+                file = self._open(names)
+                self._cache.pop(key, None)
+                if len(self._cache) >= MAX_OPEN:
+                    del self._cache[next(iter(self._cache))]
+                self._cache[key] = file, now + FRESH
+        return file
+
+    def _fresh(self, key: bytes, now: float) -> ServedFile | None:
+        file, fresh_until = self._cache.get(key, (None, 0.0))
+        return file if fresh_until > now else None
+
+    def _open(self, names: list[bytes]) -> ServedFile:
+        try:
+            return self._files.open(names)
+        except OSError as exc:
+            if exc.errno not in {errno.EMFILE, errno.ENFILE}:
+                raise
+        self._cache.clear()  # the cached files hold descriptors
+        return self._files.open(names)

@@ -1,0 +1,342 @@
+"""A connection: received bytes become requests, and their responses a batch that is sent."""
+
+from __future__ import annotations
+
+import socket
+from enum import Enum
+from selectors import EVENT_READ, EVENT_WRITE
+from ssl import SSLError
+from time import time
+from typing import TYPE_CHECKING
+
+from attrs import define, field
+
+from iobatch import IOB_ERROR, IOBatch, iob_send
+from iobatch.httpd import responses
+from iobatch.httpd.codings import CODINGS
+from iobatch.httpd.errors import status_of
+from iobatch.httpd.requests import RequestParser
+from iobatch.httpd.sink import ResponseSink, can_encode
+from iobatch.httpd.targets import split_path, split_target
+from iobatch.httpd.throttle import Throttle
+from iobatch.httpd.tls import new_tls
+
+if TYPE_CHECKING:
+    from iobatch.httpd.cache import FileCache
+    from iobatch.httpd.files import ServedFile
+    from iobatch.httpd.requests import Request
+    from iobatch.httpd.settings import Settings
+    from iobatch.httpd.tls import ConnectionTLS
+
+READ_SIZE = 16 * 1024
+# step() returns this if the connection is over.
+CLOSE = 0
+# step() returns this if the connection must pause to keep its rate limit.
+THROTTLED = 1 << 8
+# The most responses in one batch: it bounds the files that a client keeps open by pipelining.
+MAX_RESPONSES = 16
+# After the last response, input is read and discarded: closing at once would reset the connection,
+# and the client could lose the response (RFC 9112 9.6). This is the most that is discarded, in
+# bytes.
+LINGER_BYTES = 8 * 1024 * 1024
+# Input is discarded for at most this number of seconds.
+LINGER_SECONDS = 5.0
+
+
+class State(Enum):
+    """What a connection is doing."""
+
+    READING = "waits for requests"
+    RESPONDING = "sends responses, and reads nothing"
+    LINGERING = "has sent the last response, and discards input until the client closes"
+
+
+READING, RESPONDING, LINGERING = State
+
+
+@define(eq=False)
+class Connection:
+    """A client's connection.
+
+    It reads nothing while it sends. So a client can't make the server hold more than one piece of
+    input and the batch for some of its requests.
+    """
+
+    sock: socket.socket
+    _files: FileCache
+    _settings: Settings
+    # When the connection is given up (time.monotonic). Bytes of a response that the socket accepts
+    # postpone it, and so does a pause of the throttle; bytes of a request that never ends don't.
+    deadline: float
+    # The client's address, for the log.
+    _peer_address: bytes = b""
+    _state: State = field(init=False, default=READING)
+    _parser: RequestParser = field(init=False, factory=RequestParser)
+    _batch: IOBatch = field(init=False, factory=IOBatch)
+    # The files whose descriptors the batch refers to.
+    _batch_files: list[ServedFile] = field(init=False, factory=list)
+    # None: the batch goes to the socket by iob_send.
+    _sink: ResponseSink | None = field(init=False, default=None)
+    _tls: ConnectionTLS | None = field(init=False, default=None)
+    # None: the rate is not limited.
+    _throttle: Throttle | None = field(init=False, default=None)
+    # Bytes discarded while lingering.
+    _discarded: int = field(init=False, default=0)
+
+    def __attrs_post_init__(self) -> None:
+        settings = self._settings
+        if settings.rate is not None:
+            self._throttle = Throttle(settings.rate)
+            self._sink = ResponseSink(self.sock, self._batch, None, self._throttle)
+        if settings.tls is not None:
+            self._tls = new_tls(settings.tls, self._throttle)
+            self._sink = ResponseSink(self.sock, self._batch, self._tls.filter, self._throttle)
+
+    def close(self) -> None:
+        """Close the socket; drop unsent responses, or else send TLS's close_notify if possible."""
+        if self._tls is not None and self._state is not RESPONDING:
+            self._tls.end(self.sock)
+        self._batch.reset()
+        if self._sink is not None:
+            self._sink.close()
+        self.sock.close()
+        self._parser.close()
+
+    def step(self, now: float) -> int:
+        """Read or send what is possible without waiting.
+
+        Args:
+            now: time.monotonic().
+
+        Returns:
+            What to wait for: EVENT_READ, EVENT_WRITE or THROTTLED. CLOSE: the connection is over.
+
+        """
+        if self._state is RESPONDING:
+            return self._send(now)
+        try:
+            data = self.sock.recv(READ_SIZE)
+        except BlockingIOError:
+            return EVENT_READ
+        except OSError:
+            return CLOSE
+        if not data:
+            return CLOSE
+        if self._state is LINGERING:
+            self._discarded += len(data)
+            return EVENT_READ if self._discarded < LINGER_BYTES else CLOSE
+        if self._tls is not None:
+            return self._receive_tls(self._tls, data, now)
+        return self._receive(data, now)
+
+    def turn_away(self, now: float) -> None:
+        """Answer every request with 503, and close the connection soon.
+
+        Args:
+            now: time.monotonic().
+
+        """
+        self._parser.refuse_all = 503
+        self.deadline = now + LINGER_SECONDS
+
+    def finish(self) -> bool:
+        """Accept no more requests; return whether the connection can be closed at once."""
+        self._parser.ended = True
+        return self._state is READING
+
+    # Reading
+
+    def _receive_tls(self, tls: ConnectionTLS, data: bytes, now: float) -> int:
+        try:
+            data = tls.receive(data)
+        except SSLError as exc:
+            # The exception for a close_notify has no reason.
+            if getattr(exc, "reason", None) != "HTTP_REQUEST":
+                return CLOSE
+            self._tls = self._sink = None  # a client that speaks plain HTTP gets a plain answer
+            self._parser.refuse(400)
+            return self._send(now)
+        if not data:
+            return self._send_tls_messages(tls)
+        return self._receive(data, now)
+
+    def _send_tls_messages(self, tls: ConnectionTLS) -> int:
+        """Send the TLS messages that carry no data: a part of the handshake, or a key update."""
+        if tls.filter.drain(self.sock) == IOB_ERROR:
+            return CLOSE
+        if tls.filter.bytesleft:
+            self._state = RESPONDING
+            return EVENT_WRITE
+        return EVENT_READ
+
+    def _receive(self, data: bytes, now: float) -> int:
+        parser = self._parser
+        parser.feed(data)
+        if self._tls is not None and self._tls.ended:
+            parser.ended = True
+        if parser.requests:
+            return self._send(now)
+        if parser.ended:
+            return CLOSE
+        if parser.unfinished == len(data):  # the first piece of a request
+            self._expect_head(now)
+        return EVENT_READ
+
+    def _expect_head(self, now: float) -> None:
+        """Limit the time for the rest of a head that has begun."""
+        self.deadline = min(self.deadline, now + self._settings.header_timeout)
+
+    # Sending
+
+    def _send(self, now: float) -> int:
+        """Answer requests, and send what the socket takes of the responses."""
+        if self._is_throttled(now):
+            self._state = RESPONDING
+            return THROTTLED
+        if not self._batch and (self._sink is None or not self._sink.has_coded_body):
+            self._answer_some(now)
+        if self._send_some(now) == IOB_ERROR:
+            return CLOSE
+        if self._has_unsent() or self._parser.requests:
+            # Even if the socket takes more: the other connections come first.
+            self._state = RESPONDING
+            return THROTTLED if self._is_throttled(now) else EVENT_WRITE
+        return self._end_sending(now)
+
+    def _is_throttled(self, now: float) -> bool:
+        return self._throttle is not None and now < self._throttle.resume_at
+
+    def _has_unsent(self) -> bool:
+        return bool(self._batch if self._sink is None else self._sink)
+
+    def _send_some(self, now: float) -> int:
+        """Send what the socket takes; return as iob_send does."""
+        sink = self._sink
+        timeout = self._settings.timeout
+        if sink is None:
+            nbytes = iob_send(self.sock, self._batch)
+        else:
+            sink.ending = self._tls is not None and self._parser.ended and not self._parser.requests
+            held_before = sink.held_bytes
+            nbytes = sink.send()
+            if sink.held_bytes < held_before:  # the client reads what a filter took earlier
+                self.deadline = now + timeout
+        if nbytes > 0:
+            self.deadline = now + timeout
+        if self._throttle is not None:
+            # The pause of the throttle is not counted against the client.
+            self.deadline = max(self.deadline, self._throttle.resume_at + timeout)
+        return nbytes
+
+    def _end_sending(self, now: float) -> int:
+        """Everything is sent: read on, or linger after the last response."""
+        self._state = READING
+        if self._parser.unfinished:
+            self._expect_head(now)
+        self._batch_files.clear()
+        if self._tls is None and self._throttle is None:
+            self._sink = None
+        if self._parser.ended:
+            try:
+                self.sock.shutdown(socket.SHUT_WR)
+            except OSError:
+                return CLOSE
+            self._state = LINGERING
+            self.deadline = now + LINGER_SECONDS
+        return EVENT_READ
+
+    # Answering
+
+    def _answer_some(self, now: float) -> None:
+        """Add responses to the batch, up to MAX_RESPONSES or the first that is coded."""
+        self._batch_files.clear()
+        requests = self._parser.requests
+        for _ in range(MAX_RESPONSES):
+            if not requests or not self._answer(requests.popleft(), now):
+                break
+
+    def _answer(self, request: Request, now: float) -> bool:
+        """Add a response to the batch; return whether another may follow it there."""
+        head_end = responses.head_end(int(time()), request.version, request.keep_alive)
+        try:
+            if request.refused:
+                head, body = responses.error(request.refused)
+            elif request.method == b"OPTIONS":
+                head, body = responses.OPTIONS, b""
+            else:
+                return self._answer_file(request, head_end, now)
+        except IsADirectoryError:
+            path, query = split_target(request.target)
+            head, body = responses.redirect(split_path(path), query)
+        except OSError as exc:
+            head, body = responses.error(status_of(exc))
+        if request.method == b"HEAD":
+            body = b""
+        self._batch.addbuf(head + head_end + body)
+        self._log(request, head, len(body))
+        return True
+
+    def _answer_file(self, request: Request, head_end: bytes, now: float) -> bool:
+        """Add a response with a file, as `_answer` does.
+
+        Raises:
+            OSError: as for FileCache.get; nothing was added.
+
+        """
+        batch = self._batch
+        file = self._files.get(request.target, now)
+        coding = ""
+        if file.varies:
+            file, coding = responses.negotiate(request.headers, request.version, file)
+            if coding and not can_encode():
+                coding = ""
+        if not responses.CONDITIONAL.isdisjoint(request.headers):
+            reply = responses.conditional(request, file, coding, time())
+            if reply is not None:
+                self._add_reply(request, reply, head_end, file)
+                return True
+        head = (file.heads.get(coding) or responses.file_head(file, coding, time())) + head_end
+        size: int | None = file.size
+        if request.method == b"HEAD":
+            batch.addbuf(head)
+            size = 0
+        elif coding:
+            self._encode(head, file, coding)
+            size = None
+        elif file.content is not None:
+            batch.addbuf(head + file.content)
+        else:
+            batch.addbuf(head)
+            # A descriptor costs less than an object. _batch_files keeps it open.
+            batch.addfile(file.fd, 0, file.size)
+            self._batch_files.append(file)
+        self._log(request, head, size)
+        return size is not None
+
+    def _add_reply(
+        self, request: Request, reply: responses.Reply, head_end: bytes, file: ServedFile
+    ) -> None:
+        """Add a response that has parts of a file, or no file at all."""
+        batch = self._batch
+        batch.addbuf(reply.head + head_end)
+        before = batch.bytesleft
+        for lead, (offset, count) in reply.parts:
+            batch.addbuf(lead)
+            batch.addfile(file.fd, offset, count)
+            self._batch_files.append(file)
+        if request.method == b"GET":
+            batch.addbuf(reply.body_end)
+        self._log(request, reply.head, batch.bytesleft - before)
+
+    def _encode(self, head: bytes, file: ServedFile, coding: str) -> None:
+        """Queue a file to be sent through a content coding after the batch."""
+        if self._sink is None:
+            self._sink = ResponseSink(self.sock, self._batch)
+        body = IOBatch()
+        body.addfile(file, 0, file.size)
+        self._sink.encode(head, body, CODINGS[coding]())
+
+    def _log(self, request: Request, head: bytes, size: int | None) -> None:
+        if self._settings.log is not None:
+            status = head[9:12]  # after "HTTP/1.1 "
+            self._settings.log.add(self._peer_address, request, status, size)

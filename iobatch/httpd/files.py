@@ -1,0 +1,201 @@
+"""Files: from the names of a path to an open file and its metadata."""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+from hashlib import blake2b
+from stat import S_ISDIR, S_ISREG
+from time import time
+from typing import TYPE_CHECKING
+
+from attrs import define, field
+
+from iobatch.httpd.codings import MIN_CODED, compressible
+from iobatch.httpd.errors import os_error
+from iobatch.httpd.hidden import is_hidden
+from iobatch.httpd.listing import ListingEntry, page
+from iobatch.httpd.mediatypes import content_type
+from iobatch.httpd.walk import Root
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+INDEX = b"index.html"
+# The content of files up to this size, in bytes, is kept in memory with the descriptor.
+MAX_KEPT_CONTENT = 4096
+# The suffixes of files that hold another file's content in a coding, in order of preference: the
+# coding that usually makes the smallest file is first.
+SUFFIXES = {"br": b".br", "zstd": b".zst", "gzip": b".gz"}
+
+
+@define(eq=False)
+class ServedFile:
+    """A regular file or a listing in memory, open until the last reference to it is gone.
+
+    A connection refers to the files that it sends. So a file that leaves the cache stays open until
+    it is sent.
+    """
+
+    fd: int
+    # In bytes, when the file was opened.
+    size: int
+    # Seconds since 1970; None: unknown.
+    modified: float | None
+    content_type: str
+    # The opaque part of the entity tag.
+    tag: str
+    # The entity tag is weak: the file may change once more with the same tag.
+    weak: bool = False
+    # The decoded names of its path; empty for a listing.
+    names: Sequence[bytes] = ()
+    # The content coding of the file's bytes; "": none.
+    coding: str = ""
+    # The file may be coded on the fly.
+    compressible: bool = field(init=False)
+    # Files in the same directory that hold the same content, by their content coding.
+    siblings: dict[str, ServedFile] = field(init=False, factory=dict)
+    # The response depends on Accept-Encoding.
+    varies: bool = field(init=False)
+    # The heads of 200 responses, by content coding. Like this object, they describe one version of
+    # the file.
+    heads: dict[str, bytes] = field(init=False, factory=dict)
+    # The content of a file of at most MAX_KEPT_CONTENT bytes, which is sent without a system call
+    # to read it; None: the file is longer.
+    content: bytes | None = field(init=False, default=None)
+
+    def __attrs_post_init__(self) -> None:
+        self.compressible = self.size >= MIN_CODED and compressible(self.content_type)
+        self.varies = self.compressible
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self.fd
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
+@define(eq=False)
+class Files:
+    """The files below one directory."""
+
+    _root: Root = field(converter=Root)
+    # A directory without an index is answered with a listing.
+    _listing: bool = True
+
+    def close(self) -> None:
+        """Close the directory. Open files stay open."""
+        self._root.close()
+
+    def open(self, names: Sequence[bytes]) -> ServedFile:
+        """Open the file for a path, with the files beside it that hold its content in a coding.
+
+        Args:
+            names: the path's decoded names. If the last is empty, the path is a directory's, and
+                stands for its index or listing.
+
+        Raises:
+            OSError: there is no such file, or it must not be served.
+            IsADirectoryError: the path leads to a directory, and its last name is not empty.
+
+        """
+        if any(map(is_hidden, names)):
+            raise os_error(errno.ENOENT)
+        file = self._open_regular(names)
+        if names[-1]:
+            if file is None:
+                raise os_error(errno.EISDIR)
+        else:
+            folder = names[:-1]
+            with suppress(FileNotFoundError):
+                file = self._open_regular([*folder, INDEX])
+            if file is None:
+                if not self._listing:
+                    raise os_error(errno.EACCES)
+                return self._list(folder)
+        self._add_siblings(file)
+        return file
+
+    def _open_regular(self, names: Sequence[bytes]) -> ServedFile | None:
+        """Open a regular file; return None for a directory."""
+        with self._root.walk(names) as place:
+            mode = os.fstat(place.fd).st_mode
+            if S_ISDIR(mode):
+                return None
+            if not S_ISREG(mode):
+                raise os_error(errno.EACCES)
+            # O_NONBLOCK: a FIFO may have replaced the file since, and its open would block.
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+            fd = os.open(place.name, flags, dir_fd=place.parent)
+        status = os.fstat(fd)
+        file = ServedFile(
+            fd,
+            status.st_size,
+            status.st_mtime,
+            content_type(names[-1]),
+            # The time of the inode's last change: unlike st_mtime no program can set it back, and
+            # it also changes when another file takes this one's place.
+            f"{status.st_ctime_ns:x}-{status.st_size:x}",
+            # The file system's clock has a resolution: two changes may share one time.
+            weak=time() - status.st_mtime < 1,
+            names=names,
+        )
+        if not S_ISREG(status.st_mode):
+            raise os_error(errno.EACCES)
+        if file.size <= MAX_KEPT_CONTENT:
+            content = os.pread(fd, MAX_KEPT_CONTENT + 1, 0)
+            if len(content) == file.size:  # otherwise the file is being written
+                file.content = content
+        return file
+
+    def _add_siblings(self, file: ServedFile) -> None:
+        """Open the files beside a file that hold its content in a content coding."""
+        *folder, name = file.names
+        with suppress(OSError), self._root.walk(folder) as place:
+            for coding, suffix in SUFFIXES.items():
+                with suppress(OSError):
+                    # Few files have siblings. This call finds a missing one without a walk.
+                    os.stat(name + suffix, dir_fd=place.fd, follow_symlinks=False)
+                    sibling = self._open_regular([*folder, name + suffix])
+                    # A sibling that is older than the file holds an earlier version.
+                    if sibling and int(sibling.modified or 0) >= int(file.modified or 0):
+                        sibling.coding = coding
+                        sibling.content_type = file.content_type
+                        sibling.varies = file.varies = True
+                        file.siblings[coding] = sibling
+
+    def _list(self, names: Sequence[bytes]) -> ServedFile:
+        """Return a directory's listing as a file in memory."""
+        with self._root.walk(names) as place:
+            directory = os.open(b".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=place.fd)
+        entries = []
+        try:
+            with os.scandir(directory) as found:
+                for each in found:
+                    name = os.fsencode(each.name)
+                    # An entry that can't be examined is left out.
+                    if not is_hidden(name):
+                        with suppress(OSError):
+                            entries.append(self._entry([*names, name], each))
+        finally:
+            os.close(directory)
+        content = page(names, entries)
+        tag = blake2b(content, digest_size=12).hexdigest()
+        fd = os.memfd_create("listing")
+        file = ServedFile(fd, len(content), None, "text/html; charset=utf-8", tag)
+        with open(fd, "wb", closefd=False) as writer:
+            writer.write(content)
+        return file
+
+    def _entry(self, names: Sequence[bytes], found: os.DirEntry[str]) -> ListingEntry:
+        """Return a listing's entry for a file or directory."""
+        if found.is_symlink():
+            with self._root.walk(names) as place:
+                status = os.fstat(place.fd)
+        else:
+            status = found.stat(follow_symlinks=False)
+        if not (S_ISREG(status.st_mode) or S_ISDIR(status.st_mode)):
+            raise os_error(errno.EACCES)
+        return ListingEntry(names[-1], status.st_size, status.st_mtime, S_ISDIR(status.st_mode))

@@ -1,0 +1,96 @@
+"""Listening sockets."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+BACKLOG = 1024
+
+
+def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """Return a non-blocking socket that listens on an address.
+
+    Args:
+        host: an address or name of this machine.
+        port: 0: the system chooses a free one.
+        shared: other sockets listen on the same port, and the kernel spreads the connections.
+
+    Raises:
+        OSError: the address does not exist or is in use.
+
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except UnicodeError as exc:  # a label is longer than IDNA allows
+        raise OSError(errno.EINVAL, "not the name of a host") from exc
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # "::" also means all IPv4 addresses, whatever the system's default is.
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    listener.setblocking(False)
+    return listener
+
+
+def listen_unix(path: str) -> socket.socket:
+    """Return a non-blocking socket that listens at a path; replace a socket that nobody serves.
+
+    Raises:
+        OSError: the path can't be used.
+
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if Path(path).is_socket():
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                try:
+                    probe.connect(path)
+                except ConnectionRefusedError:
+                    Path(path).unlink()
+        listener.bind(path)
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    listener.setblocking(False)
+    return listener
+
+
+def unlink_unix(path: str, created: int) -> None:
+    """Remove a Unix socket's path, unless another server has replaced it.
+
+    Args:
+        path: of the socket.
+        created: a descriptor of the file that this server created there (O_PATH). While it is
+            open, no other file can have the same inode number.
+
+    """
+    with suppress(OSError):
+        if os.path.samestat(Path(path).stat(), os.fstat(created)):
+            Path(path).unlink()
+    os.close(created)
+
+
+def url(listener: socket.socket, *, secure: bool) -> str:
+    """Return the URL to open in a browser."""
+    scheme = "https" if secure else "http"
+    if listener.family == socket.AF_UNIX:
+        return f"{scheme}+unix:{listener.getsockname()}"
+    host, port = listener.getsockname()[:2]
+    if host in {"0.0.0.0", "::"}:  # noqa: S104  # a comparison: nothing is bound here
+        host = "localhost"
+    return f"{scheme}://[{host}]:{port}/" if ":" in host else f"{scheme}://{host}:{port}/"

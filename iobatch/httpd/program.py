@@ -1,0 +1,125 @@
+"""The program: it opens what the options name, and serves until it is stopped."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from iobatch.httpd.accesslog import AccessLog
+from iobatch.httpd.cache import FileCache
+from iobatch.httpd.files import Files
+from iobatch.httpd.listeners import listen, listen_unix, unlink_unix, url
+from iobatch.httpd.options import parse_args
+from iobatch.httpd.server import Server
+from iobatch.httpd.settings import Settings
+from iobatch.httpd.tls import self_signed_context, tls_context
+from iobatch.httpd.workers import Supervisor, stop_socket
+
+if TYPE_CHECKING:
+    import ssl
+    from argparse import Namespace
+
+
+def main() -> int:
+    """Serve until SIGINT or SIGTERM; return the exit status."""
+    args = parse_args()
+    if args.log and sys.stdout is None:
+        return _fail("--log: the standard output is closed", status=2)
+    try:
+        context = _tls_context(args)
+    except OSError as exc:
+        option = f"--tls {' '.join(args.tls)}" if args.tls else "--self-signed"
+        reason = f"{exc.filename}: {exc.strerror}" if exc.filename else exc.strerror
+        return _fail(f"{option}: {reason}", status=2)
+    try:
+        files = FileCache(Files(args.directory, listing=args.listing))
+    except OSError as exc:
+        return _fail(f"{args.directory}: {exc.strerror}", status=2)
+    max_descriptors = _raise_descriptor_limit()
+    try:
+        listeners = _listeners(args)
+        created = os.open(args.unix, os.O_PATH) if args.unix else -1
+        stop = stop_socket()
+    except OSError as exc:
+        address = args.unix or f"{args.bind} port {args.port}"
+        return _fail(f"{address}: {exc.strerror or exc}", status=1)
+    settings = Settings(
+        # The other half is left to files.
+        max_connections=min(args.max_connections, max_descriptors // 2),
+        rate=args.limit_rate,
+        grace=args.grace,
+        tls=context,
+        log=AccessLog(sys.stdout.fileno(), args.log == "combined") if args.log else None,
+    )
+    if not args.quiet:
+        address = url(listeners[0], secure=context is not None)
+        _print(f"Serving {args.directory} on {address} (Ctrl-C stops it)")
+
+    def serve(listener: socket.socket, stop: socket.socket) -> None:
+        server = Server(listener, files, settings, stop)
+        server.run()
+        server.close()
+        if settings.log is not None:
+            settings.log.flush()
+
+    if len(listeners) > 1:
+        Supervisor(listeners, stop, serve).run()
+    else:
+        serve(listeners[0], stop)
+    files.close()
+    if args.unix:
+        unlink_unix(args.unix, created)
+    return 0
+
+
+def _tls_context(args: Namespace) -> ssl.SSLContext | None:
+    """Return the TLS context that the options ask for; None: plain HTTP."""
+    if args.tls:
+        return tls_context(*args.tls)
+    if args.self_signed:
+        names = {"localhost", "127.0.0.1", "::1", socket.gethostname(), args.bind}
+        return self_signed_context(names)
+    return None
+
+
+def _listeners(args: Namespace) -> list[socket.socket]:
+    """Return a listening socket for each worker."""
+    if args.unix:
+        listener = listen_unix(args.unix)
+        return [listener, *(listener.dup() for _ in range(args.workers - 1))]
+    if args.workers > 1:
+        # SO_REUSEPORT would share the port with the workers of another server, without an error.
+        listen(args.bind, args.port).close()
+    listeners: list[socket.socket] = []
+    port = args.port
+    for _ in range(args.workers):
+        listeners.append(listen(args.bind, port, shared=args.workers > 1))
+        port = listeners[0].getsockname()[1]
+    return listeners
+
+
+def _raise_descriptor_limit() -> int:
+    """Raise the soft limit of open descriptors to the hard one; return the limit."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def _fail(message: str, *, status: int) -> int:
+    print(f"iobatch.httpd: {message}", file=sys.stderr)
+    return status
+
+
+def _print(text: str) -> None:
+    """Write a line to the standard output, if that is possible.
+
+    A file's name may have bytes that the output's encoding does not.
+    """
+    if sys.stdout is not None:
+        with suppress(OSError):
+            os.write(sys.stdout.fileno(), os.fsencode(f"{text}\n"))

@@ -1,0 +1,209 @@
+"""Responses: their status lines, header fields and bodies. No sockets, no file system."""
+
+from __future__ import annotations
+
+from email.utils import formatdate
+from functools import cache, lru_cache
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+from urllib.parse import quote_from_bytes
+
+from attrs import define, field
+
+from iobatch.httpd.codings import AVAILABLE, choose
+from iobatch.httpd.conditions import precondition, range_applies
+from iobatch.httpd.ranges import content_range, multipart, spans
+from iobatch.httpd.requests import METHODS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from iobatch.httpd.files import ServedFile
+    from iobatch.httpd.ranges import Span
+    from iobatch.httpd.requests import Request
+
+# The header fields by which the response may differ from the whole file.
+CONDITIONAL = frozenset(
+    {
+        b"if-match",
+        b"if-modified-since",
+        b"if-none-match",
+        b"if-range",
+        b"if-unmodified-since",
+        b"range",
+    }
+)
+# The head of the response to OPTIONS, without what head_end adds. It has no body (RFC 9110 15.3.5).
+OPTIONS = f"HTTP/1.1 204 No Content\r\nAllow: {b', '.join(sorted(METHODS)).decode()}\r\n".encode()
+
+
+@define(eq=False)
+class Reply:
+    """A response with parts of a file, or without a file."""
+
+    # Without what head_end adds.
+    head: bytes
+    # The bytes before each part, and the part.
+    parts: list[tuple[bytes, Span]] = field(factory=list)
+    # The bytes after the last part, or the whole body.
+    body_end: bytes = b""
+
+
+def negotiate(
+    headers: Mapping[bytes, bytes], version: str, file: ServedFile
+) -> tuple[ServedFile, str]:
+    """Choose the representation of a file: itself, a sibling, or a coding made on the fly.
+
+    Args:
+        headers: the request's.
+        version: the request's.
+        file: the requested file.
+
+    Returns:
+        The file to send, and the content coding to apply to it; "": none.
+
+    """
+    siblings = file.siblings
+    # Siblings are preferred: they cost nothing, and support ranges.
+    available = tuple(siblings)
+    if file.compressible and version == "1.1":  # HTTP/1.0 has no chunked coding
+        available += tuple(each for each in AVAILABLE if each not in siblings)
+    coding = choose(headers.get(b"accept-encoding", b""), available)
+    if coding in siblings:
+        return siblings[coding], ""
+    return file, coding
+
+
+def file_head(file: ServedFile, coding: str, now: float) -> bytes:
+    """Return the head of a 200 response without what head_end adds, and keep it with the file.
+
+    Args:
+        file: the file to send.
+        coding: the content coding that is applied on the fly; "": none.
+        now: seconds since 1970. A file is never dated in the future (RFC 9110 8.8.2.1).
+
+    """
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: {file.content_type}\r\n"
+    if coding:
+        head += f"Content-Encoding: {coding}\r\nTransfer-Encoding: chunked\r\n"
+    else:
+        if file.coding:
+            head += f"Content-Encoding: {file.coding}\r\n"
+        head += f"Content-Length: {file.size}\r\nAccept-Ranges: bytes\r\n"
+    file.heads[coding] = head.encode() + _validators(file, coding, now)
+    return file.heads[coding]
+
+
+def conditional(request: Request, file: ServedFile, coding: str, now: float) -> Reply | None:
+    """Return the response to a request with a field of CONDITIONAL; None: the whole file.
+
+    Args:
+        request: a GET or HEAD.
+        file: as for file_head.
+        coding: as for file_head.
+        now: as for file_head.
+
+    Source: RFC 9110, section 13.2.
+    """
+    headers = request.headers
+    tag = etag(file, coding).encode()
+    status = precondition(headers, tag, file.modified)
+    if status == HTTPStatus.PRECONDITION_FAILED:
+        head, body = error(status)
+        return Reply(head, body_end=body)
+    if status:
+        return Reply(b"HTTP/1.1 304 Not Modified\r\n" + _validators(file, coding, now))
+    if (
+        b"range" not in headers
+        or request.method != b"GET"  # RFC 9110 14.2
+        or coding  # the length, and so the ranges, of a body made on the fly are unknown
+        or not range_applies(headers, tag, file.modified, now)
+        or (found := spans(headers[b"range"], file.size)) is None
+    ):
+        return None
+    if not found:
+        head, body = error(416)
+        return Reply(head + b"Content-Range: bytes */%d\r\n" % file.size, body_end=body)
+    end = b""
+    if len(found) == 1:
+        about = f"Content-Type: {file.content_type}\r\nContent-Length: {found[0][1]}\r\n".encode()
+        about += content_range(found[0], file.size)
+        leads = [b""]
+    else:
+        about, leads, end = multipart(found, file.size, file.content_type)
+    head = b"HTTP/1.1 206 Partial Content\r\n" + about
+    if file.coding:
+        head += f"Content-Encoding: {file.coding}\r\n".encode()
+    head += _validators(file, coding, now)
+    return Reply(head, list(zip(leads, found, strict=True)), end)
+
+
+def etag(file: ServedFile, coding: str) -> str:
+    """Return the entity tag of a file in a content coding.
+
+    A coding made on the fly makes it weak: another version of the compressor makes other bytes.
+    """
+    tag = "-".join(filter(None, (file.tag, coding or file.coding)))
+    return f'W/"{tag}"' if coding or file.weak else f'"{tag}"'
+
+
+def _validators(file: ServedFile, coding: str, now: float) -> bytes:
+    """Return the header fields that a 304 response repeats."""
+    # Caches keep the response, and validate it before each use. Without the field they would
+    # estimate its freshness from the file's age (RFC 9111 4.2.2).
+    lines = f"ETag: {etag(file, coding)}\r\nCache-Control: no-cache\r\n"
+    if file.varies:
+        lines += "Vary: Accept-Encoding\r\n"
+    if file.modified is not None:
+        lines += f"Last-Modified: {formatdate(min(max(file.modified, 0), now), usegmt=True)}\r\n"
+    return lines.encode()
+
+
+@lru_cache(maxsize=8)
+def head_end(second: int, version: str, keep_alive: bool) -> bytes:  # noqa: FBT001  # quicker
+    """Return the last fields of every head: those that don't depend on the representation.
+
+    Args:
+        second: the time, in whole seconds since 1970: so the result is made once a second.
+        version: the request's.
+        keep_alive: the connection stays open after this response.
+
+    """
+    date = f"Date: {formatdate(second, usegmt=True)}\r\n"
+    if not keep_alive:
+        date += "Connection: close\r\n"
+    elif version == "1.0":
+        date += "Connection: keep-alive\r\n"
+    return f"{date}\r\n".encode()
+
+
+@cache
+def error(status: int) -> tuple[bytes, bytes]:
+    """Return the head, without what head_end adds, and the body of a response with no file."""
+    phrase = HTTPStatus(status).phrase
+    body = f"{status} {phrase}\n".encode()
+    head = (
+        f"HTTP/1.1 {status} {phrase}\r\n"
+        "Content-Type: text/plain; charset=utf-8\r\n"
+        f"Content-Length: {len(body)}\r\n"
+        "Cache-Control: no-store\r\n"  # the next response may differ
+    )
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        head += f"Allow: {b', '.join(sorted(METHODS)).decode()}\r\n"
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        head += "Retry-After: 5\r\n"  # seconds
+    return head.encode(), body
+
+
+def redirect(names: Sequence[bytes], query: bytes) -> tuple[bytes, bytes]:
+    """Return the head and body of the response that redirects to a directory's own path.
+
+    Args:
+        names: the path's decoded names. None is empty: a Location that began with two slashes
+            would name a host.
+        query: the request's query with its question mark, or b"".
+
+    """
+    head, body = error(301)
+    path = quote_from_bytes(b"/".join((b"", *names, b""))).encode()
+    return head + b"Location: " + path + query + b"\r\n", body

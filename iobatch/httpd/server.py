@@ -1,0 +1,197 @@
+"""The server's loop: it accepts connections, runs those that are ready, and drops silent ones."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import traceback
+from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from attrs import define, field
+
+from iobatch.httpd.connection import CLOSE, THROTTLED, Connection
+
+if TYPE_CHECKING:
+    from iobatch.httpd.cache import FileCache
+    from iobatch.httpd.settings import Settings
+
+# Seconds between two checks of the deadlines.
+TICK = 1.0
+# Seconds between two attempts to resume the throttled connections.
+THROTTLE_TICK = 0.05
+# The most connections that are accepted before the others run.
+MAX_ACCEPTS = 64
+# The most connections above max_connections that are open at a time. Each is answered by 503, so
+# that its client can react; with TLS it is closed at once. They take descriptors, so the limit is
+# about a quarter of max_connections where that is less. Further clients wait in the backlog.
+MAX_TURNED_AWAY = 64
+# accept(2) fails with these where the system has no room for a connection, which stays in the
+# backlog.
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+
+@define(eq=False)
+class Server:
+    """Serves files on a listening socket until it is asked to stop."""
+
+    _listener: socket.socket
+    _files: FileCache
+    _settings: Settings
+    # The first byte from this socket, or its end of stream, asks the server to finish the responses
+    # in flight and stop. Anything after that stops the server at once.
+    _stop: socket.socket
+    _selector: DefaultSelector = field(init=False, factory=DefaultSelector)
+    _connections: set[Connection] = field(init=False, factory=set)
+    # Connections that pause to keep their rate limit. They are not in the selector.
+    _throttled: set[Connection] = field(init=False, factory=set)
+    # When the throttled connections return to the selector (time.monotonic).
+    _resume_at: float = field(init=False, default=0.0)
+    # The listening socket is out of the selector, until a connection ends or the next tick.
+    _paused: bool = field(init=False, default=False)
+    # When unfinished responses are cut off (time.monotonic); None: the server was not asked to
+    # stop.
+    _stop_at: float | None = field(init=False, default=None)
+
+    def __attrs_post_init__(self) -> None:
+        self._selector.register(self._listener, EVENT_READ)
+        self._selector.register(self._stop, EVENT_READ)
+
+    def close(self) -> None:
+        """Close all sockets. Responses that are being sent are cut off."""
+        for connection in self._connections:
+            connection.close()
+        self._connections.clear()
+        self._selector.close()
+        self._listener.close()
+        self._stop.close()
+
+    def run(self) -> None:
+        """Serve until asked to stop; then send responses in flight, for the grace time at most."""
+        selector = self._selector
+        next_tick = 0.0
+        while self._stop_at is None or (self._connections and monotonic() < self._stop_at):
+            ready = selector.select(self._select_timeout())
+            now = monotonic()
+            for key, _ in ready:
+                connection = key.data
+                if connection is not None:
+                    try:
+                        events = connection.step(now)
+                    except Exception:  # noqa: BLE001  # a bug ends one connection, not the server
+                        traceback.print_exc()
+                        events = CLOSE
+                    if events != key.events:
+                        self._wait_for(connection, events)
+                elif key.fileobj is self._listener:
+                    self._accept(now)
+                elif self._handle_stop(now):
+                    return
+                else:
+                    break  # connections in `ready` may be closed now
+            if self._throttled and now >= self._resume_at:
+                self._resume_throttled(now)
+            if now >= next_tick:
+                next_tick = now + TICK
+                self._tick(now)
+
+    def _select_timeout(self) -> float | None:
+        if self._throttled:
+            return THROTTLE_TICK
+        log = self._settings.log
+        needs_tick = self._connections or self._files or self._paused or log
+        return TICK if needs_tick else None
+
+    def _wait_for(self, connection: Connection, events: int) -> None:
+        """Act on the result of a connection's step."""
+        if events == CLOSE:
+            self._drop(connection)
+        elif events == THROTTLED:
+            self._selector.unregister(connection.sock)
+            self._throttled.add(connection)
+        else:
+            self._selector.modify(connection.sock, events, connection)
+
+    def _resume_throttled(self, now: float) -> None:
+        self._resume_at = now + THROTTLE_TICK
+        for connection in self._throttled:
+            self._selector.register(connection.sock, EVENT_WRITE, connection)
+        self._throttled.clear()
+
+    def _accept(self, now: float) -> None:
+        for _ in range(MAX_ACCEPTS):
+            limit = self._settings.max_connections
+            surplus = len(self._connections) - limit
+            if surplus >= min(MAX_TURNED_AWAY, limit // 4 + 1):
+                self._pause()
+                return
+            try:
+                sock, address = self._listener.accept()
+            except OSError as exc:
+                # Other errors are EAGAIN, or the failure of one connection (accept(2)).
+                if exc.errno in _EXHAUSTED:
+                    self._pause()
+                return
+            if surplus >= 0 and self._settings.tls is not None:
+                sock.close()  # a handshake costs far more than the answer
+                continue
+            sock.setblocking(False)
+            peer = b"unix"
+            if sock.family != socket.AF_UNIX:
+                peer = address[0].removeprefix("::ffff:").encode()  # IPv4 (RFC 4291 2.5.5.2)
+                # A batch holds whole responses. Nagle's algorithm would hold back the end of one
+                # until the client has acknowledged the response before it.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection = Connection(
+                sock, self._files, self._settings, now + self._settings.timeout, peer
+            )
+            if surplus >= 0:
+                connection.turn_away(now)
+            self._connections.add(connection)
+            self._selector.register(sock, EVENT_READ, connection)
+
+    def _pause(self) -> None:
+        """Accept nothing for a while: clients wait in the backlog."""
+        self._paused = True
+        self._selector.unregister(self._listener)
+
+    def _resume(self) -> None:
+        if self._paused:
+            self._paused = False
+            self._selector.register(self._listener, EVENT_READ)
+
+    def _drop(self, connection: Connection) -> None:
+        self._connections.remove(connection)
+        if connection in self._throttled:
+            self._throttled.remove(connection)
+        else:
+            self._selector.unregister(connection.sock)
+        connection.close()
+        self._resume()
+
+    def _handle_stop(self, now: float) -> bool:
+        """Read from the stop socket; return whether responses in flight must be cut off."""
+        again = self._stop_at is not None
+        received = self._stop.recv(16)
+        if again or len(received) > 1:
+            return True
+        self._stop_at = now + self._settings.grace
+        if not received:
+            self._selector.unregister(self._stop)
+        if not self._paused:
+            self._selector.unregister(self._listener)
+        self._paused = False
+        self._listener.close()
+        for connection in [each for each in self._connections if each.finish()]:
+            self._drop(connection)
+        return False
+
+    def _tick(self, now: float) -> None:
+        """Drop connections whose deadline has passed, and do what is due once a second."""
+        for connection in [each for each in self._connections if each.deadline <= now]:
+            self._drop(connection)
+        self._files.sweep(now)
+        if self._settings.log is not None:
+            self._settings.log.flush()
+        self._resume()
