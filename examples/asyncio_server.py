@@ -10,7 +10,7 @@ from iobatch.aio import BatchWriter
 
 
 async def answer(sock: socket.socket, fd: int) -> None:
-    """Answer the requests of one connection, until its other side closes it, or stalls."""
+    """Answer the requests of one connection until the client closes it or stalls."""
     loop = asyncio.get_running_loop()
     batch = IOBatch()
     unread = b""
@@ -38,7 +38,7 @@ async def main(fd: int, port: int) -> None:
             while True:
                 try:
                     sock, _ = await loop.sock_accept(listener)
-                except OSError:  # too many are open, or this one has gone already
+                except OSError:  # no descriptor is free, or the client has disconnected
                     await asyncio.sleep(0.1)
                     continue
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

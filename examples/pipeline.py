@@ -1,4 +1,4 @@
-"""Serve one file, compressed, to whoever connects by TLS: gzip, then TLS, then the socket.
+"""Serve one file, compressed, over TLS: gzip, then TLS, then the socket.
 
 python examples/pipeline.py CERT KEY FILE
 openssl s_client -quiet -connect 127.0.0.1:PORT | gzip -dc
@@ -16,7 +16,7 @@ from iobatch.filters import TLS, Filter
 
 
 def answer(sock: socket.socket, context: ssl.SSLContext, path: str) -> Generator[int, int]:
-    """Send the file to one client; yield what to wait for, and be sent what is ready."""
+    """Send the file to one client; yield the events to wait for, receive those that occurred."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     tls = TLS(context.wrap_bio(incoming, outgoing, server_side=True), incoming, outgoing)
     out = Filter(zlib.compressobj(wbits=31), Filter(tls))
@@ -25,10 +25,10 @@ def answer(sock: socket.socket, context: ssl.SSLContext, path: str) -> Generator
         while code := iob_write(sock, batch, out) or out.finish(sock):
             if error := batch.error or out.error:
                 raise error
-            # One step at a time, so that other clients get their turns.
+            # The loop serves other clients between two steps, also where the socket takes more.
             ready = yield EVENT_READ | (out.wants if code == IOB_AGAIN else EVENT_WRITE)
             if ready & EVENT_READ:
-                tls.receive(sock.recv(65536))  # the handshake; raises when the client has left
+                tls.receive(sock.recv(65536))  # the client's handshake; raises at end of stream
 
 
 def main(cert: str, key: str, path: str) -> None:

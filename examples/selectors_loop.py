@@ -1,4 +1,4 @@
-"""Send a file to everyone who connects: `python selectors_loop.py FILE [PORT]`."""
+"""Send a file to each client that connects: `python selectors_loop.py FILE [PORT]`."""
 
 import socket
 import sys
@@ -8,7 +8,7 @@ from iobatch import IOBatch, iob_send
 
 
 def main(path: str, port: int = 8000) -> None:
-    """Serve forever."""
+    """Serve until interrupted."""
     selector = DefaultSelector()
     listener = socket.create_server(("127.0.0.1", port))
     selector.register(listener, EVENT_READ)

@@ -10,18 +10,18 @@ from iobatch import IOB_AGAIN, IOB_ERROR, IOBatch, iob_send
 
 
 async def send(sock: socket.socket, batch: IOBatch) -> None:
-    """Send a whole batch. If it is cancelled, the rest is still in the batch."""
+    """Send a whole batch; after a cancellation it holds the bytes that are not sent."""
     while nbytes := iob_send(sock, batch):
         if nbytes == IOB_ERROR and batch.error:
             raise batch.error
         if nbytes == IOB_AGAIN:
             await trio.lowlevel.wait_writable(sock)
         else:
-            await trio.lowlevel.checkpoint()  # a fast reader leaves time for others, too
+            await trio.lowlevel.checkpoint()  # let other tasks run, however fast the reader is
 
 
 async def answer(sock: socket.socket, fd: int) -> None:
-    """Answer the requests of one connection, until its other side closes it, or is too slow."""
+    """Answer the requests of one connection until the client closes it or is too slow."""
     unread = b""
     with sock, IOBatch() as batch:
         try:

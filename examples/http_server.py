@@ -1,0 +1,119 @@
+"""Serve the files of a directory over HTTP: `python http_server.py DIRECTORY [PORT]`.
+
+A connection reads requests, adds a response for each of them to its batch, and sends the batch
+whenever its socket is writable. `iobatch.httpd` adds limits, timeouts, ranges, TLS and more.
+"""
+
+import os
+import socket
+import sys
+from email.utils import formatdate
+from http import HTTPStatus
+from mimetypes import guess_type
+from pathlib import Path
+from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
+from urllib.parse import unquote_to_bytes
+
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+
+from iobatch import IOBatch, iob_send
+
+
+class Connection:
+    """A client's connection. The parser calls on_url and on_message_complete."""
+
+    def __init__(self, sock: socket.socket, root: Path) -> None:
+        """Wait for the first request."""
+        self.sock, self.root = sock, root
+        self.batch = IOBatch()
+        self.parser = HttpRequestParser(self)
+        self.target = b""
+        self.ended = False  # no further request is answered
+
+    def step(self) -> int:
+        """Read or send what is possible; return the events to wait for, or 0 at the end."""
+        if not self.batch:  # a client must read its responses before it gets more of them
+            self.receive()
+        iob_send(self.sock, self.batch)
+        if self.batch.error or (self.ended and not self.batch):
+            return 0
+        return EVENT_WRITE if self.batch else EVENT_READ
+
+    def receive(self) -> None:
+        """Read requests, and add their responses to the batch."""
+        try:
+            self.parser.feed_data(data := self.sock.recv(16384))
+            self.ended = self.ended or not data
+        except OSError as exc:
+            self.ended = not isinstance(exc, BlockingIOError)
+        except (HttpParserError, HttpParserUpgrade):
+            if not self.ended:
+                self.ended = True
+                self.respond(HTTPStatus.BAD_REQUEST)
+
+    def on_url(self, part: bytes) -> None:
+        """Collect the target of a request. An exception ends the connection with 400."""
+        self.target += part
+        if len(self.target) > 16384:
+            raise ValueError("the target is too long")
+
+    def on_message_complete(self) -> None:
+        """Answer a request."""
+        path, self.target = os.fsdecode(unquote_to_bytes(self.target.partition(b"?")[0])), b""
+        if self.ended:
+            return
+        self.ended = self.parser.should_upgrade() or not self.parser.should_keep_alive()
+        if self.parser.get_method() in {b"GET", b"HEAD"}:
+            self.respond_file(path)
+        else:
+            self.respond(HTTPStatus.METHOD_NOT_ALLOWED)
+
+    def respond_file(self, path: str) -> None:
+        """Add a response with a file."""
+        try:
+            file = self.root / path.lstrip("/")
+            file = (file / "index.html" if file.is_dir() else file).resolve()
+            if not file.is_relative_to(self.root) or not file.is_file():
+                raise FileNotFoundError(path)
+            fd = os.open(file, os.O_RDONLY)
+        except (OSError, ValueError):  # ValueError: the path has a null byte
+            self.respond(HTTPStatus.NOT_FOUND)
+        else:
+            size = os.fstat(fd).st_size
+            self.respond(HTTPStatus.OK, size, guess_type(file)[0] or "application/octet-stream")
+            # The batch closes the file as soon as it is sent; with a count of 0, at once.
+            self.batch.addfile_close(fd, 0, size if self.parser.get_method() == b"GET" else 0)
+
+    def respond(self, status: HTTPStatus, size: int = 0, content_type: str = "text/plain") -> None:
+        """Add the head of a response."""
+        self.batch.adds(
+            f"HTTP/1.1 {status} {status.phrase}\r\nDate: {formatdate(usegmt=True)}\r\n"
+            f"Content-Type: {content_type}\r\nContent-Length: {size}\r\n"
+            f"Connection: {'close' if self.ended else 'keep-alive'}\r\n\r\n"
+        )
+
+
+def main(directory: str, port: int = 8000) -> None:
+    """Serve forever."""
+    root = Path(directory).resolve()
+    selector = DefaultSelector()
+    listener = socket.create_server(("127.0.0.1", port))
+    selector.register(listener, EVENT_READ)
+    print(f"listening on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+    while True:
+        for key, _ in selector.select():
+            if key.data is None:
+                sock, _ = listener.accept()
+                sock.setblocking(False)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                selector.register(sock, EVENT_READ, Connection(sock, root))
+            elif events := key.data.step():
+                selector.modify(key.fileobj, events, key.data)
+            else:
+                selector.unregister(key.fileobj)
+                key.data.batch.reset()
+                key.data.sock.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], *map(int, sys.argv[2:]))
