@@ -1,4 +1,8 @@
-"""Batches of byte buffers and file ranges, sent in as few system calls as possible."""
+"""Batches of byte buffers and file ranges, sent in as few system calls as possible.
+
+Other modules: iobatch.filters (compression, chunked coding, TLS), iobatch.aio (asyncio and uvloop)
+and iobatch.httpd (a file server).
+"""
 
 from iobatch._batch import IOBatch
 from iobatch._core import IOB_AGAIN, IOB_DONE, IOB_ERROR

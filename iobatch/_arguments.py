@@ -1,4 +1,4 @@
-"""What callers give, checked and normalised: descriptors, offsets, limits, flags, buffers."""
+"""Arguments, checked and normalised: descriptors, offsets, limits, flags, buffers."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
         """A file or socket object."""
 
         def fileno(self) -> int:
-            """Return its descriptor."""
+            """Return the descriptor of the object."""
 
     class OpenFile(HasFileno, Protocol):
         """A file object that can be closed."""
 
         def close(self) -> object:
-            """Close it."""
+            """Close the file."""
 
 
 MAX_BYTES: Final = 2**63 - 1  # the largest off_t
-MAX_INT: Final = 2**31 - 1  # the largest int of C: a descriptor, flags
+MAX_INT: Final = 2**31 - 1  # the largest C int, the type of descriptors and flags
 
 
 def as_byte_view(data: Buffer) -> bytes | memoryview:
     """Return bytes as they are, and any other buffer as a one-dimensional view of its bytes.
 
     Raises:
-        TypeError: data has no buffer.
+        TypeError: data does not support the buffer protocol.
         BufferError: data is not C-contiguous.
 
     """
@@ -43,16 +43,22 @@ def as_byte_view(data: Buffer) -> bytes | memoryview:
         return data
     view = memoryview(data)
     if not view.c_contiguous:
-        raise BufferError("a C-contiguous buffer is required")
+        raise BufferError("data must be a C-contiguous buffer")
     if view.format == "B" and view.ndim == 1:
         return view
-    # memoryview.cast refuses some formats and an empty dimension; PickleBuffer takes them all.
-    # It exports `view`, not `data`: a memoryview that the caller gave stays free to be released.
+    # memoryview.cast refuses some formats and an empty dimension; PickleBuffer accepts them all. It
+    # exports `view`, not `data`: if `data` is a memoryview, its owner can still release it.
     return PickleBuffer(view).raw()
 
 
 def check_nonnegative(number: int, name: str) -> int:
-    """Return an int that is not negative."""
+    """Return the number as an int.
+
+    Raises:
+        TypeError: number is not an int.
+        ValueError: number is negative.
+
+    """
     number = index(number)
     if number < 0:
         raise ValueError(f"{name} must not be negative: {number}")
@@ -60,25 +66,44 @@ def check_nonnegative(number: int, name: str) -> int:
 
 
 def check_limit(limit: int | None) -> int:
-    """Return a limit in bytes, MAX_BYTES for None."""
+    """Return a limit in bytes as an int, and MAX_BYTES for None.
+
+    Raises:
+        TypeError: limit is neither an int nor None.
+        ValueError: limit is below 1.
+
+    """
     if limit is None:
         return MAX_BYTES
     limit = index(limit)
     if limit < 1:
-        raise ValueError(f"limit must be at least 1: {limit}")
+        raise ValueError(f"limit must be at least 1, not {limit}")
     return limit
 
 
 def check_flags(flags: int) -> int:
-    """Return MSG_* flags as a plain int that C can take."""
+    """Return MSG_* flags as a plain int.
+
+    Raises:
+        TypeError: flags is not an int.
+        OverflowError: flags does not fit a C int.
+
+    """
     flags = index(flags)
     if not -MAX_INT <= flags <= MAX_INT:
-        raise OverflowError(f"flags must fit an int of C: {flags}")
+        raise OverflowError(f"flags must fit a C int, not {flags}")
     return flags
 
 
 def fileno(file: object) -> int:
-    """Return the descriptor that an int or a file object stands for."""
+    """Return the descriptor of a file object, or a descriptor itself.
+
+    Raises:
+        TypeError: file is neither, or fileno() returned no int.
+        ValueError: the descriptor is negative.
+        OverflowError: the descriptor does not fit a C int.
+
+    """
     if isinstance(file, int):
         fd = file
     elif hasattr(file, "fileno"):
@@ -89,15 +114,22 @@ def fileno(file: object) -> int:
         )
     fd = check_nonnegative(fd, "a file descriptor")
     if fd > MAX_INT:
-        raise OverflowError(f"no file descriptor is as large as {fd}")
+        raise OverflowError(f"a file descriptor must fit a C int, not {fd}")
     return fd
 
 
 def file_size(fd: int) -> int:
-    """Return where a regular file ends now."""
+    """Return the current size of a regular file in bytes.
+
+    Raises:
+        IsADirectoryError: fd is a directory.
+        ValueError: fd is neither a regular file nor a directory.
+        OSError: fstat(2) failed.
+
+    """
     status = os.fstat(fd)
     if S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not S_ISREG(status.st_mode):
-        raise ValueError("count is required: only a regular file has an end")
+        raise ValueError("count is required: file is not a regular file")
     return status.st_size

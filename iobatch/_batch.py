@@ -1,4 +1,4 @@
-"""IOBatch: the public face of a batch, which checks what callers give. Its core does the rest."""
+"""IOBatch: the public API of a batch. It checks arguments; its BatchCore does the rest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from iobatch._arguments import (
 )
 from iobatch._core import COUNT_UNKNOWN, SENDING, TOO_LONG, BatchCore
 from iobatch._entries import Release, describe
-from iobatch._errors import copy_to_raise, suppress_own
+from iobatch._errors import copy_to_raise, suppress_call_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,17 +34,20 @@ _fadvise = getattr(os, "posix_fadvise", None)
 
 
 class IOBatch:
-    """An ordered list of byte buffers and file ranges that are still to be written.
+    """An ordered list of byte buffers and file ranges that are still to be sent.
 
-    Add pieces, then call iob_send, iob_write or iob_sendall until the batch is empty. Buffers are
-    held, not copied: the caller must not change them until they are released. An entry is released
-    as soon as its last byte was accepted, or by reset(), or when the batch is collected; that is
-    the moment at which its on_release runs and an owned file is closed. on_release is called
-    without arguments, exactly once, after the accounting; it may add entries (not to a batch that
-    is being collected), and may not send or reset this batch (RuntimeError). It must not raise: if
-    it does, sys.unraisablehook reports it.
+    Add entries, then call iob_send or iob_write until the batch is empty, or iob_sendall once.
+    Buffers are held, not copied: the caller must not change a buffer until it is released.
 
-    What is refused raises before anything changes. One batch belongs to one thread at a time.
+    An entry is released as soon as its last byte is accepted, or by reset(), or when the batch is
+    garbage-collected. At the same time its on_release runs, and its file is closed if the batch
+    owns the file. on_release is called without arguments, exactly once, after the accounting. It
+    may add entries, except to a batch that is being garbage-collected. It must not send or reset
+    this batch, or move its entries (RuntimeError). It must not raise an exception:
+    sys.unraisablehook reports the exception, except a KeyboardInterrupt, which propagates.
+
+    If an argument is refused, the exception is raised before the batch changes (addfile_close()
+    still closes the file). A batch belongs to one thread at a time.
     """
 
     __slots__ = ("__weakref__", "_core")
@@ -55,28 +58,31 @@ class IOBatch:
 
     @property
     def bytesleft(self) -> int:
-        """The bytes that are still to be written."""
+        """The number of bytes that are still to be sent."""
         return self._core.left
 
     @property
     def bytessent(self) -> int:
-        """The bytes that were written since creation or reset()."""
+        """The number of bytes that were sent since creation or reset()."""
         return self._core.sent
 
     @property
     def error(self) -> OSError | None:
-        """The permanent error: why calls return IOB_ERROR, until reset()."""
+        """The permanent error, or None.
+
+        With an error, iob_send, iob_sendmsg and iob_write return IOB_ERROR until reset().
+        """
         core = self._core
         if core.activity == SENDING:
-            return None  # what is stored then stands for no error yet
+            return None  # the stored COUNT_UNKNOWN is not an error yet
         if core.error is COUNT_UNKNOWN:
-            # One for each batch, since the caller may raise it.
+            # A copy for each batch, since the caller may raise it.
             core.error = copy_to_raise(COUNT_UNKNOWN)
         return core.error
 
     @property
     def wants(self) -> int:
-        """What to wait for after IOB_AGAIN: selectors.EVENT_WRITE, or EVENT_READ (TLS)."""
+        """The event to wait for after IOB_AGAIN: selectors.EVENT_WRITE, or EVENT_READ (TLS)."""
         return self._core.wants
 
     def __bool__(self) -> bool:
@@ -91,7 +97,7 @@ class IOBatch:
     def __repr__(self) -> str:
         core = self._core
         parts = [f"{core.left} bytes left", f"{core.sent} sent"]
-        entries = [entry for entry in core.look() if type(entry) is not Release]
+        entries = [entry for entry in core.snapshot() if type(entry) is not Release]
         if entries:
             parts.append(f"{len(entries)} entries")
             parts.append(f"the first: {describe(entries[0])}")
@@ -100,14 +106,14 @@ class IOBatch:
         return f"<IOBatch {', '.join(parts)}>"
 
     def __del__(self) -> None:
-        # There is no core where __init__ was given an argument.
+        # There is no core if __init__ refused an argument.
         core = getattr(self, "_core", None)
-        if core is not None and (core.left or core.unsettled):
+        if core is not None and (core.left or core.release_pending):
             try:
-                if any(type(entry) is Release and entry.closes for entry in core.look()):
+                if any(type(entry) is Release and entry.closes for entry in core.snapshot()):
                     warnings.warn(f"unclosed file in {self!r}", ResourceWarning, 2, self)
-            finally:  # also where warnings are errors
-                # Full, so that hooks can't add to what is never going to be sent.
+            finally:  # also if the warning is raised as an error
+                # The batch counts as full, so hooks can't add entries, which would never be sent.
                 core.clear(left=MAX_BYTES)
 
     def __reduce__(self) -> NoReturn:
@@ -116,21 +122,22 @@ class IOBatch:
     # Adding
 
     def addbuf(self, data: Buffer, *, on_release: Callable[[], object] | None = None) -> None:
-        """Add a buffer: any object with a C-contiguous buffer, held and not copied.
+        """Add a buffer, which is held and not copied.
 
         Args:
-            data: the bytes; of an array, all bytes of its items.
-            on_release: called once, without arguments, when the batch needs data no longer.
+            data: an object with a C-contiguous buffer. All bytes of its items are sent.
+            on_release: called once, without arguments, when the batch has released data.
 
         Raises:
-            TypeError: data has no buffer (a str: use adds), or on_release can't be called.
+            TypeError: data does not support the buffer protocol (for a str use adds), or on_release
+                is not callable.
             BufferError: data is not C-contiguous.
             OverflowError: more than 2**63 - 1 bytes would be left.
 
         """
         if type(data) is bytes and on_release is None:
-            # BatchCore.append once more: most of what is sent comes this way, and a call would take
-            # a third of the time.
+            # A copy of BatchCore.append: most entries are added here, and the call alone would be a
+            # third of the cost.
             core = self._core
             left = len(data) + core.left
             if left > MAX_BYTES:
@@ -139,22 +146,26 @@ class IOBatch:
                 core.left = left
                 core.queue.append(data)
         else:
-            releases = _releases(on_release)
+            releases = _make_releases(on_release)
             entry = as_byte_view(data)
             self._core.append(entry, len(entry), releases)
 
     def adds(self, text: str, encoding: str = "utf-8") -> None:
         """Add a str, encoded.
 
+        Args:
+            text: the str.
+            encoding: the name of its encoding.
+
         Raises:
-            TypeError: text is no str.
+            TypeError: text is not a str.
             UnicodeEncodeError: text can't be encoded.
-            LookupError: there is no such encoding.
+            LookupError: the encoding is unknown.
             OverflowError: as for addbuf.
 
         """
         if not isinstance(text, str):
-            raise TypeError(f"a str is required, not {type(text).__name__!r}")
+            raise TypeError(f"text must be a str, not {type(text).__name__!r}")
         self.addbuf(text.encode(encoding))
 
     def addfile(
@@ -165,32 +176,33 @@ class IOBatch:
         *,
         on_release: Callable[[], object] | None = None,
     ) -> None:
-        """Add a range of a file, by its descriptor, by an object that has one, or by its path.
+        """Add a range of a file, given as a descriptor, as an object with fileno() or as a path.
 
-        A descriptor and an object with fileno() are borrowed: they must stay open until released;
-        the object is referenced until then. A path is opened here, owned, and closed when released.
-        The file's own position is neither used nor moved.
+        A descriptor and an object are borrowed: they must stay open until the entry is released,
+        and the batch holds a reference to the object until then. A path is opened by this call; the
+        batch owns the file and closes it when the entry is released. The position of the file is
+        neither used nor changed.
 
         Args:
             file: an int, an object with fileno(), a str or a path object.
-            offset: where in the file the range starts, in bytes.
-            count: its length in bytes; None: up to the end of the file as of now. A file that
-                turns out to be shorter is an error when it is sent (TruncatedFileError).
-            on_release: called once, without arguments, when the batch needs the file no longer.
+            offset: the start of the range in the file, in bytes.
+            count: the length of the range in bytes; None: up to the current end of the file. If the
+                file is shorter when it is sent, sending fails with TruncatedFileError.
+            on_release: called once, without arguments, when the batch has released the range.
 
         Raises:
-            TypeError: file, offset, count or on_release is of no such kind.
-            ValueError: offset or count is negative, or the descriptor is; or count is None for
-                what is no regular file and has no end that could be known.
-            IsADirectoryError: file is a directory. For a descriptor or object given with a count
-                it costs no system call to add it, so sending reports this instead.
-            OSError: the file can't be opened, or its size can't be told.
-            OverflowError: the range would end past 2**63 - 1, or the descriptor is too large for
-                any system; or as for addbuf.
+            TypeError: file, offset, count or on_release has a wrong type.
+            ValueError: offset, count or the descriptor is negative; or count is None and the file
+                is not a regular file, so that its end is unknown.
+            IsADirectoryError: file is a directory. If count is given, a descriptor or an object is
+                not checked here, and sending reports the error.
+            OSError: the file can't be opened, or its size can't be determined.
+            OverflowError: the range would end past 2**63 - 1; or the descriptor does not fit a C
+                int; or as for addbuf.
 
         """
         if type(file) is type(offset) is type(count) is int and on_release is None:
-            # As in addbuf: what a server adds for each response.
+            # A copy of BatchCore.append, as in addbuf: a server adds a range for each response.
             core = self._core
             left = core.left + count
             if (
@@ -203,8 +215,8 @@ class IOBatch:
                 core.ranges += 1
                 core.queue.append((file, offset, count, None, False))
                 return
-        releases = _releases(on_release)
-        # fileno first: it takes a third of the time to find out.
+        releases = _make_releases(on_release)
+        # hasattr first: it takes a third of the time of isinstance.
         if not hasattr(file, "fileno") and isinstance(file, str | os.PathLike):
             self._add_owned(FileIO(file), offset, count, releases)
         else:
@@ -216,12 +228,13 @@ class IOBatch:
         offset: int = 0,
         count: int | None = None,
     ) -> None:
-        """Add a range of a file, and own the file from now on.
+        """Add a range of a file, and take ownership of the file.
 
-        It is closed when released, and at once if the range is empty or an exception is raised:
-        an int by os.close, an object by its close().
+        The batch closes the file when the entry is released, or at once if the range is empty or
+        this call raises an exception. An int is closed by os.close, an object by its close().
 
-        Args and Raises: as for addfile. An object without close(): TypeError.
+        Args and Raises: as for addfile, without on_release. Also TypeError for an object without
+        close().
         """
         if isinstance(file, str | os.PathLike):
             self.addfile(file, offset, count)
@@ -231,73 +244,79 @@ class IOBatch:
     def extend(self, other: IOBatch) -> None:
         """Move all entries of another batch to the end of this one.
 
-        The other batch ends empty. Its error stays where it is, so this also takes what a failed
-        batch still holds. If that batch has failed because its count is unknown (see iobatch(7)),
-        some of these bytes may have been sent already.
+        The other batch ends empty, and its error stays with it. So extend() also recovers the
+        entries of a failed batch. If the number of bytes that the failed batch has sent is unknown
+        (see iobatch(7)), some of the moved bytes may have been sent already.
+
+        Args:
+            other: the batch to empty.
 
         Raises:
-            TypeError: other is no IOBatch.
+            TypeError: other is not an IOBatch.
             ValueError: other is this batch.
-            RuntimeError: other is being sent: this is its hook or callback.
+            RuntimeError: a call on other is in progress, as during its hooks and callbacks.
             OverflowError: as for addbuf.
 
         """
         if not isinstance(other, IOBatch):
-            raise TypeError(f"an IOBatch is required, not {type(other).__name__!r}")
+            raise TypeError(f"other must be an IOBatch, not {type(other).__name__!r}")
         if other is self:
-            raise ValueError("a batch can't be moved to its own end")
-        self._core.take(core_of(other))
+            raise ValueError("a batch can't extend itself")
+        self._core.extend(core_of(other))
 
     def prepend(self, data: Buffer, *, on_release: Callable[[], object] | None = None) -> None:
-        """Add a buffer before what is left. Args and Raises: as for addbuf.
+        """Add a buffer before the head of the batch. Args and Raises: as for addbuf.
 
         Raises:
-            RuntimeError: bytes were offered to a callback of iob_write that said "again", and
-                must come first in its next offer; or bytes are being sent right now.
+            RuntimeError: a callback of iob_write has returned "again", and its next offer must
+                start with the same bytes; or bytes of the batch are being sent.
 
         """
-        releases = _releases(on_release)
+        releases = _make_releases(on_release)
         self._core.prepend(as_byte_view(data), releases)
 
     # Managing
 
     def prefetch(self, nbytes: int) -> None:
-        """Tell the kernel that file ranges will be read soon (posix_fadvise(2), WILLNEED).
+        """Ask the kernel to read the next file ranges ahead.
 
-        It starts at the current position and goes from range to range; buffers don't count. Where
-        the system or the file knows no such advice, nothing happens.
+        The advice starts at the head of the batch and continues from range to range. Buffers are
+        skipped and not counted. If the system or the file does not support the advice, this call
+        does nothing.
 
         Args:
-            nbytes: how many bytes of file ranges.
+            nbytes: the number of file bytes to read ahead.
 
         Raises:
-            TypeError, ValueError: nbytes is no int, or negative.
+            TypeError: nbytes is not an int.
+            ValueError: nbytes is negative.
 
+        Source: posix_fadvise(2), POSIX_FADV_WILLNEED.
         """
         nbytes = check_nonnegative(nbytes, "nbytes")
         if _fadvise is None:
             return
-        for entry in self._core.look():
+        for entry in self._core.snapshot():
             if type(entry) is tuple and nbytes:
                 fd, offset, count, _, _ = entry
-                # It is advice only: a descriptor that has a fault shows it when it is sent.
-                with suppress_own(OSError):
+                # An error of posix_fadvise is ignored: sending reports a fault of the descriptor.
+                with suppress_call_error(OSError):
                     _fadvise(fd, offset, min(count, nbytes), os.POSIX_FADV_WILLNEED)
                 nbytes -= min(count, nbytes)
 
     def reset(self) -> None:
-        """Drop what is left, close what is owned, clear error and counts.
+        """Release all entries, close owned files, and clear error and counts.
 
-        The batch is as new, and can be used again; what hooks add meanwhile is its first content.
+        The batch can be used again. Entries that hooks add during this call stay in the batch.
 
         Raises:
-            RuntimeError: this is a hook or callback of the batch itself.
+            RuntimeError: a call on the batch is in progress, as during its hooks and callbacks.
 
         """
         self._core.check_idle()
         self._core.clear()
 
-    # What follows is for this class.
+    # The methods below are private to this class.
 
     def _add_range(self, file: object, offset: int, count: int | None, releases: Releases) -> None:
         fd = fileno(file)
@@ -315,24 +334,25 @@ class IOBatch:
     ) -> None:
         release: Release | None = None
         try:
-            release = _closing(file)
+            release = _make_close_release(file)
             self._add_range(file, offset, count, (release, *releases))
         except BaseException:
-            if release is None or release not in self._core.look():  # else the batch closes it
-                # The error that says what was wrong is the one to see.
-                with suppress_own(OSError, TypeError):
-                    (release or _closing(file))()
+            if release is None or release not in self._core.snapshot():  # else the batch closes it
+                # Suppress a failed close: the caller needs the first error.
+                with suppress_call_error(OSError, TypeError):
+                    close = release or _make_close_release(file)
+                    close()
             raise
 
 
-def _closing(file: object) -> Release:
+def _make_close_release(file: object) -> Release:
     close = partial(os.close, file) if isinstance(file, int) else getattr(file, "close", None)
     if not callable(close):
-        raise TypeError(f"a file that can be closed is required, not {type(file).__name__!r}")
+        raise TypeError(f"file must be a descriptor or have close(), not {type(file).__name__!r}")
     return Release(close, closes=True)
 
 
-def _releases(on_release: Callable[[], object] | None) -> Releases:
+def _make_releases(on_release: Callable[[], object] | None) -> Releases:
     if on_release is None:
         return ()
     if not callable(on_release):
@@ -340,5 +360,5 @@ def _releases(on_release: Callable[[], object] | None) -> Releases:
     return (Release(on_release),)
 
 
-# A batch's core: the one way to it.
+# Returns the core of a batch. The other modules use this function, not the attribute.
 core_of: Callable[[IOBatch], BatchCore] = attrgetter("_core")

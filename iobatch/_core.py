@@ -1,38 +1,50 @@
-"""The inside of a batch: its entries in order, their accounting, and what may be done to it when.
+"""The core of a batch: its entries in order, their accounting, and when each operation is allowed.
 
-BatchCore is the seam. The modules that send know a batch by its core, which core_of() gives them,
-and use only what has no underscore here: they look at the head, replace what was read or joined,
-consume what was accepted, and keep what ended a call. IOBatch puts the public face on it. No socket
-is ever seen here, and a class in C with the same members can take this one's place.
+BatchCore is the interface between a batch and the modules that send it. These modules get the core
+from core_of() and use only its members without an underscore: with them a module turns the head
+into buffers, reports the bytes that were accepted, and stores the error that ended a call. IOBatch
+is the public API of a core. This module uses no sockets, and a class in C with the same members can
+replace BatchCore.
 
-Re-entrancy. Other code runs in the middle of this library's: a hook, which a core calls; a callback
-of iob_write; a signal handler; a finalizer. Each of them may
+Re-entrancy. Other code runs during the calls of this library: a hook, which a core calls; a
+callback of iob_write; a signal handler; a finalizer. Such code may
 
-- add entries at the end, at any time;
-- prepend, except while a system call or callback has the head, or after a callback said "again";
-- send, reset or move its entries to another batch only while no call on it is in progress: else
-  RuntimeError;
-- raise. A hook's exception is reported, a callback's is covered by iob_write's contract, a
-  finalizer's never leaves it. A signal handler's comes out of the call that it interrupted, as long
-  as the handler keeps its frame argument, by which it is known.
+- add entries at the end, except to a batch that is being garbage-collected;
+- prepend, except while a call is sending the batch (its hooks may), and except after a callback has
+  returned "again", until the offered bytes are taken, another function sends the batch, or the
+  batch fails or is reset;
+- send a batch, reset it or move its entries to another batch only while no call on it is in
+  progress. Otherwise RuntimeError is raised;
+- raise an exception. The exception of a hook is reported to sys.unraisablehook. iob_write handles
+  the exception of a callback by its contract. The exception of a finalizer never leaves the
+  finalizer. The exception of a signal handler propagates out of the interrupted call, even out of a
+  hook. is_from_handler() recognizes it by the handler's frame argument, so a handler written in
+  Python must keep that argument. KeyboardInterrupt propagates in the same way, also if the hook
+  itself raised it.
 
-CPython runs signal handlers at a function's start, after a call, and at each iteration of a loop,
-between its test and its body; and finalizers also where memory is allocated. Statements without any
-of these are one step, which no handler sees half done. The library relies on that, by five rules:
+CPython runs signal handlers at the start of a function, after a call, and at the jump back of each
+loop: before the next item of a `for` loop; before or after the test of a `while` loop, depending on
+the version. It runs finalizers at these points, where memory is allocated, and where the
+last reference to an object is dropped. Statements without any of these points are one step: no
+handler or finalizer sees such a step half done. The library keeps five rules about steps:
 
-1. Counts and queue change in one step. What takes several (removing entries that were accepted,
-   running their hooks) is driven by state in the core, not in local variables. If an exception
-   stops it, the core stays `unsettled`, and settle() goes on before anything else is done with the
-   batch. So each hook runs once and each owned file is closed once, whatever happens.
-2. A sender stores `activity = SENDING` right before its `try`, and IDLE as the first statement of
-   its `finally`. A call to begin or end a send would leave room for a handler.
-3. Before each call that can take bytes a sender stores `error = COUNT_UNKNOWN`. consume() and
-   call_raised() take it back when it is known what was taken. So an exception that a handler raises
-   between the system call and its accounting leaves a batch that has failed for good, rather than
-   one that would send the same bytes twice.
-4. look() returns a copy of the queue. A sender locks first (rule 2), then looks: under the lock the
-   queue can only grow at its end, so what the copy has stays true.
-5. settle() is never inside itself: what is added meanwhile waits for the one in progress.
+1. The counts and the queue change in one step. Work that takes several steps (removing accepted
+   entries and running their hooks) is driven by state in the core, not by local variables. If an
+   exception stops this work, `release_pending` stays true, and the next call that sends, resets,
+   prepends to or empties the batch resumes the work. So each hook, and each owned file's close(),
+   is called once.
+2. A function that sends stores `activity = SENDING` before its `try`, with none of these points in
+   between, and IDLE as the first statement of its `finally`. If methods did this, a handler could
+   run between the method and the `try`.
+3. Before each call that can take bytes, such a function stores `error = COUNT_UNKNOWN`. This error
+   is removed as soon as the number of bytes taken is known. So if a handler raises an exception
+   between the system call and its accounting, the batch has failed permanently and cannot send the
+   same bytes twice.
+4. snapshot() returns a copy of the queue. A function that sends locks the batch first (rule 2) and
+   takes the snapshot second. Other code can only append to a locked queue, so the copy stays equal
+   to the first entries of the queue until the function itself changes the queue.
+5. release_entries() never runs inside itself: work that is added meanwhile is done by the call in
+   progress.
 """
 
 from __future__ import annotations
@@ -50,7 +62,7 @@ from iobatch._arguments import MAX_BYTES
 from iobatch._entries import IOV_MAX, Entry, Release, Releases, pread
 from iobatch._errors import (
     TruncatedFileError,
-    forget_frames,
+    drop_traceback,
     is_again,
     is_from_handler,
     is_interruption,
@@ -61,73 +73,83 @@ IOB_DONE: Final = 0
 IOB_AGAIN: Final = -1
 IOB_ERROR: Final = -3
 
+# The activities of a batch.
 IDLE: Final = 0  # no call is in progress
-SENDING: Final = 1  # a system call or callback has the head, so that nothing may get before it
-RELEASING: Final = 2  # entries that are gone are removed, and their hooks run
+SENDING: Final = 1  # a call is sending the batch, so nothing can be prepended
+RELEASING: Final = 2  # consumed or dropped entries are being removed, and their hooks run
 
-# The most bytes that are made ready before a file range that is read: so one system call reads no
-# more of files than this, and a slow reader's batch holds no more of them.
+# Except for a message, stage() stops reading files when its buffers hold this number of bytes. So
+# each send reads at most this number of file bytes, and the batch of a slow peer holds no more of
+# them in memory.
 STAGE_LIMIT: Final = 128 * 1024
-# Up to here copying neighbours into one offer costs less than the record or the system call that
-# it saves.
-OFFER_LIMIT: Final = 32 * 1024
+# Up to this size, copying neighbours into one offer costs less than the TLS record or the system
+# call that it saves.
+JOIN_OFFER_LIMIT: Final = 32 * 1024
 
-TOO_LONG: Final = "neither a batch nor a file has more than 2**63 - 1 bytes"
+TOO_LONG: Final = "a batch's length and a file range's end must not exceed 2**63 - 1 bytes"
 
-# A core's error during each call that can take bytes (rule 3).
+# The error of a core during each call that can take bytes (rule 3).
 COUNT_UNKNOWN: Final = OSError(
-    errno.EIO, "an exception interrupted the accounting: it is unknown how many bytes were sent"
+    errno.EIO, "an exception interrupted the accounting: the number of bytes sent is unknown"
 )
 
 
 @define(eq=False, repr=False, init=False)
 class BatchCore:
-    """The entries of a batch and their accounting: what the sending functions know of it."""
+    """The entries of a batch and their accounting, as the sending modules use them."""
 
-    # The bytes still to be written.
+    # The number of bytes left to send.
     left: int
-    # The bytes written since creation or reset.
+    # The number of bytes sent since creation or reset().
     sent: int
-    # The permanent error, or COUNT_UNKNOWN.
+    # The permanent error, or COUNT_UNKNOWN (rule 3).
     error: OSError | None
-    # What to wait for after "again": EVENT_WRITE or EVENT_READ.
+    # The event to wait for after "again": EVENT_WRITE or EVENT_READ.
     wants: int
-    # The length of an offer that a callback answered by "again": the first bytes of the head, which
-    # is a buffer then. The next offer must be the same (SSL_write(3): "bad write retry"). 0: none.
+    # The length of the offer that a callback is given or has answered with "again". The head is a
+    # buffer then, and the offer is its first `pinned` bytes. After "again" the next offer must be
+    # the same (SSL_write(3): "bad write retry"). 0: no offer is pinned.
     pinned: int
     # IDLE, SENDING or RELEASING.
     activity: int
-    # The number of entries that are file ranges. All that are counted neither here nor below are
-    # `bytes`: where both are 0, all can be joined.
+    # The number of file ranges in the queue.
     ranges: int
-    # The number of entries with something to be done when they go: views and Releases.
+    # The number of views and Releases in the queue: entries that need an action when they are
+    # removed. If `ranges` and `releasable` are 0, all entries are `bytes` and can be joined.
     releasable: int
-    # settle() is in progress, or an exception has stopped it.
-    unsettled: bool
-    # The entries, in order. Only this module and IOBatch's shortest ways of adding touch it.
+    # Whether release_entries() is in progress, or was stopped by an exception.
+    release_pending: bool
+    # The entries, in order. Apart from this module only the fast paths of IOBatch, which add
+    # entries, access it.
     queue: deque[Entry]
-    # The first bytes of the queue were accepted or dropped, and are still to be removed from it.
-    _spent: int
-    # What to run now.
-    _due: deque[Release]
+    # The number of bytes at the head of the queue that were accepted or dropped, and that are still
+    # in the queue.
+    _to_remove: int
+    # The Releases that were removed from the queue, and whose hooks have not run.
+    _due_releases: deque[Release]
 
     def __init__(self) -> None:
         """Make an empty core."""
-        # A generated __init__, which looks every default up, takes three times as long.
-        self.left = self.sent = self.pinned = self.ranges = self.releasable = self._spent = 0
+        # A generated __init__ looks up every default and takes three times as long.
+        self.left = self.sent = self.pinned = self.ranges = self.releasable = self._to_remove = 0
         self.error = None
         self.wants = EVENT_WRITE
         self.activity = IDLE
-        self.unsettled = False
+        self.release_pending = False
         self.queue = deque()
-        self._due = deque()
+        self._due_releases = deque()
 
     # Adding
 
     def append(self, entry: Entry, count: int, releases: Releases = ()) -> None:
-        """Add an entry of count bytes, and what to run when they are gone.
+        """Add an entry at the end of the batch.
 
-        An empty entry is not added; what belongs to it runs at once.
+        An empty entry is not added, and its releases run at once.
+
+        Args:
+            entry: a buffer or a range.
+            count: its length in bytes.
+            releases: the hooks to run when the entry is released.
 
         Raises:
             OverflowError: more than 2**63 - 1 bytes would be left. Nothing has changed.
@@ -150,16 +172,20 @@ class BatchCore:
             self._release_empty(entry, releases)
 
     def prepend(self, entry: bytes | memoryview, releases: Releases = ()) -> None:
-        """Add a buffer before what is left; otherwise as append().
+        """Add a buffer before the head of the batch; otherwise as append().
 
         Raises:
-            RuntimeError: the head is in use, see above.
+            RuntimeError: the head is pinned, or is being sent or removed.
+            OverflowError: as for append().
 
         """
-        if self.unsettled:
-            self.settle()
-        if self.pinned or self._spent or self.activity == SENDING:
-            raise RuntimeError("the bytes at the head have been offered or are being sent")
+        if self.release_pending:
+            self.release_entries()
+        if self.pinned or self._to_remove or self.activity == SENDING:
+            raise RuntimeError(
+                "the first bytes of the batch are being sent or removed, or must be offered to the "
+                "callback again"
+            )
         count = len(entry)
         releasable = len(releases) + (type(entry) is memoryview)
         entries = (*releases, entry)
@@ -173,11 +199,13 @@ class BatchCore:
         else:
             self._release_empty(entry, releases)
 
-    def take(self, other: BatchCore) -> None:
-        """Move all entries of another core to the end of this one; its error stays where it is.
+    def extend(self, other: BatchCore) -> None:
+        """Move all entries of another core to the end of this core.
+
+        The other core keeps its error and its count of sent bytes.
 
         Raises:
-            RuntimeError: the other batch is being sent.
+            RuntimeError: a call on the other batch is in progress.
             OverflowError: as for append().
 
         """
@@ -186,7 +214,7 @@ class BatchCore:
         left = self.left + other.left
         if left > MAX_BYTES:
             raise OverflowError(TOO_LONG)
-        # From here to the last call is one step.
+        # From here to the call of `self.queue.extend` is one step.
         moved, other.queue = other.queue, empty
         pinned = other.pinned
         self.left = left
@@ -196,7 +224,7 @@ class BatchCore:
         if self.queue or self.activity:
             self.queue.extend(moved)
         else:
-            # The head of the other is the head of this one now: a retry must stay the same.
+            # The head of the other core becomes the head of this core, so its pin moves with it.
             self.queue = moved
             self.pinned = pinned
 
@@ -204,26 +232,26 @@ class BatchCore:
 
     @property
     def head(self) -> Entry:
-        """The first entry; there must be one."""
+        """The first entry. The queue must not be empty."""
         return self.queue[0]
 
-    def look(self, count: int | None = None) -> list[Entry]:
-        """Return the first count entries, or all."""
+    def snapshot(self, count: int | None = None) -> list[Entry]:
+        """Return a copy of the queue: its first `count` entries, or all."""
         if count is None:
             return list(self.queue)
         while True:
             try:
                 return list(islice(self.queue, count))
             except RuntimeError as exc:
-                # An entry was added after the iterator was made.
+                # The queue changed during the iteration: copy again.
                 if is_interruption(exc):
                     raise
 
-    # Staging: entries become buffers; each byte is read and joined once
+    # Staging: entries become buffers, and no byte of a file is read twice
 
-    def stage(  # noqa: PLR0912 # one pass: a call for each range would cost a tenth of its read
+    def stage(  # noqa: PLR0912 # one loop: a call for each range makes its read a tenth slower
         self,
-        room: int,
+        max_bytes: int,
         copy_limit: int = MAX_BYTES,
         *,
         whole: bool = False,
@@ -231,42 +259,44 @@ class BatchCore:
     ) -> tuple[list[bytes | memoryview], int]:
         """Turn the entries at the head into buffers for one system call.
 
-        Here it is decided which ranges go by sendfile: those of more than copy_limit bytes, unless
-        sendfile was refused for them before. The caller chooses copy_limit, and calls
-        refuse_sendfile() for the range at the head if it finds sendfile of no use. Any other range
-        is read, and the bytes take its place in the queue. A range that goes by sendfile ends the
-        run of buffers.
+        This method decides which ranges are sent by sendfile: those of more than copy_limit bytes,
+        unless sendfile has already been refused for the range. A caller that can't use sendfile for
+        the range at the head calls refuse_sendfile(). All other ranges are read, and the bytes
+        replace the range in the queue. The buffers end before a range that is sent by sendfile.
 
-        A fault of a file, and its end before the end of the range, shows only when the range is at
-        the head: what is before it is sent first, whatever the sizes.
+        A failed read, or the end of a file before the end of its range, is raised only if the range
+        is at the head: the entries before the range are sent first.
 
         Args:
-            room: the most bytes to return.
-            copy_limit: the longest range that is read.
-            whole: for one message: any number of buffers, and any fault shows at once.
-            joinable: only neighbours that can be joined: nothing except `bytes`, and nothing to be
-                released between them.
+            max_bytes: the most bytes to return.
+            copy_limit: a range of more than this number of bytes is sent by sendfile, unless
+                sendfile was refused for it.
+            whole: for one message: return any number of buffers, more than IOV_MAX too, read more
+                than STAGE_LIMIT, and raise any fault at once.
+            joinable: return only neighbours that can be joined: `bytes` with no Release between
+                them.
 
         Returns:
-            The buffers, and how many bytes they have. If a range that goes by sendfile is at the
-            head there are none, and the number is the length of that range.
+            The buffers and their total length in bytes. If a range that is sent by sendfile is at
+            the head, an empty list and the length of that range.
 
         Raises:
             OSError: the range at the head can't be read.
-            TruncatedFileError: its file has ended.
+            TruncatedFileError: the file of the range at the head has ended.
 
         """
         buffers: list[bytes | memoryview] = []
         size = releases = 0
-        most = room if whole or room < STAGE_LIMIT else STAGE_LIMIT  # with what is read of files
+        # The size up to which ranges are read.
+        read_limit = max_bytes if whole or max_bytes < STAGE_LIMIT else STAGE_LIMIT
         queue = self.queue
-        for entry in list(queue) if whole or len(queue) <= IOV_MAX else self.look(IOV_MAX):
+        for entry in list(queue) if whole or len(queue) <= IOV_MAX else self.snapshot(IOV_MAX):
             if type(entry) is bytes:
                 buffers.append(entry)
                 size += len(entry)
             elif type(entry) is tuple:
                 fd, offset, count, file, refused = entry
-                want = most - size
+                want = read_limit - size
                 if count > copy_limit and not refused:
                     return buffers, size or count
                 if want <= 0:
@@ -297,60 +327,63 @@ class BatchCore:
                 size += len(entry)
             else:
                 releases += 1
-            if size >= room:
+            if size >= max_bytes:
                 break
-        if size > room:
-            buffers[-1] = memoryview(buffers[-1])[: room - size]
-            size = room
+        if size > max_bytes:
+            buffers[-1] = memoryview(buffers[-1])[: max_bytes - size]
+            size = max_bytes
         return buffers, size
 
-    def stage_one(self, room: int) -> bytes | memoryview:
-        """Make one buffer of the entries at the head, for a call that takes no more than one.
+    def coalesce_head(self, max_bytes: int) -> bytes | memoryview:
+        """Make one buffer of the entries at the head, for a call that takes one, and return it.
 
         Args:
-            room: the most bytes to read; a buffer that was there may be longer.
+            max_bytes: the most bytes to read or join; a single buffer may be longer.
 
-        Raises: as for stage.
+        Raises: as for stage().
         """
         queue = self.queue
         head = queue[0]
-        if type(head) is bytes and len(head) < OFFER_LIMIT:
-            # No more of a file than can be joined; its rest comes by itself.
-            room = min(room, OFFER_LIMIT)
+        if type(head) is bytes and len(head) < JOIN_OFFER_LIMIT:
+            # Read no more of a file than can be joined. The rest of the file is read later.
+            max_bytes = min(max_bytes, JOIN_OFFER_LIMIT)
         elif type(head) is not tuple:
             return head  # type: ignore[return-value]  # never a Release
-        buffers, _ = self.stage(room, joinable=True)
+        buffers, _ = self.stage(max_bytes, joinable=True)
         if type(buffers[-1]) is memoryview:
-            buffers.pop()  # cut off for want of room: it stays as it is
+            buffers.pop()  # stage() has cut this buffer at max_bytes: leave its entry whole
         if len(buffers) > 1:
             joined = b"".join(buffers)
             last = len(buffers) - 1
-            # One call removes those before the last, so that no handler sees some of them gone. It
-            # takes them all, as none is empty.
+            # One call, all(), removes the entries before the last, so that no handler sees only
+            # some of them removed. It does not stop early: no entry is empty, so none is false.
             removals = islice(iter(queue.popleft, None), last)
             queue[last] = joined
             all(removals)
         return queue[0]  # type: ignore[return-value]  # it is a buffer now
 
-    def pin(self, room: int) -> memoryview:
-        """Return what to offer to a callback, and pin it: the next offer is the same.
+    def pin_head(self, max_bytes: int) -> memoryview:
+        """Return the next offer for a callback, and pin it: the next call returns the same bytes.
 
-        Args and Raises: as for stage_one.
+        Args:
+            max_bytes: the most bytes of a new offer. The length of a pinned offer does not change.
+
+        Raises: as for stage().
         """
         if not self.pinned:
-            self.pinned = min(len(self.stage_one(room)), room)
+            self.pinned = min(len(self.coalesce_head(max_bytes)), max_bytes)
         return memoryview(self.queue[0])[: self.pinned].toreadonly()  # type: ignore[arg-type]
 
     def refuse_sendfile(self) -> None:
-        """Have the range at the head read from now on, since sendfile can't be used for it."""
+        """Mark the range at the head to be read from now on, because sendfile can't send it."""
         fd, offset, count, file, _ = self.queue[0]  # type: ignore[misc]
         self.queue[0] = (fd, offset, count, file, True)
         self.error = None
 
-    # What came of a call
+    # The result of a call
 
     def consume(self, nbytes: int) -> None:
-        """Account for bytes that were accepted, and release the entries that they end."""
+        """Account for nbytes accepted bytes, and release the entries that are complete."""
         left = self.left - nbytes
         self.left = left
         self.sent += nbytes
@@ -358,20 +391,23 @@ class BatchCore:
         self.pinned = 0
         if not left and not self.releasable:
             self.ranges = 0
-            # Last, since a handler may add entries at its end.
+            # The last statement, since a handler may run after this call and add entries.
             self.queue.clear()
             return
-        self._spent += nbytes
-        self.unsettled = True
-        self.settle()
+        self._to_remove += nbytes
+        self.release_pending = True
+        self.release_entries()
 
     def call_raised(self, exc: BaseException) -> int | None:
-        """Account for a call that raised an exception, and so has taken nothing.
+        """Account for a call that raised an exception.
+
+        Such a call has taken no bytes, unless a signal handler interrupted it.
 
         Returns:
-            IOB_AGAIN, and `wants` says what to wait for; IOB_ERROR, and `error` is kept; None:
-            the exception must be raised: it is no OSError, or a signal handler's, after which the
-            count may be unknown.
+            IOB_AGAIN: `wants` is the event to wait for. IOB_ERROR: `error` is stored. None: the
+            caller must re-raise the exception. The exception is not an OSError, or a signal handler
+            raised it; if the handler interrupted a call that can take bytes, `error` stays
+            COUNT_UNKNOWN.
 
         """
         if is_interruption(exc):
@@ -381,79 +417,85 @@ class BatchCore:
             return None
         if is_again(exc):
             self.wants = EVENT_READ if isinstance(exc, SSLWantReadError) else EVENT_WRITE
-            # A callback may raise the same exception each time: its traceback must not grow.
-            forget_frames(exc)
+            # A callback may raise the same exception object each time; its traceback must not grow.
+            drop_traceback(exc)
             return IOB_AGAIN
         self.fail(exc)
         return IOB_ERROR
 
     def fail(self, error: OSError) -> None:
-        """Keep a permanent error, without the frames and views that its traceback holds."""
-        forget_frames(error)
+        """Store a permanent error without its traceback, whose frames hold views; drop the pin."""
+        drop_traceback(error)
         self.error = error
         self.pinned = 0
 
     def clear(self, *, left: int = 0) -> None:
-        """Drop all entries and the error, run what belongs to the entries, and count from 0 again.
+        """Drop and release all entries; set error, counts and `wants` to their initial values.
 
-        What hooks add meanwhile stays. The argument is for a batch that is being collected, which
-        must take nothing.
+        Entries that hooks add meanwhile stay in the batch.
+
+        Args:
+            left: the new count of bytes left. With MAX_BYTES the batch refuses every entry that has
+                bytes; used while the batch is garbage-collected.
+
         """
-        self._spent += self.left
+        self._to_remove += self.left
         self.left = left
         self.sent = self.pinned = 0
         self.error = None
         self.wants = EVENT_WRITE
-        self.unsettled = True
-        self.settle()
+        self.release_pending = True
+        self.release_entries()
 
     # Order of calls
 
-    def why_not(self) -> int | None:
-        """Return why nothing can be sent now, IOB_ERROR or IOB_DONE, or None if something can.
+    def check_sendable(self) -> int | None:
+        """Return IOB_ERROR if the batch has failed, IOB_DONE if it is empty, else None.
 
         Raises:
-            RuntimeError: as check_idle().
+            RuntimeError: as for check_idle().
 
         """
-        if self.activity or self.unsettled:
+        if self.activity or self.release_pending:
             self.check_idle()
         if self.error is not None:
             return IOB_ERROR
         return None if self.left else IOB_DONE
 
     def check_idle(self) -> None:
-        """Finish what was interrupted, unless the batch is being sent.
+        """Check that no call on the batch is in progress, and finish a release that was stopped.
 
         Raises:
-            RuntimeError: it is: this is a hook, callback or handler that runs inside that call.
+            RuntimeError: a call on the batch is in progress: the caller is a hook, a callback, a
+                signal handler or a finalizer that runs inside that call.
 
         """
         if self.activity:
-            raise RuntimeError("the batch is being sent: this is its own hook or callback")
-        if self.unsettled:
-            self.settle()
+            raise RuntimeError("the batch is in use: a call on it is in progress")
+        if self.release_pending:
+            self.release_entries()
 
-    def settle(self) -> None:
-        """Remove the entries that were accepted or dropped, then run what was to be run after them.
+    def release_entries(self) -> None:
+        """Remove the entries that were accepted or dropped, then run their hooks.
 
-        It goes on where an exception stopped it, and is never inside itself.
+        A call after an exception resumes where the exception stopped the last call. A call inside
+        another one does nothing (rule 5).
         """
         activity = self.activity
         if activity == RELEASING:
-            return  # what was added meanwhile has its turn
+            return  # the call in progress does this work
         self.activity = RELEASING
         try:
-            self._remove_spent()
-            if self._due:
-                self._run_due()
+            self._remove_entries()
+            if self._due_releases:
+                self._run_due_releases()
         finally:
             self.activity = activity
-        self.unsettled = False
+        self.release_pending = False
 
-    # What follows is for this class.
+    # The members below are private to this class.
 
-    def _remove_spent(self) -> None:
+    def _remove_entries(self) -> None:
         queue = self.queue
         while queue:
             entry: Any = queue[0]
@@ -461,10 +503,10 @@ class BatchCore:
             if kind is Release:
                 self.releasable -= 1
                 del queue[0]
-                self._due.append(entry)
+                self._due_releases.append(entry)
                 continue
             size = entry[2] if kind is tuple else len(entry)
-            spent = self._spent
+            spent = self._to_remove
             if size > spent:
                 if spent:
                     self._shorten_head(spent)
@@ -473,45 +515,45 @@ class BatchCore:
                 self.ranges -= 1
             elif kind is memoryview:
                 self.releasable -= 1
-            self._spent = spent - size
+            self._to_remove = spent - size
             del queue[0]
             if kind is memoryview:
                 entry.release()
 
-    def _run_due(self) -> None:
-        """Run the hooks of entries that are gone."""
-        due = self._due
+    def _run_due_releases(self) -> None:
+        """Run the hooks of the entries that were removed."""
+        due = self._due_releases
         while due:
             release = due[0]
             try:
                 release()
-            except BaseException as exc:  # there is no caller to raise it to
+            except BaseException as exc:  # no caller expects the exception of a hook
                 if isinstance(exc, KeyboardInterrupt) or is_from_handler(exc):
                     raise
                 report_unraisable(exc)
             del due[0]
 
     def _shorten_head(self, spent: int) -> None:
-        """Remove the first bytes, but not all, of the entry at the head."""
+        """Remove the first `spent` bytes of the head, which is longer than that."""
         entry = self.queue[0]
         if type(entry) is tuple:
             fd, offset, count, file, refused = entry
             self.queue[0] = (fd, offset + spent, count - spent, file, refused)
-            self._spent = 0
+            self._to_remove = 0
             return
         rest = memoryview(entry)[spent:]  # type: ignore[arg-type]  # never a Release
         plain = type(entry) is bytes
         self.queue[0] = rest
-        self._spent = 0
+        self._to_remove = 0
         self.releasable += plain
         if type(entry) is memoryview:
             entry.release()
 
     def _release_empty(self, entry: Entry, releases: Releases) -> None:
-        """Run what belongs to an entry that has no bytes."""
+        """Release an entry that has no bytes, and run its hooks."""
         if type(entry) is memoryview:
             entry.release()
         if releases:
-            self.unsettled = True
-            self._due.extend(releases)
-            self.settle()
+            self.release_pending = True
+            self._due_releases.extend(releases)
+            self.release_entries()

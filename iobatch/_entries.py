@@ -1,4 +1,4 @@
-"""What is queued in a batch: buffers, file ranges, and what to run after them."""
+"""The entries of a batch: buffers, file ranges, and the hooks to run after them."""
 
 from __future__ import annotations
 
@@ -10,44 +10,47 @@ from attrs import define
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# One system call takes no more buffers than IOV_MAX (writev(2): EINVAL; sendmsg(2): EMSGSIZE).
+# The most buffers in one system call. With more, writev(2) fails with EINVAL, sendmsg(2) with
+# EMSGSIZE.
 IOV_MAX: Final = os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") else 16
 
-# A file range: the descriptor, the offset, the count, the object that the descriptor came from, and
-# whether it must be read because sendfile refused it. The object is kept referenced, so that it is
-# not collected, its descriptor closed and the number reused; for an int it is None, which keeps
-# nothing open. A tuple, since an object of a class takes five times as long to make, and most
-# responses need one.
+# A file range: descriptor, offset, count, file object, and whether the range must be read because
+# sendfile refused it. The reference to the file object keeps it from being collected, which would
+# close its descriptor and let the number be reused. For an int descriptor the file object is None
+# or the int. FileRange is a tuple because an object of a class takes five times as long to make,
+# and most responses need a range.
 FileRange = tuple[int, int, int, object, bool]
 
 
 @final
 @define(eq=False)
 class Release:
-    """Queued after the entry that it belongs to, and called when it comes to the head.
+    """A hook, queued directly after its entry and called once when that entry is released.
 
-    Called again it does nothing: an exception of a signal handler leaves open whether it began.
+    A second call does nothing. So a Release whose call a signal handler interrupted can be called
+    again, although it is unknown whether the hook has already started.
     """
 
-    _run: Callable[[], object] | None
-    # It closes a file that the batch owns.
+    # The function to call; None after the call.
+    _hook: Callable[[], object] | None
+    # Whether the hook closes a file that the batch owns.
     closes: bool = False
 
     def __call__(self) -> None:
-        run, self._run = self._run, None
-        if run is not None:
-            run()
+        hook, self._hook = self._hook, None
+        if hook is not None:
+            hook()
 
 
-# Bytes to be written are plain `bytes`, or a one-dimensional memoryview of unsigned bytes that
-# belongs to the batch. A FileRange becomes bytes, or goes by sendfile. A Release has no bytes. No
-# entry is empty, and a Release is at the head only until settle() has taken it off.
+# A buffer is plain `bytes`, or a one-dimensional memoryview of unsigned bytes that the batch owns
+# and releases. A FileRange is read into bytes or sent by sendfile. A Release has no bytes. Buffers
+# and ranges are never empty. A Release is at the head only until release_entries() removes it.
 Entry = bytes | memoryview | FileRange | Release
 Releases = tuple[Release, ...]
 
 
 def describe(entry: Entry) -> str:
-    """Return what repr says of an entry with bytes."""
+    """Return a description of a buffer or a range for repr()."""
     if type(entry) is tuple:
         fd, offset, count, _, _ = entry
         return f"{count} bytes of descriptor {fd} from offset {offset}"
@@ -55,7 +58,7 @@ def describe(entry: Entry) -> str:
 
 
 def _seek_and_read(fd: int, nbytes: int, offset: int) -> bytes:
-    """Do what pread does where there is none (Windows): the position is put back."""
+    """Read as pread(2) does, on systems without it (Windows); restore the file position."""
     position = os.lseek(fd, 0, os.SEEK_CUR)
     try:
         os.lseek(fd, offset, os.SEEK_SET)

@@ -1,6 +1,7 @@
-"""Errors: what is raised, what means "again", and what is kept without the frames it came through.
+"""Exceptions: TruncatedFileError, how exceptions are classified, and how a batch stores errors.
 
-is_again() is the one place that tells "try again later" from a permanent error.
+is_again() is the only place that tells "try again later" from a permanent error. is_interruption()
+tells an exception of a signal handler from the error of the call that the handler interrupted.
 """
 
 from __future__ import annotations
@@ -17,25 +18,25 @@ if TYPE_CHECKING:
     from typing import Self
 
 
-# EWOULDBLOCK is EAGAIN on Linux; POSIX allows two numbers.
+# EAGAIN and EWOULDBLOCK are the same number on Linux; POSIX allows two numbers.
 _AGAIN: Final = (errno.EAGAIN, errno.EWOULDBLOCK)
 
 
 class TruncatedFileError(OSError):
-    """A file ended before the range that was to be sent from it did.
+    """A file ended before the end of the range to send.
 
     Attributes:
-        fd: the file's descriptor.
-        offset: where the file ended: the offset of the first byte that is missing.
-        missing: how many bytes of the range are missing.
+        fd: the descriptor of the file.
+        offset: the offset of the first missing byte, where the file ended.
+        missing: the number of missing bytes in the range.
 
     """
 
     def __init__(self, fd: int, offset: int, missing: int) -> None:
-        """Say which file ended, where, and how many bytes too early."""
+        """Make an error with errno EIO and these attributes."""
         super().__init__(
             errno.EIO,
-            f"file descriptor {fd} ended at offset {offset}, {missing} bytes before its range",
+            f"file descriptor {fd} ended at offset {offset}, {missing} bytes before its range ends",
         )
         self.fd = fd
         self.offset = offset
@@ -46,12 +47,12 @@ class TruncatedFileError(OSError):
 
 
 def is_again(exc: OSError) -> bool:
-    """Tell whether a call that raised this took nothing, and may be repeated later.
+    """Return whether the call that raised this exception took nothing and can be repeated later.
 
-    Python makes a BlockingIOError of EAGAIN and EWOULDBLOCK, and of EINPROGRESS and EALREADY, which
-    a connection that is still being made gives (MSG_FASTOPEN). A callback may raise one without
-    errno. A TimeoutError without errno is the socket's own timeout; with ETIMEDOUT it is the end of
-    the connection. Any other errno is permanent.
+    Python raises BlockingIOError for EAGAIN and EWOULDBLOCK, and for EINPROGRESS and EALREADY,
+    which a connection in progress gives (MSG_FASTOPEN). A callback may raise a BlockingIOError
+    without errno. A TimeoutError without errno is the socket's own timeout; a TimeoutError with
+    ETIMEDOUT is the end of the connection. Any other errno is permanent.
     """
     if isinstance(exc, BlockingIOError | SSLWantReadError | SSLWantWriteError):
         return True
@@ -59,45 +60,48 @@ def is_again(exc: OSError) -> bool:
 
 
 def is_interruption(exc: BaseException) -> bool:
-    """Tell whether an exception is not that of the call that was being made.
+    """Return whether an exception interrupted a call, rather than being raised by the call.
 
-    A signal handler can raise anything, OSError included, after a system call has sent bytes and
-    before they are counted: that must never be taken for the call's own error. Only a handler (and
-    a trace function, for which the same holds) is called with the frame that it interrupts. The
-    handler of Ctrl-C has no frame, but no call raises by itself what is no Exception.
+    A signal handler can raise any exception, OSError included, after a system call has sent bytes
+    and before they are counted. Such an exception must not be treated as the error of the call.
+    is_from_handler() recognizes the exceptions of handlers written in Python. Python's own handler
+    of SIGINT is written in C and has no frame. Its KeyboardInterrupt is not an Exception, and a
+    call by itself raises only Exceptions.
     """
     return not isinstance(exc, Exception) or is_from_handler(exc)
 
 
 def is_from_handler(exc: BaseException) -> bool:
-    """Tell whether a signal handler written in Python raised an exception.
+    """Return whether a signal handler written in Python raised an exception.
 
-    It is known by its second argument, so one that deletes or replaces that is not.
+    A signal handler is called with the interrupted frame as its second argument. The only other
+    functions that are called with this frame are trace functions, whose exceptions interrupt a call
+    in the same way. A handler that deletes or replaces this argument is not recognized.
     """
     traceback = exc.__traceback__
     frame: FrameType | None = None
     while traceback is not None:
         interrupted, frame = frame, traceback.tb_frame
-        if interrupted is not None and _was_given(frame, interrupted):
+        if interrupted is not None and _holds_frame(frame, interrupted):
             return True
         traceback = traceback.tb_next
     return False
 
 
-def _was_given(frame: FrameType, interrupted: FrameType) -> bool:
+def _holds_frame(frame: FrameType, interrupted: FrameType) -> bool:
     for value in frame.f_locals.values():
-        # A tuple: of def handler(*args).
+        # The value is a tuple in a handler defined with *args.
         if any(each is interrupted for each in (value if type(value) is tuple else (value,))):
             return True
     return False
 
 
 @final
-class suppress_own:  # noqa: N801 # it is used as contextlib.suppress is
+class suppress_call_error:  # noqa: N801 # it is used as contextlib.suppress is
     """Suppress exceptions as contextlib.suppress does, except those of a signal handler."""
 
     def __init__(self, *kinds: type[BaseException]) -> None:
-        """Say which exceptions to suppress."""
+        """Make a context manager that suppresses these kinds of exceptions."""
         self._kinds = kinds
 
     def __enter__(self) -> None:
@@ -112,8 +116,11 @@ class suppress_own:  # noqa: N801 # it is used as contextlib.suppress is
         return isinstance(exc, self._kinds) and not is_interruption(exc)
 
 
-def forget_frames(exc: OSError) -> None:
-    """Remove the traceback, whose frames hold views and batches, from an error that is kept."""
+def drop_traceback(exc: OSError) -> None:
+    """Remove traceback, context and cause from an error to be stored.
+
+    The frames of a traceback hold references to views and batches.
+    """
     exc.__traceback__ = exc.__context__ = exc.__cause__ = None
 
 
@@ -121,13 +128,16 @@ def copy_to_raise(error: OSError) -> OSError:
     """Return a copy to raise, so that the stored error never gains a traceback."""
     try:
         return copy(error)
-    except Exception:  # noqa: BLE001 # a class of the caller's may not be made to be copied
+    except Exception:  # noqa: BLE001 # a class of the caller may raise anything when copied
         return error
 
 
 @define(eq=False)
 class _Unraisable:
-    """Raises in its finalizer: only the interpreter can make sys.unraisablehook's argument."""
+    """Raise an exception in a finalizer, so that the interpreter calls sys.unraisablehook.
+
+    Only the interpreter can make the argument of the hook.
+    """
 
     exc: BaseException
 
@@ -135,11 +145,11 @@ class _Unraisable:
         try:
             raise self.exc
         finally:
-            # Its traceback refers to this frame now.
+            # The traceback of the exception refers to this frame: break the cycle.
             del self.exc
 
 
 def report_unraisable(exc: BaseException) -> None:
-    """Hand an exception to sys.unraisablehook."""
+    """Report an exception through sys.unraisablehook."""
     _Unraisable(exc)
-    del exc  # as above
+    del exc  # as in _Unraisable.__del__

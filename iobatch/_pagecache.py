@@ -1,9 +1,9 @@
-"""Is a range in the page cache? If it is not, how to have it read first. Knows no event loop.
+"""Probe whether file ranges are in the page cache, and read them ahead; without an event loop.
 
-A read of a file that is not cached waits for the disk, and all that a loop serves waits with it.
-So before each attempt to send a batch a loop has a PageCacheProbe examine it, and sends what is
-ready. If that is nothing, it runs what read_ahead() returns in a thread, and reports the result by
-has_read().
+A read of a range that is not cached waits for the disk and blocks the event loop. So before each
+attempt to send, the code for an event loop asks a PageCacheProbe how many bytes of the batch are
+ready, and sends these. If no bytes are ready, it has a thread call the ReadAhead that read_ahead()
+returns, and passes the number of bytes read to record_read().
 """
 
 from __future__ import annotations
@@ -20,29 +20,35 @@ from iobatch._errors import is_interruption
 if TYPE_CHECKING:
     from iobatch._core import BatchCore
 
-# What a thread reads at a time, so that only what is soon sent is read.
+# The most bytes that a thread reads ahead at a time. More would be read long before they are sent.
 READ_AHEAD: Final = 512 * 1024
-# The distance between the bytes of a range that are probed: Linux reads half as much ahead.
+# The distance between the probed bytes of a long range. Linux itself reads half as much ahead.
 PROBE_STRIDE: Final = 256 * 1024
-# A range up to here is probed at its last byte only.
+# In a range of up to this number of bytes only the last byte is probed.
 SINGLE_PROBE_LIMIT: Final = 64 * 1024
-# A batch up to here is read and joined: more would take longer to copy than to probe.
+# The most bytes that one pread of a thread returns.
+_READ_SIZE: Final = 64 * 1024
+# A batch of up to this number of bytes is read and joined. A larger one is cheaper to probe than to
+# copy.
 JOIN_CACHED_LIMIT: Final = 20 * 1024
-# The most entries that are probed for a call; what the call does not send is probed again.
+# The most entries that are probed before one call. Those that the call does not send are probed
+# again.
 MAX_PROBED_ENTRIES: Final = 256
 
 _NOWAIT: Final[int] = getattr(os, "RWF_NOWAIT", 0)
 _preadv: Any = getattr(os, "preadv", None)
-# Where the probes read to; the byte itself is of no use.
+# The target of the probes' reads. Its content is not used.
 _BYTE: Final = (bytearray(1),)
 
 
-def cached(fd: int, offset: int, count: int) -> int:
-    """Return how much of a range, from its start on, can be read without waiting for the disk.
+def cached_count(fd: int, offset: int, count: int) -> int:
+    """Return how many bytes at the start of a range can be read without waiting for the disk.
 
-    Single bytes are read in that way: the last one, since files are read from their start, and of
-    a long range the first one and one in each PROBE_STRIDE. A shorter hole is overlooked: it costs
-    a wait or two for the disk.
+    Single bytes are read with RWF_NOWAIT: the last byte of the range (usually a file was read from
+    its start, so if its last byte is cached, all of it is); in a range of more than
+    SINGLE_PROBE_LIMIT bytes also the first byte; and the last byte of each PROBE_STRIDE. A gap in
+    the cache that is shorter than PROBE_STRIDE can be missed, and costs one or two waits for the
+    disk.
 
     Source: preadv2(2), RWF_NOWAIT.
     """
@@ -59,17 +65,18 @@ def cached(fd: int, offset: int, count: int) -> int:
             raise
         if isinstance(exc, BlockingIOError):
             return ready
-        # The file knows no such reads (EOPNOTSUPP, as on tmpfs), or the read itself will fail.
+        # The file does not support RWF_NOWAIT (EOPNOTSUPP, as on tmpfs), or reading fails in any
+        # other way. The range counts as cached, and the send reports the error.
     return count
 
 
 @final
 @define(eq=False)
 class ReadAhead:
-    """Reads a part of a range into the page cache; to be called once, in a thread.
+    """A function that reads a part of a range into the page cache; call it once, in a thread.
 
-    It has a duplicate of the descriptor, so that it never reads from another file, whatever becomes
-    of the original meanwhile.
+    It owns a duplicate of the descriptor, so that it never reads from another file if the original
+    descriptor is closed and its number is reused.
     """
 
     _file: FileIO
@@ -77,15 +84,15 @@ class ReadAhead:
     _count: int
 
     def __call__(self) -> int | OSError:
-        """Read; return how many bytes there were, or why there were none."""
+        """Read; return the number of bytes read, or the error if the first read failed."""
         done = 0
         with self._file as file:
             fd = file.fileno()
             try:
-                # So that the disk has all of it to do at once.
+                # Request all of the bytes from the disk at once.
                 os.posix_fadvise(fd, self._offset, self._count, os.POSIX_FADV_WILLNEED)
                 while done < self._count:
-                    want = min(self._count - done, SINGLE_PROBE_LIMIT)
+                    want = min(self._count - done, _READ_SIZE)
                     size = len(pread(fd, want, self._offset + done))
                     if not size:
                         break
@@ -96,35 +103,40 @@ class ReadAhead:
         return done
 
     def close(self) -> None:
-        """Close the duplicate, also if it was never called."""
+        """Close the duplicate descriptor. __call__() closes it too; closing twice is safe."""
         self._file.close()
 
 
 @final
 @define(eq=False)
 class PageCacheProbe:
-    """Says how much of a batch can be sent without waiting for the disk."""
+    """Finds out how many bytes of a batch can be sent without waiting for the disk."""
 
-    # The batch is one message: it is sent whole, or not at all.
+    # Whether the batch is one message, which is sent whole or not at all.
     _whole: bool = False
-    # The range that was found not to be cached: descriptor, offset, count.
-    _missing: tuple[int, int, int] = field(init=False, default=(-1, 0, 0))
-    # What a thread has read: descriptor, start, end. It counts as cached even if the page cache has
-    # dropped it meanwhile, so that the sender always goes on.
-    _was_read: list[tuple[int, int, int]] = field(init=False, factory=list)
+    # The range that the last probe found not wholly cached: descriptor, offset, count.
+    _uncached: tuple[int, int, int] = field(init=False, default=(-1, 0, 0))
+    # The ranges that count as read, by a thread or later by the send: descriptor, start, end. They
+    # count as cached even if the page cache has dropped them since, so each send makes progress.
+    _read_ranges: list[tuple[int, int, int]] = field(init=False, factory=list)
 
-    def examine(self, core: BatchCore, most: int) -> bytes | int:
-        """Return all of a small batch, joined; or as ready(), if it can't be had in that way.
+    def try_join_cached(self, core: BatchCore, max_bytes: int) -> bytes | int:
+        """Return all bytes of a small batch, joined; otherwise a number of bytes, as ready() does.
 
-        Most responses are some bytes and a small file. To join them takes the same system call that
-        sending them does, and no more time, and leaves nothing to be probed. The batch stays as it
-        is.
+        Most responses are some bytes and a small file. Reading the file here is the read that
+        sending would need in any case, so joining adds no system call and makes a probe
+        unnecessary. The batch is not changed.
+
+        Args:
+            core: the batch.
+            max_bytes: as for ready().
+
         """
-        if core.left > JOIN_CACHED_LIMIT or core.left > most:
-            return self.ready(core, most)
-        entries: list[Any] = core.look()
+        if core.left > JOIN_CACHED_LIMIT or core.left > max_bytes:
+            return self.ready(core, max_bytes)
+        entries: list[Any] = core.snapshot()
         if core.releasable or (core.ranges and not _NOWAIT):
-            return self.ready(core, most)
+            return self.ready(core, max_bytes)
         if not core.ranges:
             return b"".join(entries)
         for index, entry in enumerate(entries):
@@ -133,79 +145,91 @@ class PageCacheProbe:
                 buffer = bytearray(count)
                 try:
                     if _preadv(fd, (buffer,), offset, _NOWAIT) < count:
-                        return most  # the sender finds the end of the file
+                        return max_bytes  # the send reports the end of the file
                 except OSError as exc:
                     if is_interruption(exc):
                         raise
                     if not isinstance(exc, BlockingIOError):
-                        return most  # as in cached()
-                    ready = self._known(fd, offset, count)
+                        return max_bytes  # as in cached_count()
+                    ready = self._already_read(fd, offset, count)
                     if not ready:
-                        self._missing = entry[:3]
+                        self._uncached = entry[:3]
                     return sum(map(len, entries[:index])) + ready
                 entries[index] = buffer
         return b"".join(entries)
 
-    def ready(self, core: BatchCore, most: int) -> int:
-        """Return how much of a batch, from its head on, can be sent without waiting for the disk.
+    def ready(self, core: BatchCore, max_bytes: int) -> int:
+        """Return how many bytes from the head of a batch can be sent without waiting for the disk.
 
-        It is no more than `most`. It may be less than there is, but is 0 only if the head is not
-        cached: then read_ahead() is next.
+        Args:
+            core: the batch.
+            max_bytes: the most bytes to be sent.
+
+        Returns:
+            At most max_bytes; more may be cached than is returned. 0: the head of the batch is not
+            cached, and read_ahead() is the next step. If the batch has no ranges, or the system
+            has no RWF_NOWAIT: max_bytes.
+
         """
         if not (core.ranges and _NOWAIT):
-            return most
+            return max_bytes
         size = 0
-        for entry in core.look(None if self._whole else MAX_PROBED_ENTRIES):
+        for entry in core.snapshot(None if self._whole else MAX_PROBED_ENTRIES):
             if type(entry) is tuple:
                 fd, offset, count, _, _ = entry
-                if count > most - size:
-                    count = most - size
-                ready = self._known(fd, offset, count) or cached(fd, offset, count)
+                if count > max_bytes - size:
+                    count = max_bytes - size
+                ready = self._already_read(fd, offset, count) or cached_count(fd, offset, count)
                 size += ready
                 if ready < count:
-                    self._missing = entry[:3]
+                    self._uncached = entry[:3]
                     break
             elif type(entry) is not Release:
                 size += len(entry)
-            if size >= most:
-                return most
+            if size >= max_bytes:
+                return max_bytes
         return size
 
     def read_ahead(self) -> ReadAhead | None:
-        """Return what reads the start of the range that is not cached.
+        """Return a ReadAhead for the start of the range that is not cached.
 
         Returns:
-            None: there is no descriptor to be had, so it has to be read by the sender; ready() says
-            so next.
+            A ReadAhead, which the caller calls or closes. None: no descriptor is available for it.
+            The send must read these bytes itself, and ready() counts them as cached from then on.
 
         """
-        fd, offset, count = self._missing
+        fd, offset, count = self._uncached
         count = min(count, READ_AHEAD)
         try:
             return ReadAhead(FileIO(os.dup(fd)), offset, count)
         except OSError as exc:
             if is_interruption(exc):
                 raise
-            self.has_read(count)
+            self.record_read(count)
             return None
 
-    def has_read(self, count: int = READ_AHEAD) -> None:
-        """Take note of what a ReadAhead has read, or that the sender has to read it."""
-        fd, offset, most = self._missing
+    def record_read(self, count: int = READ_AHEAD) -> None:
+        """Count bytes of the range as cached: a thread has read them, or the send must.
+
+        Args:
+            count: the number of bytes, from the start of the range.
+
+        """
+        fd, offset, range_count = self._uncached
         if self._whole:
-            count = most  # the rest can't be left for later
+            count = range_count  # a message is sent whole: the rest of the range counts too
         else:
-            self._was_read.clear()
-        # At least 1, so that the sender reads at the end of a file, and learns that it is the end.
-        self._was_read.append((fd, offset, offset + max(1, count)))
+            self._read_ranges.clear()
+        # At least 1, so that at the end of a file the send reads and reports the end.
+        self._read_ranges.append((fd, offset, offset + max(1, count)))
 
     def forget(self) -> None:
-        """Forget what was read: when the next batch comes, the cache may have dropped it."""
-        self._was_read.clear()
+        """Forget the ranges that were read: the cache may drop them before the next batch."""
+        self._read_ranges.clear()
 
-    def _known(self, fd: int, offset: int, count: int) -> int:
-        """Return how much of a range a thread has read."""
-        for its_fd, start, end in self._was_read:
+    def _already_read(self, fd: int, offset: int, count: int) -> int:
+        """Return how many bytes at the start of a range count as read."""
+        for its_fd, start, end in self._read_ranges:
             if its_fd == fd and start <= offset < end:
                 return min(count, end - offset)
         return 0

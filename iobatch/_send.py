@@ -1,4 +1,4 @@
-"""The kernel path: batches sent by sendmsg, sendfile and pread."""
+"""iob_send and iob_sendmsg: send batches by send, sendmsg and sendfile; read ranges by pread."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 
-# signal's own makes a member of an Enum of what it finds, which takes half a microsecond.
+# signal.getsignal makes an Enum member of its result, which takes half a microsecond.
 from _signal import getsignal  # type: ignore[import-not-found]
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -18,7 +18,7 @@ from iobatch._arguments import MAX_BYTES, check_flags, check_limit, fileno
 from iobatch._batch import core_of
 from iobatch._core import COUNT_UNKNOWN, IDLE, IOB_AGAIN, IOB_DONE, IOB_ERROR, SENDING
 from iobatch._entries import IOV_MAX
-from iobatch._errors import TruncatedFileError, is_interruption, suppress_own
+from iobatch._errors import TruncatedFileError, is_interruption, suppress_call_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -29,35 +29,37 @@ if TYPE_CHECKING:
     from iobatch._batch import IOBatch
     from iobatch._core import BatchCore
 
-# What one call may send, so that a fast peer can't hold a loop (as nginx's sendfile_max_chunk).
+# The most bytes that one call sends by default, so that one fast peer can't keep an event loop busy
+# (as nginx's sendfile_max_chunk).
 SEND_LIMIT: Final = 2 * 1024 * 1024
-# A range up to here is read and goes out with its neighbours in one sendmsg, a longer one goes by
-# sendfile. The crossing point was found by sending the same files both ways, in turn, on loopback
-# (`python -m tests.bench kernel`): it is at 16 KiB for a header and a file, and at 40 KiB for eight
-# files in a batch. In between, at 32 KiB, to read costs a tenth more for the one and saves a fifth
+# A range of up to this number of bytes is read and sent with its neighbours in one sendmsg; a
+# longer range is sent by sendfile. `python -m tests.bench kernel` sends the same files both ways in
+# turn on loopback. Both ways cost the same at 16 KiB for a header and one file, and at 40 KiB for
+# eight files in a batch. At 32 KiB reading costs a tenth more for the one file, and saves a fifth
 # for the eight.
 COPY_LIMIT: Final = 32 * 1024
-# Buffers that are all `bytes` are joined for the system call up to this size together, or this one
-# in the mean: copying them costs less than sendmsg's work on its list.
+# Buffers that are all `bytes` are joined for the system call if their total is up to JOIN_LIMIT
+# bytes, or their mean up to JOIN_MEAN_LIMIT: copying them costs less than the work of sendmsg on a
+# list.
 JOIN_LIMIT: Final = 16 * 1024
-JOIN_MEAN: Final = 1536
-# MAX_RW_COUNT: Linux moves no more in a call (write(2), sendfile(2)).
-_MAX_CALL: Final = 0x7FFFF000
+JOIN_MEAN_LIMIT: Final = 1536
+# MAX_RW_COUNT: the most bytes that Linux transfers in one call (write(2), sendfile(2)).
+_MAX_CALL_BYTES: Final = 0x7FFFF000
 
-# Plain ints: `|` on socket's IntFlags takes longer than the rest of a small send.
+# Plain ints: `|` on the IntFlags of socket takes longer than the rest of a small send.
 _NOSIGNAL: Final = int(getattr(socket, "MSG_NOSIGNAL", 0))
 _MORE: Final = int(getattr(socket, "MSG_MORE", 0))
 _CORK: Final = int(getattr(socket, "TCP_CORK", 0))
-_UDP_CORK: Final = 1  # udp(7); socket has no name for it
-# The file's or the socket's kind is not one that sendfile(2) knows.
-_REFUSED: Final = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EOVERFLOW)
+_UDP_CORK: Final = 1  # UDP_CORK of udp(7), which socket does not define
+# The errors of sendfile(2) for a kind of file or socket that it does not support.
+_SENDFILE_REFUSED: Final = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EOVERFLOW)
 
-# Also a plain int, as what _signal's functions return is.
+# A plain int, as the results of _signal.getsignal are.
 _SIG_DFL: Final = int(signal.SIG_DFL)
 _sendfile: Callable[[int, int, int, int], int] | None = getattr(os, "sendfile", None)
 _socket_class: Final = socket.socket
 _ONLY_BYTES: Final = frozenset((bytes,))
-_sendmsg = hasattr(socket.socket, "sendmsg")
+_HAS_SENDMSG: Final = hasattr(socket.socket, "sendmsg")
 
 
 def iob_send(
@@ -67,44 +69,48 @@ def iob_send(
     flags: int = 0,
     limit: int | None = SEND_LIMIT,
 ) -> int:
-    """Send what a socket or descriptor takes of a batch; call it whenever it is writable.
+    """Send as many bytes of a batch as a socket or descriptor accepts, up to limit.
 
-    A blocking socket blocks, as its send does. A socket with a timeout may be waited for that long
-    by a send, but not by sendfile; either way IOB_AGAIN is returned. For one message to a datagram
-    or seqpacket socket there is iob_sendmsg, for TLS iob_write.
+    Call iob_send whenever sock is writable, until it returns IOB_DONE or IOB_ERROR. With a blocking
+    socket the call blocks, as send does. On a socket with a timeout, send waits up to the timeout,
+    and sendfile does not wait. If nothing was sent, iob_send returns IOB_AGAIN in both cases. Use
+    iob_sendmsg to send one message to a datagram or seqpacket socket, and iob_write for TLS.
 
     Args:
-        sock: a socket, an int descriptor (written to as write(2) does, SIGPIPE included), or an
-            object with fileno(), whose descriptor is used in the same way.
-        batch: what to send.
+        sock: a socket; an int descriptor, which is written to as by write(2), including SIGPIPE; or
+            an object with fileno(), whose descriptor is used in the same way.
+        batch: the batch to send.
         flags: MSG_* flags for every send(2); only for a socket.
-        limit: the most bytes to send in this call; None: as many as are accepted.
+        limit: the most bytes to send in this call; None: as many as sock accepts.
 
     Returns:
         n > 0: n bytes were sent; call again.
         IOB_DONE (0): the batch is empty.
         IOB_AGAIN (-1): nothing was sent; wait until sock is writable and call again.
-        IOB_ERROR (-3): nothing was sent, now or later: batch.error says why. What was sent before
-            the error is in batch.bytessent, what was not is still in the batch.
+        IOB_ERROR (-3): nothing was sent, and batch.error is the permanent error. batch.bytessent
+            counts the bytes sent before the error; the rest is still in the batch.
 
     Raises:
-        TypeError: sock is a TLS socket (its descriptor would send plain text), or neither a
-            descriptor nor an object that has one.
-        ValueError: limit is below 1, or flags are given for what is no socket object.
-        RuntimeError: this is a hook of the batch itself.
-        BaseException: a signal handler's exception. If it is unknown how many bytes were sent,
-            batch.error says so, and the batch has failed.
+        TypeError: sock is a TLS socket (its descriptor would send plain text), or is neither a
+            descriptor nor an object with fileno().
+        ValueError: limit is below 1; the descriptor is negative; or flags are given and sock is not
+            a socket object.
+        OverflowError: flags or the descriptor does not fit a C int.
+        RuntimeError: a call on the batch is in progress, as during its hooks and callbacks.
+        BaseException: the exception of a signal handler. If the number of bytes sent is unknown,
+            the batch has failed, and batch.error reports this.
 
     Source: sendmsg(2), sendfile(2), tcp(7).
     """
-    target: Any = sock if type(sock) is _socket_class else _target(sock, flags)
+    target: Any = sock if type(sock) is _socket_class else _as_target(sock, flags)
     if limit is not SEND_LIMIT:
         limit = check_limit(limit)
     if flags:
         flags = check_flags(flags)
     core = core_of(batch)
-    # why_not() once more: each batch ends with a call that finds it empty, at four fifths the cost.
-    if core.activity or core.unsettled:
+    # A copy of check_sendable(): the last call for each batch finds it empty, and takes four fifths
+    # of the time this way.
+    if core.activity or core.release_pending:
         core.check_idle()
     if core.error is not None:
         return IOB_ERROR
@@ -114,47 +120,50 @@ def iob_send(
     try:
         size = core.left
         if not (core.ranges or core.releasable) and size <= JOIN_LIMIT and size <= limit:
-            buffers: list[Any] = core.look()
-            if core.left == size:  # else something else was added meanwhile
+            buffers: list[Any] = core.snapshot()
+            if core.left == size:  # else a handler or finalizer has added entries
                 return send_joined(target, core, b"".join(buffers), flags)
         return _send_in_steps(target, core, flags, limit)
     finally:
         core.activity = IDLE
 
 
-def _send_in_steps(target: Any, core: BatchCore, flags: int, room: int) -> int:
-    """Send a batch by as many system calls as it takes; otherwise as send_joined."""
-    stage = core.stage if _sendmsg else partial(_stage_one, core)
-    # sendfile takes no flags, so with flags all ranges are read; and where there is no sendmsg.
-    copy_limit = MAX_BYTES if flags or not (_sendfile and _sendmsg) else COPY_LIMIT
+def _send_in_steps(target: Any, core: BatchCore, flags: int, limit: int) -> int:
+    """Send at most limit bytes of a batch, by as many system calls as that needs.
+
+    The caller has stored `activity = SENDING`. Returns and Raises: as for iob_send.
+    """
+    stage = core.stage if _HAS_SENDMSG else partial(_stage_single, core)
+    # sendfile takes no flags, so with flags all ranges are read. _stage_single() always reads them.
+    copy_limit = MAX_BYTES if flags or not (_sendfile and _HAS_SENDMSG) else COPY_LIMIT
     sent = 0
-    more_pending = False  # bytes went out with MSG_MORE, and none followed yet
+    more_pending = False  # the last bytes were sent with a MSG_MORE that this function added
     corked: bool | None = None  # None: not tried
     core.pinned = 0
     try:
         while True:
-            buffers, size = stage(room if room < _MAX_CALL else _MAX_CALL, copy_limit)
+            buffers, size = stage(limit if limit < _MAX_CALL_BYTES else _MAX_CALL_BYTES, copy_limit)
             if buffers:
-                more = size < core.left and size < room
+                more = size < core.left and size < limit
                 send_flags = flags | _MORE if more else flags
                 nbytes = _send_buffers(target, core, buffers, size, send_flags)
                 more_pending = more and not flags & _MORE
             else:
-                if size > room or size > _MAX_CALL:
-                    size = min(room, _MAX_CALL)
-                more = size < core.left and size < room
+                if size > limit or size > _MAX_CALL_BYTES:
+                    size = min(limit, _MAX_CALL_BYTES)
+                more = size < core.left and size < limit
                 if more and corked is None:
                     corked = _cork(target)
                 nbytes = _send_range(target, core, size)
-                if nbytes < 0:  # sendfile was refused, so the range is read from now on
+                if nbytes < 0:  # sendfile was refused: stage() reads the range next
                     continue
                 more_pending = False
             core.consume(nbytes)
             sent += nbytes
             if nbytes < size or not more:
-                # A send that took nothing and raised nothing is not the end of the batch.
+                # If all sends returned 0, return IOB_AGAIN: 0 would mean IOB_DONE.
                 return sent or IOB_AGAIN
-            room -= nbytes
+            limit -= nbytes
     except BaseException as exc:
         code = core.call_raised(exc)
         if code is None:
@@ -162,7 +171,7 @@ def _send_in_steps(target: Any, core: BatchCore, flags: int, room: int) -> int:
         return sent or code
     finally:
         if more_pending or corked:
-            _release_frames(target, corked=bool(corked))
+            _uncork(target, corked=bool(corked))
 
 
 def iob_sendmsg(
@@ -172,44 +181,48 @@ def iob_sendmsg(
     flags: int = 0,
     address: Any = None,
 ) -> int:
-    """Send a whole batch as one message, with ancillary data if wanted.
+    """Send a whole batch as one message, optionally with ancillary data.
 
-    On a datagram or seqpacket socket it is sent whole or not at all. On a stream socket it may be
-    sent in part, and the rest stays in the batch; ancdata went with the first byte then, so don't
-    pass it again with the rest. File ranges are read into memory.
+    A datagram or seqpacket socket sends the message whole or not at all. A stream socket may send a
+    part of it, and the rest stays in the batch. In that case the ancillary data has been sent with
+    the first byte: don't pass it again. File ranges are read into memory.
 
     Args:
         sock: a socket object.
         batch: the message. An empty batch sends nothing.
         ancdata: as for socket.sendmsg: (level, type, data), for example SCM_RIGHTS.
         flags: MSG_* flags.
-        address: where to, for a socket that is not connected.
+        address: the destination, for a socket that is not connected.
 
     Returns:
-        n > 0: n bytes were sent; all of the batch, except on a stream socket.
+        n > 0: n bytes were sent; the whole batch, except on a stream socket.
         IOB_DONE (0): the batch is empty.
         IOB_AGAIN (-1): nothing was sent; wait until sock is writable and call again.
-        IOB_ERROR (-3): nothing was sent; batch.error says why (EMSGSIZE: the message is too long)
-            and the batch still holds everything, to be moved on by extend().
+        IOB_ERROR (-3): nothing was sent, and batch.error is the permanent error (EMSGSIZE: the
+            message is too long). The batch keeps its entries; extend() can move them.
 
     Raises:
-        TypeError: sock is no socket object, or a TLS socket; ancdata or address is of a wrong
+        TypeError: sock is not a socket object, or is a TLS socket; ancdata or address has a wrong
             type.
-        RuntimeError: this is a hook of the batch itself.
+        OverflowError: flags, or a number in ancdata or address, is out of range.
+        RuntimeError: a call on the batch is in progress, as during its hooks and callbacks.
+        BaseException: as for iob_send.
 
     Source: sendmsg(2), unix(7).
     """
-    if type(sock) is not _socket_class and type(_target(sock, 0)) is _Descriptor:
-        raise TypeError(f"a socket object is required, not {type(sock).__name__!r}")
+    if type(sock) is not _socket_class:
+        if not isinstance(sock, _socket_class):
+            raise TypeError(f"sock must be a socket object, not {type(sock).__name__!r}")
+        _as_target(sock, 0)  # refuses a TLS socket
     core = core_of(batch)
-    code = core.why_not()
+    code = core.check_sendable()
     if code is not None:
         return code
     core.activity = SENDING
     core.pinned = 0
     try:
         if sock.type == socket.SOCK_STREAM:
-            buffers, _ = core.stage(_MAX_CALL)
+            buffers, _ = core.stage(_MAX_CALL_BYTES)
         else:
             buffers = _stage_message(sock, core)
         core.error = COUNT_UNKNOWN
@@ -226,9 +239,9 @@ def iob_sendmsg(
 
 
 def send_joined(target: Any, core: BatchCore, data: bytes, flags: int = 0) -> int:
-    """Send what was joined from the first bytes of a batch by one call.
+    """Send data, a copy of the first bytes of a batch, by one send(2).
 
-    The caller has stored `activity = SENDING`. Otherwise as iob_send.
+    The caller has stored `activity = SENDING`. Returns and Raises: as for iob_send.
     """
     core.pinned = 0
     try:
@@ -245,7 +258,7 @@ def send_joined(target: Any, core: BatchCore, data: bytes, flags: int = 0) -> in
 
 @define
 class _Descriptor:
-    """Writes to a descriptor as to a socket. write(2) knows no flags."""
+    """A descriptor with the methods of a socket. write(2) and writev(2) take no flags."""
 
     fd: int
 
@@ -262,38 +275,48 @@ class _Descriptor:
         raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
 
 
-def _target(sock: Any, flags: int) -> Any:
-    """Return what has send, sendmsg and fileno for sock."""
-    # ssl.SSLSocket and pyOpenSSL's Connection: their descriptor carries what is encrypted.
+def _as_target(sock: Any, flags: int) -> Any:
+    """Return an object with send, sendmsg and fileno for sock: a socket, or a _Descriptor.
+
+    Raises:
+        TypeError: sock is a TLS socket, or is neither a descriptor nor an object with fileno().
+        ValueError: flags are given and sock is not a socket object.
+
+    """
+    # ssl.SSLSocket and pyOpenSSL's Connection have do_handshake; their descriptors carry encrypted
+    # bytes.
     if hasattr(sock, "do_handshake"):
-        raise TypeError("a TLS socket's batch is sent by iob_write, with its send as the callback")
+        raise TypeError(
+            "sock must not be a TLS socket: use iob_write, as in "
+            "iob_write(sock, batch, ssl.SSLSocket.send)"
+        )
     if isinstance(sock, _socket_class):
         return sock
     descriptor = _Descriptor(fileno(sock))
     if flags:
-        raise ValueError("flags are for socket objects")
+        raise ValueError("flags require a socket object")
     return descriptor
 
 
-def _stage_one(
-    core: BatchCore, room: int, _copy_limit: int
+def _stage_single(
+    core: BatchCore, max_bytes: int, _copy_limit: int
 ) -> tuple[list[bytes | memoryview], int]:
-    """Stage a single buffer, where the system has no sendmsg: all ranges are read."""
-    buffer = core.stage_one(room)
-    if len(buffer) > room:
-        buffer = memoryview(buffer)[:room]
+    """Stage one buffer, as stage() does, on a system without sendmsg; all ranges are read."""
+    buffer = core.coalesce_head(max_bytes)
+    if len(buffer) > max_bytes:
+        buffer = memoryview(buffer)[:max_bytes]
     return [buffer], len(buffer)
 
 
 def _stage_message(sock: socket.socket, core: BatchCore) -> list[bytes | memoryview]:
-    """Stage all of a batch, as one message.
+    """Stage a whole batch as one message.
 
     Raises:
-        OSError: EMSGSIZE: it is longer than any message can be; or as for stage.
+        OSError: EMSGSIZE: the batch is longer than any message can be; or as for stage().
 
     """
-    # No message is longer than the socket's buffer, except on UDP, which has a limit of its own. So
-    # a range that is too long for any is not read first.
+    # No message is longer than the send buffer of the socket, except on UDP, where none is longer
+    # than 64 KiB. The check comes first, so that a range that is too long is not read.
     if core.left > max(sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF), 0xFFFF):
         raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
     size = 0
@@ -305,12 +328,13 @@ def _stage_message(sock: socket.socket, core: BatchCore) -> list[bytes | memoryv
 def _send_buffers(
     target: Any, core: BatchCore, buffers: list[bytes | memoryview], size: int, flags: int
 ) -> int:
-    """Send buffers by one system call, joined where that costs less."""
+    """Send buffers by one system call, joined if this costs less; return the number of bytes."""
     core.error = COUNT_UNKNOWN
     if len(buffers) == 1:
         return target.send(buffers[0], _NOSIGNAL | flags)  # type: ignore[no-any-return]
-    # Only bytes: joining views of a truncated mmap would raise SIGBUS, where sendmsg gives EFAULT.
-    if (size <= JOIN_LIMIT or size <= JOIN_MEAN * len(buffers)) and (
+    # Only `bytes` are joined: reading a view of a truncated mmap causes SIGBUS, while sendmsg fails
+    # with EFAULT.
+    if (size <= JOIN_LIMIT or size <= JOIN_MEAN_LIMIT * len(buffers)) and (
         not core.releasable or _ONLY_BYTES.issuperset(map(type, buffers))
     ):
         return target.send(b"".join(buffers), _NOSIGNAL | flags)  # type: ignore[no-any-return]
@@ -318,19 +342,19 @@ def _send_buffers(
 
 
 def _send_range(target: Any, core: BatchCore, size: int) -> int:
-    """Send the first bytes of the range at the head by sendfile.
+    """Send the first `size` bytes of the range at the head by sendfile.
 
     Returns:
-        How many; -1: sendfile can't be used for this range, which is to be read instead.
+        The number of bytes sent. -1: sendfile can't send this range, which is marked to be read.
 
     Raises:
         TruncatedFileError: the file has ended.
-        OSError: sendfile's.
+        OSError: the error of sendfile.
 
     """
     fd, offset, count, _, _ = core.head  # type: ignore[misc]
-    # sendfile can't suppress SIGPIPE (send has MSG_NOSIGNAL). Where that would end the process, the
-    # range is read. A Windows form of this function would call TransmitFile.
+    # sendfile has no MSG_NOSIGNAL. So if SIGPIPE would end the process, the range is read and sent
+    # by send. For a descriptor SIGPIPE is part of the contract.
     if type(target) is not _Descriptor and getsignal(signal.SIGPIPE) == _SIG_DFL:
         core.refuse_sendfile()
         return -1
@@ -338,7 +362,7 @@ def _send_range(target: Any, core: BatchCore, size: int) -> int:
         core.error = COUNT_UNKNOWN
         nbytes = _sendfile(target.fileno(), fd, offset, size)  # type: ignore[misc]
     except OSError as exc:
-        if exc.errno not in _REFUSED or is_interruption(exc):
+        if exc.errno not in _SENDFILE_REFUSED or is_interruption(exc):
             raise
         core.refuse_sendfile()
         return -1
@@ -348,20 +372,26 @@ def _send_range(target: Any, core: BatchCore, size: int) -> int:
 
 
 def _cork(sock: Any) -> bool:
-    """Hold back partial frames. Return False if the caller has done it, or if it isn't TCP."""
-    with suppress_own(OSError):
+    """Set TCP_CORK, which holds back partial frames, and return whether this call has set it.
+
+    The result is False if the caller has set TCP_CORK already, or sock is not a TCP socket.
+    """
+    with suppress_call_error(OSError):
         if not sock.getsockopt(socket.IPPROTO_TCP, _CORK):
             sock.setsockopt(socket.IPPROTO_TCP, _CORK, 1)
             return True
     return False
 
 
-def _release_frames(sock: Any, *, corked: bool) -> None:
-    """Have the kernel send what a cork of ours, or MSG_MORE with nothing after it, holds back."""
-    # UDP holds a datagram back in the same way. Removing a cork sends what waits, also where there
-    # was none.
+def _uncork(sock: Any, *, corked: bool) -> None:
+    """Make the kernel send the bytes it holds back for _cork(), or for MSG_MORE on the last send.
+
+    A cork that the caller has set is not removed.
+    """
+    # UDP holds back a datagram in the same way. Setting the option to 0 sends the bytes held back,
+    # even if the option was not set. The first option that the socket has is the right one.
     for level, option in ((socket.IPPROTO_TCP, _CORK), (socket.IPPROTO_UDP, _UDP_CORK)):
-        with suppress_own(OSError):
+        with suppress_call_error(OSError):
             if corked or not sock.getsockopt(level, option):
                 sock.setsockopt(level, option, 0)
             return

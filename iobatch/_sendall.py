@@ -1,4 +1,4 @@
-"""The blocking path: a batch driven to its end, for programs without a loop."""
+"""The blocking path: whole batches, for programs without an event loop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from iobatch._arguments import fileno
 from iobatch._core import IOB_AGAIN, IOB_ERROR
-from iobatch._errors import copy_to_raise, suppress_own
+from iobatch._errors import copy_to_raise, suppress_call_error
 from iobatch._send import iob_send
 from iobatch._write import iob_write
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from iobatch._batch import IOBatch
 
-# Selectors can't wait forever in one call: this is a day.
-_LONG: Final = 86_400.0
+# The longest wait of one select(), a day: epoll_wait(2) takes milliseconds as a C int.
+_MAX_WAIT: Final = 86_400.0
 
 
 def iob_sendall(
@@ -32,31 +32,32 @@ def iob_sendall(
     timeout: float | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> int:
-    """Send a whole batch, waiting as long as it takes.
+    """Send a whole batch, and wait for as long as that takes.
 
     Args:
-        sock: as for iob_send, or with a callback as for iob_write. To be waited for it must be a
-            descriptor or have fileno().
-        batch: what to send.
-        callback: write through it, by iob_write. A Filter (anything with drain, and bytesleft,
-            error and wants as a batch has them) is drained too; its finish is the caller's.
-        timeout: seconds for all of it, in which sock is non-blocking; None: no bound, whatever
-            the socket's own timeout.
-        progress: called with the number of bytes after each step that sent some.
+        sock: as for iob_send, or with a callback as for iob_write. Waiting requires a descriptor
+            or an object with fileno().
+        batch: the batch to send.
+        callback: write through this callback with iob_write. A Filter (any object with drain, and
+            with bytesleft, error and wants as on a batch) is drained too. finish() is left to the
+            caller.
+        timeout: seconds for the whole call, during which sock is non-blocking; None: no bound,
+            whatever the socket's own timeout.
+        progress: called after each step that sent bytes of the batch, with their number.
 
     Returns:
-        The bytes sent by this call.
+        The number of bytes sent by this call.
 
     Raises:
-        OSError: a copy of batch.error, or of the callback's error. What was sent is in
-            batch.bytessent, what was not is still in the batch.
-        TimeoutError: the time is over. The batch can go on from there.
-        ValueError: timeout is negative.
-        Exception: what iob_send, iob_write and progress raise.
+        OSError: a copy of batch.error, or of the callback's error. Bytes sent before are counted
+            in batch.bytessent; the rest is still in the batch.
+        TimeoutError: the timeout has expired. Another call can continue with the batch.
+        ValueError: timeout is negative or NaN.
+        Exception: any exception of iob_send, iob_write and progress.
 
     """
     if timeout is not None and not timeout >= 0:
-        raise ValueError(f"timeout must be a number of seconds, and not negative: {timeout}")
+        raise ValueError(f"timeout must be at least 0 seconds, not {timeout}")
     start = batch.bytessent
     deadline = None if timeout is None else monotonic() + timeout
     drain = getattr(callback, "drain", None)
@@ -77,23 +78,27 @@ def iob_sendall(
                     raise copy_to_raise(source.error)
                 if nbytes > 0 and progress is not None and source is batch:
                     progress(nbytes)
-                left = None if deadline is None else deadline - monotonic()
-                if left is not None and left <= 0 and (source.bytesleft or nbytes == IOB_AGAIN):
+                remaining = None if deadline is None else deadline - monotonic()
+                if (
+                    remaining is not None
+                    and remaining <= 0
+                    and (source.bytesleft or nbytes == IOB_AGAIN)
+                ):
                     raise TimeoutError(f"{source.bytesleft} bytes were left after {timeout} s")
                 if nbytes == IOB_AGAIN:
-                    # Not before: what never says "again", as a regular file, can't be waited for.
+                    # Only after IOB_AGAIN: epoll refuses regular files, which never block.
                     if selector is None:
                         selector = stack.enter_context(DefaultSelector())
                         selector.register(sock, source.wants)
                     else:
                         selector.modify(sock, source.wants)
-                    selector.select(None if left is None else min(left, _LONG))
+                    selector.select(None if remaining is None else min(remaining, _MAX_WAIT))
     return batch.bytessent - start
 
 
 @contextmanager
 def _nonblocking(sock: Any) -> Iterator[None]:
-    """Make a socket or descriptor non-blocking for a while."""
+    """Make a socket or descriptor non-blocking, and restore its mode at the end."""
     if hasattr(sock, "gettimeout"):
         restore = partial(sock.settimeout, sock.gettimeout())
         sock.setblocking(False)
@@ -104,6 +109,6 @@ def _nonblocking(sock: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        # Where it was closed meanwhile there is nothing to restore.
-        with suppress_own(OSError):
+        # A socket that was closed meanwhile has no mode to restore.
+        with suppress_call_error(OSError):
             restore()

@@ -1,4 +1,4 @@
-"""The callback path: batches driven through a function that behaves like write(2)."""
+"""The callback path: batches written through a function that behaves like write(2)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 Sock = TypeVar("Sock")
 
-# What one call offers, so that a state machine gets control back: four TLS records.
+# The most bytes that one call offers, four TLS records, so that the caller's event loop regains
+# control.
 WRITE_LIMIT: Final = 64 * 1024
 
 
@@ -40,62 +41,69 @@ def iob_write(
 ) -> int:
     """Write a batch through a callback: TLS, compression, or any function like write(2).
 
-    The callback gets sock as it is and a read-only view that is valid during the call only. It
-    returns how many bytes of it were taken; -1 or None, or BlockingIOError, SSLWantWriteError,
-    SSLWantReadError or a TimeoutError without errno raised, say "again" (a BlockingIOError with
-    characters_written says how many were taken all the same); 0 says that the other side takes no
-    more; -3, or any other OSError raised, is a permanent error. So
-    ssl.SSLSocket.send, socket.socket.send and os.write are callbacks as they stand. (For an
-    SSLSocket it must be ssl.SSLSocket.send: socket.socket.send would send plain text.)
+    The callback is called with sock and with a read-only view that is valid only during the call.
+    Its return value or exception means:
 
-    After "again" the same bytes are offered again, in the same length, whatever the limit. An
-    offer may span entries: a callback must not count on their boundaries.
+    - `n > 0`: it took the first n bytes of the view.
+    - `-1` or None, or BlockingIOError, SSLWantWriteError, SSLWantReadError or a TimeoutError
+      without errno: "again". A BlockingIOError with a positive characters_written counts as that
+      number of bytes taken.
+    - `0`: the other side takes no more bytes.
+    - `-3`, or any other OSError: a permanent error.
+
+    So ssl.SSLSocket.send, socket.socket.send and os.write are callbacks as they are. An SSLSocket
+    requires ssl.SSLSocket.send: socket.socket.send would send plain text.
+
+    After "again" the next call offers the same number of the same bytes, whatever its limit. An
+    offer may span entries: a callback must not rely on their boundaries.
 
     Args:
-        sock: any object; handed to the callback.
-        batch: what to write.
-        callback: see above.
-        limit: the most bytes to offer in this call; None: as many as are taken.
+        sock: any object; passed to the callback.
+        batch: the batch to write.
+        callback: the function that takes the bytes, as above.
+        limit: the most bytes to offer in this call; None: no limit.
 
     Returns:
         n > 0: n bytes were taken; call again.
         IOB_DONE (0): the batch is empty.
         IOB_AGAIN (-1): nothing was taken; wait until sock is ready for batch.wants and call again.
-        IOB_ERROR (-3): nothing was taken, now or later: batch.error says why (BrokenPipeError for
-            a callback's 0). What was taken before is in batch.bytessent, what was not is still in
-            the batch.
+        IOB_ERROR (-3): nothing was taken, and no later call takes anything until reset():
+            batch.error is the reason (BrokenPipeError for a callback's 0). Bytes taken before are
+            counted in batch.bytessent; the rest is still in the batch.
 
     Raises:
-        ValueError: limit is below 1, or the callback returned another number.
-        TypeError: the callback returned no number.
-        RuntimeError: this is a hook or callback of the batch itself.
-        Exception: what else the callback raises. After these the batch is as it was before that
-            callback; what earlier callbacks of this call took is in batch.bytessent.
-        BaseException: a signal handler's exception. If it is unknown how many bytes were taken,
-            batch.error says so, and the batch has failed.
+        ValueError: limit is below 1; or the callback returned a number that is greater than the
+            length of the view, or below -1 and not -3.
+        TypeError: the callback returned neither an int nor None.
+        RuntimeError: a call on the batch is in progress, as during its hooks and callbacks.
+        Exception: any other exception of the callback. After an exception that the callback caused,
+            the batch is as it was before that call of the callback; bytes taken by its earlier
+            calls are counted in batch.bytessent.
+        BaseException: the exception of a signal handler. If the number of bytes taken is unknown,
+            the batch has failed, and batch.error states that.
 
     Source: write(2), SSL_write(3).
     """
     if limit is not WRITE_LIMIT:
         limit = check_limit(limit)
     core = core_of(batch)
-    if core.activity or core.unsettled or core.error is not None or not core.left:
-        code = core.why_not()
+    if core.activity or core.release_pending or core.error is not None or not core.left:
+        code = core.check_sendable()
         if code is not None:
             return code
     written = 0
     core.activity = SENDING
     core.wants = EVENT_WRITE
-    pinned = core.pinned
+    pin_before = core.pinned
     try:
         while core.left and written < limit:
-            pinned = core.pinned
-            view = core.pin(limit - written)
+            pin_before = core.pinned
+            view = core.pin_head(limit - written)
             offered = len(view)
-            nbytes = _call(callback, sock, view, core)
+            nbytes = _offer(callback, sock, view, core)
             if nbytes < 0:
                 break
-            pinned = 0
+            pin_before = 0
             core.consume(nbytes)
             written += nbytes
             if nbytes < offered:
@@ -103,7 +111,7 @@ def iob_write(
     except BaseException as exc:
         code = core.call_raised(exc)
         if code is None:
-            core.pinned = pinned
+            core.pinned = pin_before
             raise
         return written or code
     finally:
@@ -111,18 +119,18 @@ def iob_write(
     return written or IOB_AGAIN
 
 
-def _call(
+def _offer(
     callback: Callable[[Sock, memoryview], int | None],
     sock: Sock,
     view: memoryview,
     core: BatchCore,
 ) -> int:
-    """Offer a view to a callback once; return how many bytes it took, or IOB_AGAIN.
+    """Offer a view to a callback once; return the number of bytes it took, or IOB_AGAIN.
 
     Raises:
-        OSError: the callback's own; or what stands for its code.
-        ValueError, TypeError: the callback returned what it may not.
-        Exception: what else the callback raised.
+        OSError: raised by the callback, or made from its return code.
+        ValueError, TypeError: the callback returned an invalid value.
+        Exception: any other exception of the callback.
 
     """
     offered = len(view)
@@ -130,7 +138,7 @@ def _call(
     try:
         nbytes = callback(sock, view)
     except BlockingIOError as exc:
-        # A buffered file that is full says how much of it it took.
+        # A full io.BufferedWriter reports in characters_written how many bytes it took.
         taken = getattr(exc, "characters_written", 0)
         if not 0 < taken <= offered or is_interruption(exc):
             raise
@@ -139,7 +147,8 @@ def _call(
         try:
             view.release()
         except BufferError as exc:
-            # What the callback took a buffer of, against the contract, can't be released.
+            # A callback that keeps an export of the view (for example a PickleBuffer) breaks its
+            # contract; release() then fails.
             if is_interruption(exc):
                 raise
     nbytes = IOB_AGAIN if nbytes is None else index(nbytes)

@@ -1,9 +1,9 @@
 """Filters: pipelines of compression, chunked coding and TLS for iob_write.
 
-A Filter is a callback of iob_write. It gives what it is offered to its transform, keeps what comes
-out in a batch of its own, and sends that on: to the next filter, to another callback, or to the
-socket. When it holds too much it says "again". So does the next one to it, and thus pressure goes
-up the pipeline by itself.
+A Filter is a callback of iob_write. It passes the bytes that it is offered to its transform, keeps
+the output in a batch of its own, and sends that batch on: to the next filter, to another callback,
+or to the socket. Backpressure: a filter that holds too many bytes answers "again"; then the filter
+before it fills up too, and so on up the pipeline.
 """
 
 from __future__ import annotations
@@ -34,48 +34,54 @@ __all__ = ["TLS", "Chunked", "Filter", "Transform"]
 
 
 class Transform(Protocol):
-    """What a Filter works with: the shape of the standard library's compressor objects.
+    """The transform of a Filter, with the methods of the standard library's compressor objects.
 
-    zlib.compressobj(), bz2.BZ2Compressor(), lzma.LZMACompressor() and the compressors of zstd have
-    it as they are.
+    The objects of zlib.compressobj(), bz2.BZ2Compressor() and lzma.LZMACompressor() and the
+    compressors of zstd are transforms as they are.
     """
 
     def compress(self, data: Buffer, /) -> Buffer:
-        """Take all of data, and return what output is ready, maybe none.
+        """Take all of data, and return the output that is ready, possibly none.
 
-        b"" asks for what waits by itself, if anything does. Raising SSLWantReadError says that
-        nothing was taken, because something has to be read first. The data is valid during the
-        call only; it may be returned, though, in whole or in part.
+        Empty data requests the output that the transform can return without further input, if any.
+        Raising SSLWantReadError means that nothing was taken because the transform must read first.
+        The data is valid only during the call, but may be returned in whole or in part.
         """
 
     def flush(self) -> Buffer:
         """End the stream, and return the rest of the output.
 
-        It is called once, unless it raises SSLWantReadError, and nothing is called after it.
+        A Filter calls it once, and again only after SSLWantReadError. After it has returned, the
+        filter calls no method of the transform.
         """
 
 
-@define(eq=False, on_setattr=setters.NO_OP)  # which would validate at each change of state
+@define(eq=False, on_setattr=setters.NO_OP)  # no validation at each change of state
 class Filter:
-    """A callback of iob_write that sends what it is given through a transform, and on.
+    """A callback of iob_write that passes bytes through a transform, and sends the output on.
 
-    What it has taken is its own: reset() of the batch where it came from does not take it back,
-    and is no end of the stream. A filter that is dropped drops what it holds. It may keep output
-    back to send more at once: what ends a message is drain(), what ends the stream is finish().
+    Bytes that a filter has taken belong to the filter: reset() of the batch from which they came
+    neither takes them back nor ends the stream. A filter that is garbage-collected drops the bytes
+    it holds. A filter may hold output back to send more at once: call drain() at the end of a
+    message, and finish() at the end of the stream.
 
-    An OSError, of the transform or from further on, is permanent: the batch gets it, and it stays
-    in `error`. Any other exception propagates, once if it is the transform's: an OSError (EIO)
-    that names it stays in `error`, as it does for what would mean "again" of a callback: a
-    transform has nothing to wait for but SSLWantReadError. What a transform was given when it
-    raised doesn't count as taken, but what it made of it is unknown. Writing after finish() is a
-    BrokenPipeError.
+    An OSError of the transform, of a later filter or of the callback at the end is permanent,
+    unless it means "again": `error` keeps it, and the batch given to iob_write fails with it, in
+    that call or in the next. Any other exception propagates. If the transform raised it, or if the
+    callback at the end raised it in a call that took bytes, an OSError (EIO) that names it stays in
+    `error`.
+
+    A transform waits only by SSLWantReadError: the same EIO replaces any other OSError that means
+    "again" when a callback raises it, such as BlockingIOError. Bytes given to a transform that
+    raised do not count as taken, but it is unknown whether the transform has used them. A write
+    after finish() fails with BrokenPipeError.
 
     Args:
-        transform: what the bytes go through.
-        then: where the output goes: another Filter, any other callback of iob_write, or None for
-            the socket itself, by iob_send.
-        high_water: a filter that holds this number of bytes takes no input. It never holds more
-            than this and the output for one piece of input.
+        transform: the object that the bytes go through.
+        then: the destination of the output: another Filter, any other callback of iob_write, or
+            None for the socket itself, by iob_send.
+        high_water: a filter that holds at least this number of bytes takes no input. It never
+            holds more than this number plus the output for one piece of input.
 
     Raises:
         ValueError: high_water is below 1.
@@ -85,22 +91,22 @@ class Filter:
     _transform: Transform
     then: Filter | Callable[[Any, memoryview], int | None] | None = None
     _high_water: int = field(default=256 * 1024, kw_only=True, validator=ge(1))
-    # The output that is still to go on.
+    # The output that is not sent on yet.
     _batch: IOBatch = field(init=False, factory=IOBatch)
     _finished: bool = field(init=False, default=False)
-    # The transform has to read before it takes more.
-    _starved: bool = field(init=False, default=False)
-    # The last bytes taken were as many as one offer has: more are likely to follow.
+    # The transform must read before it takes more.
+    _needs_read: bool = field(init=False, default=False)
+    # The last input filled a whole offer of WRITE_LIMIT bytes: more is likely to follow.
     _streaming: bool = field(init=False, default=False)
 
     @property
     def bytesleft(self) -> int:
-        """The bytes that this filter holds; those further on hold their own."""
+        """The number of bytes that this filter holds; later filters count their own."""
         return self._batch.bytesleft
 
     @property
     def error(self) -> OSError | None:
-        """The permanent error, of this filter or of one further on."""
+        """The permanent error of this filter or of a later one, or None."""
         error = self._batch.error
         if error is None and isinstance(self.then, Filter):
             return self.then.error
@@ -108,207 +114,222 @@ class Filter:
 
     @property
     def wants(self) -> int:
-        """What to wait for after IOB_AGAIN: selectors.EVENT_WRITE, or EVENT_READ (TLS)."""
-        # Before all that is held went out, there is no answer to be read.
-        if self._starved and not any(each.bytesleft for each in self._pipeline()):
+        """The event to wait for after IOB_AGAIN: selectors.EVENT_WRITE, or EVENT_READ (TLS)."""
+        # The peer can answer only after all held bytes are sent.
+        if self._needs_read and not any(each.bytesleft for each in self._pipeline()):
             return EVENT_READ
         return self.then.wants if isinstance(self.then, Filter) else self._batch.wants
 
     def __call__(self, sock: Any, view: memoryview) -> int:
-        """Take bytes, and send on what comes of them: this is the callback, for iob_write to call.
+        """Take bytes, and send on the output for them. This is the callback that iob_write calls.
 
         Returns:
-            How many bytes were taken, all of them as a rule; or IOB_AGAIN (-1): wait for writing.
+            The length of the view: all of it was taken; or IOB_AGAIN (-1): nothing was taken; wait
+            until sock is writable.
 
         Raises:
             SSLWantReadError: nothing was taken; wait for reading.
-            OSError: nothing was taken; the permanent error.
-            Exception: what else the transform, or the callback at the end, raises.
+            OSError: nothing was taken; the error is permanent.
+            Exception: any other exception of the transform, or of the callback at the end.
 
         """
         batch = self._batch
         full = batch.bytesleft >= self._high_water
         if full:
-            self._push(sock)
+            self._forward(sock)
             if batch.bytesleft >= self._high_water:
-                # Maybe sock takes more, and is ready at once when it is waited for; but to move
-                # more in this call would be unfair to others.
-                return self._again()
-        taken = self._take(sock, view)
+                # sock may take more, and a wait for it may end at once, but moving more bytes in
+                # this call would be unfair to other connections.
+                return self._answer_again()
+        taken = self._accept(sock, view)
         if taken < 0:
-            self.drain(sock)  # its part of a handshake
-            self._starved = True
-            return self._again()
+            self.drain(sock)  # sends the output of a handshake
+            self._needs_read = True
+            return self._answer_again()
         streaming, self._streaming = self._streaming, taken >= WRITE_LIMIT
-        # Within a stream, a few large system calls cost much less than many small ones.
-        collect = streaming and self._streaming and self.then is None
-        if not full and not (collect and batch.bytesleft < self._high_water):
+        # Within a stream, few large system calls cost much less than many small ones.
+        hold_back = streaming and self._streaming and self.then is None
+        if not full and not (hold_back and batch.bytesleft < self._high_water):
             try:
-                self._push(sock)
+                self._forward(sock)
             except BaseException as exc:
-                # To the caller nothing was taken: a second time would be wrong.
+                # iob_write counts these bytes as not taken, and would offer them again: so this
+                # filter fails.
                 self._fail(exc)
                 raise
         return taken
 
     def drain(self, sock: Any) -> int:
-        """Send on what is held, here and further on, and what transforms have waiting.
+        """Send on the bytes held here and in later filters, and the output waiting in transforms.
 
-        That ends nothing: what a compressor keeps to itself stays there.
+        It ends no stream: bytes inside a compressor stay there.
 
         Args:
             sock: as given to iob_write.
 
         Returns:
             n > 0: n bytes were moved on; call again.
-            IOB_DONE (0): nothing is held; every byte was accepted at the end of the pipeline.
+            IOB_DONE (0): no filter holds bytes; the end of the pipeline has accepted every byte.
             IOB_AGAIN (-1): nothing was moved; wait until sock is ready for `wants`.
-            IOB_ERROR (-3): nothing was moved, now or later: `error` says why.
+            IOB_ERROR (-3): nothing was moved, and no later call moves anything: `error` is the
+                reason.
 
         Raises:
-            Exception: what a transform or the callback at the end raises, other than OSError.
+            Exception: any exception except OSError, of a transform or of the callback at the end.
 
         """
         if self.error is not None:
             return IOB_ERROR
         code = IOB_DONE
         if not self._finished and self._batch.bytesleft < self._high_water:
-            code = self._run(sock, self._transform.compress, b"")
-        return code if code == IOB_ERROR else self._onward(sock, Filter.drain) or code
+            code = self._run_transform(sock, self._transform.compress, b"")
+        return code if code == IOB_ERROR else self._forward_and_step(sock, Filter.drain) or code
 
     def finish(self, sock: Any, *, until: Filter | None = None) -> int:
         """End the stream: flush the transform, drain this filter, then finish the next one.
 
-        Call it while it returns n > 0. After 0 it does nothing more, and returns 0.
+        Call it while it returns n > 0. After it has returned 0, more calls do nothing and return 0.
 
         Args:
             sock: as given to iob_write.
-            until: a filter further on, or this one, that is drained but stays open: the TLS of a
-                connection, below the codings of one response.
+            until: this filter or a later one, which is drained but stays open; for example, the TLS
+                filter of a connection, after the codings of one response.
 
         Returns:
-            As drain().
+            As for drain().
 
         Raises:
             ValueError: until is not in this pipeline.
-            Exception: as drain().
+            Exception: as for drain().
 
         """
         if until is not None and until not in self._pipeline():
-            raise ValueError("until has to be a filter of this pipeline")
+            raise ValueError("until must be a filter of this pipeline")
         if self is until:
             return self.drain(sock)
         if self.error is not None:
             return IOB_ERROR
         if not self._finished:
             if self._batch.bytesleft >= self._high_water:
-                return self._push(sock)
-            code = self._run(sock, self._transform.flush)
+                return self._forward(sock)
+            code = self._run_transform(sock, self._transform.flush)
             if code == IOB_AGAIN:
                 code = self.drain(sock) or IOB_AGAIN
-                self._starved = True
+                self._needs_read = True
             if code:
                 return code
             self._finished = True
-        return self._onward(sock, partial(Filter.finish, until=until))
+        return self._forward_and_step(sock, partial(Filter.finish, until=until))
 
     def _pipeline(self) -> Iterator[Filter]:
+        """Yield this filter and the filters after it."""
         each: Any = self
         while isinstance(each, Filter):
             yield each
             each = each.then
 
-    def _check(self) -> None:
-        """Raise what is in the way of taking anything."""
+    def _check_writable(self) -> None:
+        """Raise the error that prevents this filter from taking bytes, if there is one."""
         error = self.error
         if error is not None:
             raise error
         if self._finished:
-            raise BrokenPipeError(errno.EPIPE, "the filter has been finished")
+            raise BrokenPipeError(errno.EPIPE, "the filter is finished")
 
-    def _again(self) -> int:
-        """Tell iob_write to wait, and for what."""
-        self._check()
+    def _answer_again(self) -> int:
+        """Return IOB_AGAIN, or raise SSLWantReadError if this filter wants to read."""
+        self._check_writable()
         if self.wants == EVENT_READ:
-            raise SSLWantReadError(SSL_ERROR_WANT_READ, "the filter has to read first")
+            raise SSLWantReadError(SSL_ERROR_WANT_READ, "the filter must read first")
         return IOB_AGAIN
 
-    def _take(self, sock: Any, view: memoryview) -> int:
-        """Take bytes, unless this is full, without sending anything on."""
-        self._check()
+    def _accept(self, sock: Any, view: memoryview) -> int:
+        """Take bytes without sending any on; return their number, or IOB_AGAIN for none."""
+        self._check_writable()
         if self._batch.bytesleft >= self._high_water:
             return IOB_AGAIN
         size = len(view)
-        if self._run(sock, self._transform.compress, view) == IOB_DONE:
+        if self._run_transform(sock, self._transform.compress, view) == IOB_DONE:
             return size
-        self._check()
+        self._check_writable()
         return IOB_AGAIN
 
-    def _run(self, sock: Any, method: Callable[..., Buffer], *data: Buffer) -> int:
-        """Let the transform do something, and keep its output; return IOB_DONE or why not."""
+    def _run_transform(self, sock: Any, method: Callable[..., Buffer], *data: Buffer) -> int:
+        """Call a method of the transform, and keep its output.
+
+        Returns:
+            IOB_DONE; IOB_AGAIN: the transform must read first; IOB_ERROR: `error` is the reason.
+
+        Raises:
+            BaseException: the transform's, if it is not an OSError; a signal handler's.
+
+        """
         try:
             output = method(*data)
-            # What is no bytes may be its input, or change when it is called again.
+            # Output that is not bytes is copied: it may be the input, or change at the next call.
             self._batch.addbuf(output if type(output) is bytes else bytes(memoryview(output)))
         except SSLWantReadError:
-            self._starved = True
+            self._needs_read = True
             return IOB_AGAIN
         except BaseException as exc:
             if isinstance(exc, SSLError):
-                # The alert that tells the peer why; there is no other time to send it.
+                # The alert that reports the error to the peer: this filter sends nothing after it.
                 self._batch.addbuf(bytes(memoryview(self._transform.compress(b""))))
-                self._push(sock)
+                self._forward(sock)
             handled = isinstance(exc, OSError) and not is_interruption(exc)
             self._fail(exc)
             if handled:
                 return IOB_ERROR
             raise
-        self._starved = False
+        self._needs_read = False
         return IOB_DONE
 
     def _fail(self, exc: BaseException) -> None:
+        """Store the permanent error."""
         if not isinstance(exc, OSError) or is_again(exc):
-            # iob_write would take the latter for "again".
-            exc = OSError(errno.EIO, f"a filter broke: {format_exception_only(exc)[-1].strip()}")
+            # An OSError that means "again" would make iob_write retry.
+            exc = OSError(errno.EIO, f"the filter failed: {format_exception_only(exc)[-1].strip()}")
         core_of(self._batch).fail(exc)
 
-    def _push(self, sock: Any) -> int:
-        """Move on what this filter holds, no more than one call may; return as drain() does."""
+    def _forward(self, sock: Any) -> int:
+        """Send on the bytes this filter holds, within the limit of one call; return as drain()."""
         if self.then is None:
             return iob_send(sock, self._batch)
         moved = nbytes = 0
         while moved < WRITE_LIMIT:
-            # A callback may take less than it is offered, and more the next time.
+            # A callback may take a part of one offer and then all of the next, so a partial write
+            # does not end the loop.
             nbytes = iob_write(sock, self._batch, self.then, limit=WRITE_LIMIT - moved)
             if nbytes <= 0:
                 break
             moved += nbytes
         return moved or nbytes
 
-    def _onward(self, sock: Any, step: Callable[[Filter, Any], int]) -> int:
-        """Move on what this filter holds, and when it holds nothing, do a step of the next one."""
+    def _forward_and_step(self, sock: Any, step: Callable[[Filter, Any], int]) -> int:
+        """Send on the bytes this filter holds; when it holds none, do a step of the next one."""
         then = self.then
         if not isinstance(then, Filter):
-            return self._push(sock)
-        # What the next one adds goes out with it, in one system call. A full one says "again".
-        moved = iob_write(sock, self._batch, then._take)  # noqa: SLF001 # a Filter, too
+            return self._forward(sock)
+        # _accept sends nothing on, so these bytes and the next filter's own output go out in one
+        # system call. It returns IOB_AGAIN if that filter is full.
+        moved = iob_write(sock, self._batch, then._accept)  # noqa: SLF001 # then is a Filter too
         if self._batch:
-            return moved if moved > 0 else self._push(sock)
+            return moved if moved > 0 else self._forward(sock)
         code = step(then, sock)
         return moved if code == IOB_AGAIN and moved > 0 else code
 
 
 class Chunked:
-    """A transform to HTTP/1.1's chunked coding. Each piece of input becomes a chunk.
+    """A transform to the chunked coding of HTTP/1.1. Each piece of input becomes a chunk.
 
     Source: RFC 9112, section 7.1.
     """
 
     def compress(self, data: Buffer, /) -> bytes:
-        """Return data as a chunk; no data is no chunk, as that would be the last one."""
+        """Return data as a chunk, and b"" for empty data: an empty chunk would be the last one."""
         size = memoryview(data).nbytes
         return b"".join((b"%x\r\n" % size, data, b"\r\n")) if size else b""
 
     def flush(self) -> bytes:
-        """Return the last chunk, and no trailers."""
+        """Return the last chunk, without trailers."""
         return b"0\r\n\r\n"

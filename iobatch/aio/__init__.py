@@ -1,4 +1,4 @@
-"""Posted writes on an asyncio loop: batches go out in the order in which they were posted."""
+"""Posted writes on an asyncio or uvloop event loop: batches go out in the order of posting."""
 
 from iobatch.aio._operation import CancellationType, WriteOperation, WriteStatus
 from iobatch.aio._stream import send_to_stream

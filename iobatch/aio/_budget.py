@@ -1,4 +1,4 @@
-"""How many bytes a writer may send in one turn of the event loop, so that others run."""
+"""The bytes that a writer may send in one turn of the event loop, so that other callbacks run."""
 
 from __future__ import annotations
 
@@ -13,43 +13,47 @@ if TYPE_CHECKING:
 @final
 @define(eq=False)
 class TurnBudget:
-    """The bytes that may still be sent before the event loop has had a turn.
+    """The number of bytes that may still be sent in this turn of the event loop.
 
-    A writer that has to wait gets a full budget with the loop's next call. One that never waits
-    asks the loop for a refill when half of it is spent, so it does not run out, and most writes
-    cost nothing for that.
+    A writer that waits gets a full budget when the loop calls it again. A writer that never waits
+    asks the loop for a refill when half of the budget is spent. So the budget does not run out, and
+    most writes make no call to the loop.
     """
 
     _loop: asyncio.AbstractEventLoop
     _limit: int
     left: int = field(init=False)
-    # Below this the loop is asked for a refill.
-    scarce: int = field(init=False)
-    # What was left when the loop was asked for a refill; -1: it was not asked.
-    _asked_at: int = field(init=False, default=-1)
+    # When `left` is below this value, the loop is asked for a refill.
+    refill_below: int = field(init=False)
+    # The value of `left` when the loop was asked for a refill; -1: no request is pending.
+    _left_when_asked: int = field(init=False, default=-1)
 
     def __attrs_post_init__(self) -> None:
         self.left = self._limit
-        self.scarce = self._limit // 2
+        self.refill_below = self._limit // 2
 
     def refill(self) -> None:
-        """Start a new turn."""
+        """Start a new turn, with a full budget."""
         self.left = self._limit
-        self._asked_at = -1
+        self._left_when_asked = -1
 
     def spend(self, nbytes: int) -> None:
-        """Take off what was sent."""
+        """Subtract bytes that were sent."""
         self.left -= nbytes
 
     def schedule_refill(self) -> None:
         """Have the loop refill the budget in its next turn, if little is left."""
-        if self.left < self.scarce and self._asked_at < 0 and not self._loop.is_closed():
-            self._asked_at = self.left
-            self._loop.call_soon(self._renew)
+        if (
+            self.left < self.refill_below
+            and self._left_when_asked < 0
+            and not self._loop.is_closed()
+        ):
+            self._left_when_asked = self.left
+            self._loop.call_soon(self._scheduled_refill)
 
-    def _renew(self) -> None:
-        """Refill what was spent before the loop was asked, unless refill() has come first."""
-        if self._asked_at >= 0:
-            spent = self._asked_at - self.left
+    def _scheduled_refill(self) -> None:
+        """Refill the bytes spent before the request, unless refill() has run since."""
+        if self._left_when_asked >= 0:
+            spent = self._left_when_asked - self.left
             self.refill()
             self.left -= spent

@@ -1,21 +1,22 @@
-"""What a posted write is: its states, its count, and how its end is told.
+"""Posted writes: their states, their counts, and how their end is reported.
 
-A PostedWrite is the write itself, which the sender works with. A WriteOperation is its public face.
+A PostedWrite is the write itself, for the WriteSender. A WriteOperation is its public API.
 
-    state      how it gets there                                error         those after it
-    PENDING    it was posted
-    DONE       the kernel accepted all that was to be sent      None          go on
-    CANCELLED  cancel(), or the task awaiting it was cancelled  None          see below
-    TIMEOUT    its time was over                                TimeoutError  see below
-    ERROR      a file, the socket, callback or filter failed    what failed   see below
-    ABORTED    one before it ended part-way, or the writer was  ECANCELED     are aborted too
-               closed
+    state      cause                                            error          writes after it
+    PENDING    the write was posted
+    DONE       all bytes to be sent were accepted               None           go on
+    CANCELLED  cancel(), or the awaiting task was cancelled     None           see below
+    TIMEOUT    a timeout expired                                TimeoutError   see below
+    ERROR      a file, the socket, callback or filter failed    the exception  see below
+    ABORTED    an earlier write ended part-way, or the writer   ECANCELED      are aborted too
+               was closed
 
-PENDING leads to each of the others, and all others are final. A write that ends as CANCELLED,
-TIMEOUT or ERROR part-way (after its first byte was sent or may be on its way, and before its last)
-ends those posted after it as ABORTED: nothing may follow a truncated body. One that ends before its
-first byte just leaves the queue. BatchWriter.cancel() ends each write that it cancels as CANCELLED.
-ENDINGS says this to the code.
+All states except PENDING are final. DONE: the bytes were accepted by the kernel, or by a callback
+at the end. A write that ends as CANCELLED, TIMEOUT or ERROR part-way ends the writes after it as
+ABORTED: nothing may follow a truncated body. Part-way means after the first byte was sent, or may
+have been sent, and before the last. A write that ends before its first byte just leaves the queue,
+and the writes after it go on. BatchWriter.cancel() ends each write that it cancels as CANCELLED,
+not ABORTED, although an earlier one may end part-way. ENDINGS holds these rules.
 """
 
 from __future__ import annotations
@@ -37,15 +38,12 @@ if TYPE_CHECKING:
 
 
 class WriteStatus(Enum):
-    """How a posted write stands, or ended."""
+    """The status of a posted write: pending, or how it ended (see the module's table)."""
 
     PENDING = "pending"
-    # All that was to be sent was accepted by the kernel.
     DONE = "done"
     TIMEOUT = "timeout"
-    # By cancel(), or by the cancellation of a task that awaited it.
     CANCELLED = "cancelled"
-    # One before it ended part-way, or the writer was closed.
     ABORTED = "aborted"
     ERROR = "error"
 
@@ -53,129 +51,130 @@ class WriteStatus(Enum):
 class CancellationType(Enum):
     """How far a cancellation goes (Boost.Asio: cancellation_type)."""
 
-    # Stop, and let the writer take no more writes.
+    # Cancel, and close the writer.
     TERMINAL = "terminal"
-    # Stop; what was sent is counted, and the rest is in the operation's batch.
+    # Cancel; sent bytes are counted, and the rest is in the operation's batch.
     PARTIAL = "partial"
-    # Only if nothing was sent; else nothing changes.
+    # Cancel only if no byte was sent, or may have been sent; else change nothing.
     TOTAL = "total"
 
 
-# Looking up a member of an Enum costs more than all else that a finished operation does.
+# A lookup of an Enum's member costs more than the rest of a finished operation's work.
 PENDING: Final = WriteStatus.PENDING
 DONE: Final = WriteStatus.DONE
 
 
 @frozen
 class Ending:
-    """What an end of a write means for the rest of its writer."""
+    """The effects of a final status on the writer and its other writes."""
 
-    # If it comes part-way, the writes after it are aborted.
-    aborts_those_after: bool = False
-    # An error that is not retrieved is raised by drain(), once.
+    # If the write ends part-way, the writes after it are aborted.
+    aborts_later_writes: bool = False
+    # drain() raises an unretrieved error, once.
     reported_by_drain: bool = False
-    # The filter may hold bytes that it was given, and that are still to be sent.
+    # The filter may hold bytes of the write that are still to be sent.
     leaves_bytes_in_filter: bool = True
 
 
 ENDINGS: Final = {
     WriteStatus.DONE: Ending(leaves_bytes_in_filter=False),
-    WriteStatus.CANCELLED: Ending(aborts_those_after=True),
-    WriteStatus.TIMEOUT: Ending(aborts_those_after=True, reported_by_drain=True),
-    WriteStatus.ERROR: Ending(aborts_those_after=True, reported_by_drain=True),
+    WriteStatus.CANCELLED: Ending(aborts_later_writes=True),
+    WriteStatus.TIMEOUT: Ending(aborts_later_writes=True, reported_by_drain=True),
+    WriteStatus.ERROR: Ending(aborts_later_writes=True, reported_by_drain=True),
     WriteStatus.ABORTED: Ending(),
 }
 
 
 class Sender(Protocol):
-    """What a write, its timer and its operation need of the sender that has the write."""
+    """The members of a WriteSender that a write, its timer and its operation use."""
 
     loop: asyncio.AbstractEventLoop
-    # When something was sent last, in the loop's time.
+    # The loop's time when bytes of a queued write were last sent; 0: none yet.
     last_progress: float
 
     def cancel(self, write: PostedWrite, kind: CancellationType) -> bool:
         """Cancel a pending write."""
 
     def expire(self, write: PostedWrite) -> None:
-        """End a write, since its time is over."""
+        """End a write whose timeout has expired."""
 
     def try_now(self) -> None:
-        """Try to send though the loop has not said that the socket is writable."""
+        """Try to send before the loop reports the socket writable."""
 
-    def retrieved(self, error: Exception | None) -> None:
-        """Note that an error was retrieved."""
+    def mark_retrieved(self, error: Exception | None) -> None:
+        """Forget an error that was retrieved."""
 
 
 class PostedWrite:
-    """A write that was posted, as its sender and its timer see it."""
+    """A posted write, as the WriteSender and the timer use it."""
 
-    # Most writes are done when they are posted: so what only a pending one has stands here as the
-    # class's, which costs them nothing.
+    # Most writes are done when they are posted. Fields that only a pending write needs are class
+    # attributes, which cost those writes nothing.
 
-    # It is complete when this number of bytes was sent.
+    # The write is done when this number of bytes was sent.
     complete_at: int = 0
-    # At most this number of its batch's bytes may be sent.
+    # At most this number of bytes may be sent.
     max_bytes: int = 0
     error: Exception | None = None
-    # The error's own traceback, without the frames of those who awaited it.
+    # The error's traceback at the end of the write, without the frames of tasks that awaited it.
     traceback: TracebackType | None = None
-    # What is not sent yet; None: nothing, and the batch was not asked for.
+    # The bytes not sent yet. None: there are none, and no batch was requested.
     batch: IOBatch | None = None
     flags: int = 0
-    # It ends the filtered stream.
+    # The write ends the filter's stream.
     finishes: bool = False
-    # A callback that is no Filter said "again": with OpenSSL a part of it may be on its way.
-    offered: bool = False
-    # What listeners are called with; None when it has ended, so that there is no cycle.
+    # A callback that is not a Filter answered "again": OpenSSL may have sent a part of the offer.
+    offer_pending: bool = False
+    # The argument of callbacks; None when the write has ended, so that there is no cycle.
     operation: WriteOperation | None = None
-    listeners: list[asyncio.Future[None] | tuple[Callable[..., object], Context]] | None = None
+    # The futures to complete, and the callbacks to call, when the write has ended.
+    done_callbacks: list[asyncio.Future[None] | tuple[Callable[..., object], Context]] | None = None
     timer: Timer | None = None
 
     def __init__(
         self, sender: Sender, user_info: Any, status: WriteStatus = PENDING, sent: int = 0
     ) -> None:
-        """Make a write; sent is what bytes_transferred is when it has ended."""
+        """Create a write; sent is the bytes_transferred of a write that has ended."""
         self.sender = sender
         self.user_info = user_info
         self.status = status
-        # While it is pending, its batch counts what was sent.
+        # While the write is pending, its batch counts the bytes sent.
         self.sent = sent
 
     @property
     def transferred(self) -> int:
-        """The bytes that were sent."""
+        """The number of bytes sent."""
         if self.status is PENDING and self.batch is not None:
             return self.batch.bytessent
         return self.sent
 
     @property
-    def unsent(self) -> bool:
-        """Whether there is more to send."""
+    def incomplete(self) -> bool:
+        """Whether more bytes must be sent before the write is done."""
         return self.transferred < self.complete_at
 
     @property
     def started(self) -> bool:
-        """Whether some of it was sent, or may be on its way."""
-        return self.offered or self.transferred > 0
+        """Whether some bytes were sent, or may have been sent."""
+        return self.offer_pending or self.transferred > 0
 
     @property
     def part_way(self) -> bool:
-        """Whether some of it, but not all, was sent or may be on its way."""
-        return self.started and self.unsent
+        """Whether some bytes, but not all, were sent or may have been sent."""
+        return self.started and self.incomplete
 
-    def listen(
-        self, listener: asyncio.Future[None] | tuple[Callable[..., object], Context]
+    def add_done_callback(
+        self, done_callback: asyncio.Future[None] | tuple[Callable[..., object], Context]
     ) -> None:
-        """Have a listener told of the end."""
-        if self.listeners is None:
-            self.listeners = []
-        self.listeners.append(listener)
+        """Add a future to complete, or a callback to call, when the write ends."""
+        if self.done_callbacks is None:
+            self.done_callbacks = []
+        self.done_callbacks.append(done_callback)
 
     def end(self, status: WriteStatus, error: Exception | None) -> None:
-        """Take the final state, and have the loop tell all listeners, in their order.
+        """Set the final status; complete the futures and schedule the callbacks, in their order.
 
-        Called again it goes on where a signal handler's exception stopped it.
+        A second call continues where a signal handler's exception stopped the first.
         """
         if self.status is PENDING:
             sent = self.transferred
@@ -188,41 +187,43 @@ class PostedWrite:
             self.timer.stop()
             self.timer = None
         loop = self.sender.loop
-        while self.listeners and not loop.is_closed():
-            listener = self.listeners[0]
-            if isinstance(listener, tuple):
-                callback, context = listener
+        while self.done_callbacks and not loop.is_closed():
+            done_callback = self.done_callbacks[0]
+            if isinstance(done_callback, tuple):
+                callback, context = done_callback
                 loop.call_soon(callback, self.operation, context=context)
-            elif not listener.done():
-                listener.set_result(None)
-            del self.listeners[0]
-        self.operation = self.listeners = None
+            elif not done_callback.done():
+                done_callback.set_result(None)
+            del self.done_callbacks[0]
+        self.operation = self.done_callbacks = None
 
 
 @final
 class WriteOperation:
-    """A write that was posted on a BatchWriter; only its methods make them.
+    """A write that was posted on a BatchWriter. Only iobatch creates operations.
 
-    Awaiting it gives the number of bytes that were sent, or raises what ended it: `error`, or
-    asyncio.CancelledError for one that was cancelled. If the task that awaits it is cancelled,
-    the operation is cancelled too (PARTIAL). It is awaited any number of times, by any number of
-    tasks, or never: an error that is never retrieved is not logged; the writer's drain() raises it.
+    Awaiting an operation returns the number of bytes sent, or raises `error`, or raises
+    asyncio.CancelledError if the operation was cancelled. If the task that awaits an operation is
+    cancelled, the operation is cancelled too (PARTIAL). An operation may be awaited any number of
+    times, by any number of tasks, or never. An error that is never retrieved is not logged. The
+    writer's drain() and the end of `async with` raise the first such error, except that of ABORTED.
     """
 
     __slots__ = ("__weakref__", "_write")
 
     def __init__(self, write: PostedWrite | tuple[Sender, Any, int]) -> None:
-        """Show a write; only a BatchWriter does this.
+        """Wrap a write.
 
         Args:
-            write: it, or the arguments of one that was done when it was posted: it is made when it
-                is needed. Most such operations are just awaited, and cost half as much so.
+            write: the write; or, for a write that was done when it was posted, the arguments from
+                which it is made when it is needed. Most such operations are only awaited, which
+                costs half as much without the write.
 
         """
         self._write = write
 
     @property
-    def _posted(self) -> PostedWrite:
+    def _posted_write(self) -> PostedWrite:
         if type(self._write) is tuple:
             sender, user_info, sent = self._write
             self._write = PostedWrite(sender, user_info, DONE, sent)
@@ -230,88 +231,88 @@ class WriteOperation:
 
     @property
     def status(self) -> WriteStatus:
-        """How the write stands, or ended."""
-        return self._posted.status
+        """The status of the write: PENDING, or how it ended."""
+        return self._posted_write.status
 
     @property
     def error(self) -> Exception | None:
-        """What ended the write; None while it is pending, and if it is done or cancelled.
+        """The exception that ended the write; None if it is pending, done or cancelled.
 
-        It is an OSError, TimeoutError and ECANCELED (for ABORTED) included, or any other exception
-        of a callback.
+        The exception is an OSError (also TimeoutError, and ECANCELED for ABORTED), or any other
+        exception of a callback.
         """
-        return self._posted.error
+        return self._posted_write.error
 
     @property
     def user_info(self) -> Any:
-        """The caller's."""
-        return self._posted.user_info
+        """The caller's user_info."""
+        return self._posted_write.user_info
 
     @property
     def batch(self) -> IOBatch:
-        """What is not sent yet. While the operation is pending it belongs to the writer."""
-        write = self._posted
+        """The bytes not sent yet. While the operation is pending, the writer owns the batch."""
+        write = self._posted_write
         if write.batch is None:
             write.batch = IOBatch()
         return write.batch
 
     @property
     def bytes_transferred(self) -> int:
-        """The bytes that were sent: accepted by the kernel, or by the filter."""
-        return self._posted.transferred
+        """The number of bytes sent: accepted by the kernel, or by `through`."""
+        return self._posted_write.transferred
 
     def done(self) -> bool:
-        """Tell whether it has ended, in whatever way."""
-        return self._posted.status is not PENDING
+        """Return whether the operation has ended, in any way."""
+        return self._posted_write.status is not PENDING
 
-    def add_done_callback(self, callback: Listener) -> None:
+    def add_done_callback(self, callback: DoneCallback) -> None:
         """Have the loop call callback(operation) when the operation has ended.
 
-        It runs from the loop, in the context of this call, and never inside a call of this
-        library; what it raises goes to the loop's exception handler.
+        The callback runs from the loop, in the context of this call, and never inside a call of
+        this library. An exception of the callback goes to the loop's exception handler.
 
         Raises:
-            TypeError: callback can't be called, or is a coroutine function.
+            TypeError: callback is not callable, or is a coroutine function.
 
         """
         check_callable(callback)
         context = copy_context()
-        write = self._posted
+        write = self._posted_write
         if write.status is PENDING:
-            write.listen((callback, context))
+            write.add_done_callback((callback, context))
         else:
-            write.sender.retrieved(write.error)
+            write.sender.mark_retrieved(write.error)
             write.sender.loop.call_soon(callback, self, context=context)
 
     def cancel(self, kind: CancellationType = CancellationType.PARTIAL) -> bool:
-        """Stop the operation.
+        """Cancel the operation.
 
-        If some of its bytes, but not all, were sent, those that were posted after it end as
-        ABORTED: nothing may follow a truncated body.
+        If some of its bytes, but not all, were sent, the operations posted after it end as ABORTED:
+        nothing may follow a truncated body.
 
         Args:
-            kind: how far to go; see CancellationType.
+            kind: how far the cancellation goes; see CancellationType.
 
         Returns:
-            Whether it was cancelled. It is not if it had ended; nor, with TOTAL, if a byte of it
-            was sent: then it goes on.
+            Whether the operation was cancelled. False if it had ended. Also False for TOTAL if any
+            byte was sent, or may have been sent: then the operation goes on.
 
         Raises:
-            RuntimeError: this is a hook or callback of a batch that the writer is sending.
+            RuntimeError: the writer is sending, as in a hook of a batch, or in `through`.
 
         Source: Boost.Asio, cancellation_type.
         """
-        write = self._posted
+        write = self._posted_write
         return write.status is PENDING and write.sender.cancel(write, kind)
 
     def __await__(self) -> Generator[Any, None, int]:
         if type(self._write) is tuple:
             return self._write[2]
-        write = self._posted
+        write = self._posted_write
         if write.status is PENDING:
-            # One for each that waits: whose task is cancelled, only its own is.
+            # One future for each awaiting task: cancelling a task cancels only its own future.
             future = write.sender.loop.create_future()
-            write.listen(future)
+            write.add_done_callback(future)
             try:
                 yield from future
             except asyncio.CancelledError:
@@ -319,12 +320,12 @@ class WriteOperation:
                 raise
         if write.status is DONE:
             return write.sent
-        write.sender.retrieved(write.error)
+        write.sender.mark_retrieved(write.error)
         error = write.error or asyncio.CancelledError()
         try:
             raise error.with_traceback(write.traceback)
         finally:
-            # Its traceback has this frame: no cycle may keep the batch.
+            # Break the cycle of frame, error and traceback: it would keep the batch alive.
             del self, write, error
 
     def __repr__(self) -> str:
@@ -332,53 +333,54 @@ class WriteOperation:
         return f"<WriteOperation {self.status.name}, {self.bytes_transferred} bytes{error}>"
 
 
-Listener = Callable[[WriteOperation], object]
+DoneCallback = Callable[[WriteOperation], object]
 
 
-def either(on_complete: Listener | None, on_error: Listener | None) -> Listener | None:
-    """Make one callback of two."""
+def combine_callbacks(
+    on_complete: DoneCallback | None, on_error: DoneCallback | None
+) -> DoneCallback | None:
+    """Return a callback that calls on_complete or on_error, by the final status."""
     check_callable(on_complete)
     check_callable(on_error)
     if on_error is None:
         return on_complete
 
-    def tell(operation: WriteOperation) -> None:
+    def notify(operation: WriteOperation) -> None:
         callback = on_complete if operation.status is DONE else on_error
         if callback is not None:
             callback(operation)
 
-    return tell
+    return notify
 
 
 def check_callable(callback: object) -> None:
-    """Refuse what the loop can't call; None is no callback."""
+    """Refuse a callback that the loop can't call; None is allowed."""
     if callback is not None and not callable(callback):
         raise TypeError(f"a callback must be callable, not {type(callback).__name__!r}")
     if iscoroutinefunction(callback):
-        raise TypeError("a callback can't be a coroutine function")
+        raise TypeError("a callback must not be a coroutine function")
 
 
-# uvloop counts whole milliseconds, so a timer may fire that much too early.
-_RESOLUTION: Final = 0.001
+# uvloop counts whole milliseconds: a timer may fire up to this number of seconds too early.
+_TIMER_RESOLUTION: Final = 0.001
 
 
 @define(eq=False)
 class Timer:
-    """The one timer for both timeouts of a pending write, set anew only when it fires."""
+    """The one timer for both timeouts of a pending write, rescheduled only when it fires."""
 
     _write: PostedWrite
-    # When the write ends, whatever happens.
+    # The loop's time at which the write ends in any case.
     _deadline: float
-    # For how long nothing may be sent: counted from when it was posted, or from the sender's last
-    # progress.
-    _stall: float
-    _posted: float
+    # The most seconds from the later of the posting and the last progress, to the next progress.
+    _stall_timeout: float
+    _posted_at: float
     _handle: asyncio.TimerHandle | None = None
 
     def check(self) -> None:
-        """End the write if it is time, else look again when it may be."""
+        """End the write if a timeout has expired, else schedule the next check."""
         sender = self._write.sender
-        now = sender.loop.time() + _RESOLUTION
+        now = sender.loop.time() + _TIMER_RESOLUTION
         if self._stalled_at() <= now < self._deadline:
             sender.try_now()
             if self._write.status is not PENDING:
@@ -390,9 +392,9 @@ class Timer:
             self._handle = sender.loop.call_at(due, self.check)
 
     def _stalled_at(self) -> float:
-        return max(self._posted, self._write.sender.last_progress) + self._stall
+        return max(self._posted_at, self._write.sender.last_progress) + self._stall_timeout
 
     def stop(self) -> None:
-        """Take it off the loop."""
+        """Cancel the scheduled check."""
         if self._handle is not None:
             self._handle.cancel()

@@ -18,30 +18,31 @@ if TYPE_CHECKING:
 @final
 @define(eq=False)
 class WriteQueue:
-    """The pending writes, in the order in which they are sent. Only the head is sent in part."""
+    """The pending writes, in the order in which they are sent. Only the head can be partly sent."""
 
-    # Called with each write that ends, and how.
+    # Called with each write that ends, and its final status.
     _on_end: Callable[[PostedWrite, WriteStatus], None]
-    # An ordered set, since a write may leave it from any place. Others only ask if it is empty.
+    # An ordered set, since a write can leave from any position. Other modules only test whether it
+    # is empty.
     order: OrderedDict[PostedWrite, None] = field(init=False, factory=OrderedDict)
-    # The bytes that they may send; the head may have sent some of its own already.
+    # The sum of max_bytes of the queued writes. The head may have sent some of its bytes already.
     _posted_bytes: int = field(init=False, default=0)
-    # The first error that was not retrieved.
+    # The first unretrieved error, or None.
     _unretrieved: Exception | None = field(init=False, default=None)
 
     @property
     def head(self) -> PostedWrite | None:
-        """The first write; None: there is none."""
+        """The first write, or None."""
         return next(iter(self.order), None)
 
     @property
     def writes(self) -> list[PostedWrite]:
-        """All of them, in their order."""
+        """All writes, in order."""
         return list(self.order)
 
     @property
     def bytesleft(self) -> int:
-        """The bytes that are still to be sent."""
+        """The number of bytes still to be sent."""
         head = self.head
         return self._posted_bytes if head is None else self._posted_bytes - head.transferred
 
@@ -51,15 +52,15 @@ class WriteQueue:
         self.order[write] = None
 
     def prepend(self, write: PostedWrite) -> None:
-        """Add a write that was begun before all others."""
+        """Add a write that has started, before all others."""
         self.append(write)
         self.order.move_to_end(write, last=False)
 
     def end_one(
         self, write: PostedWrite, status: WriteStatus, error: Exception | None = None
     ) -> None:
-        """End a write, and no other."""
-        # What an exception of a signal handler leaves undone here, the next call does.
+        """End one write, and no other."""
+        # If a signal handler's exception stops this call, the next call for the write completes it.
         write.end(status, error)
         self._on_end(write, status)
         self._posted_bytes -= write.max_bytes
@@ -68,13 +69,13 @@ class WriteQueue:
     def end_early(
         self, write: PostedWrite, status: WriteStatus, error: Exception | None = None
     ) -> None:
-        """End a write before it is done, and those after it if the table of ENDINGS says so."""
+        """End a write before it is done, and the writes after it if ENDINGS requires that."""
         if write.status is not PENDING:
-            return  # it has ended with one before it
+            return  # the end of an earlier write aborted it
         ending = ENDINGS[status]
-        if ending.reported_by_drain and write.listeners is None and self._unretrieved is None:
+        if ending.reported_by_drain and write.done_callbacks is None and self._unretrieved is None:
             self._unretrieved = error
-        aborts = write.part_way and ending.aborts_those_after
+        aborts = write.part_way and ending.aborts_later_writes
         self.end_one(write, status, error)
         if aborts:
             self.abort_all()
@@ -85,22 +86,22 @@ class WriteQueue:
             error = OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
             self.end_one(write, WriteStatus.ABORTED, error)
 
-    def report(self, error: Exception | None) -> None:
-        """Keep an error that there is no write to tell, for drain() to raise."""
+    def keep_unretrieved(self, error: Exception | None) -> None:
+        """Keep an error that belongs to no pending write, for drain() to raise."""
         if self._unretrieved is None:
             self._unretrieved = error
 
-    def retrieved(self, error: Exception | None) -> None:
-        """Note that an error was retrieved, so that drain() doesn't raise it."""
+    def mark_retrieved(self, error: Exception | None) -> None:
+        """Forget an error that was retrieved, so that drain() doesn't raise it."""
         if self._unretrieved is error:
             self._unretrieved = None
 
     def raise_unretrieved(self) -> None:
-        """Raise the first error that was not retrieved, once."""
+        """Raise the first unretrieved error, once."""
         error, self._unretrieved = self._unretrieved, None
         if error is not None:
             try:
                 raise error
             finally:
-                # Its traceback has this frame, and those of the caller.
+                # Break the cycle of frame, error and traceback: it would keep the error alive.
                 del self, error

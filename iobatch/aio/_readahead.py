@@ -1,4 +1,4 @@
-"""Reading ahead in a thread of the loop's executor, so that the loop goes on meanwhile."""
+"""Reading ahead in a thread of the loop's executor, while the loop goes on."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from iobatch._pagecache import PageCacheProbe
 
 
-def start_reading(
+def start_read_ahead(
     loop: asyncio.AbstractEventLoop, probe: PageCacheProbe
 ) -> asyncio.Future[int | OSError] | None:
-    """Have a thread read what a probe has found not to be cached.
+    """Have a thread read the range that a probe has found not cached.
 
     Returns:
-        A future for finish_reading(); None: there is no thread or descriptor to be had, so the
-        sender has to read it, as the probe says next.
+        A future for finish_read_ahead(). None: no thread or descriptor is available, so the send
+        must read the range itself; the probe's ready() then counts it as cached.
 
     """
     read_ahead = probe.read_ahead()
@@ -32,18 +32,20 @@ def start_reading(
         read_ahead.close()
         if not isinstance(exc, RuntimeError) or is_interruption(exc):
             raise
-        probe.has_read()
+        probe.record_read()
         return None
-    # The thread closes it, too; but not if it is cancelled before its turn.
+    # The thread closes the duplicate too, but a future that is cancelled first never runs.
     future.add_done_callback(lambda _: read_ahead.close())
     return future
 
 
-def finish_reading(probe: PageCacheProbe, future: asyncio.Future[int | OSError]) -> OSError | None:
-    """Tell the probe what a thread has read; return why it has read nothing."""
-    # It is cancelled where the executor was shut down: then the sender has to read it.
+def finish_read_ahead(
+    probe: PageCacheProbe, future: asyncio.Future[int | OSError]
+) -> OSError | None:
+    """Record in the probe what a thread has read; return the error if it read nothing."""
+    # A shutdown of the executor cancels the future: then the send must read the range itself.
     result = READ_AHEAD if future.cancelled() else future.result()
     if isinstance(result, OSError):
         return result
-    probe.has_read(result)
+    probe.record_read(result)
     return None

@@ -1,14 +1,14 @@
-"""Sends what is at the head of a writer's queue, and waits where it has to.
+"""Sends the head of a writer's queue, and waits for the socket or the disk.
 
-    state     what it means                             it goes to
+    state     meaning                                   next states
     EMPTY     nothing is queued                         BUSY, CLOSED
-    BUSY      a call that sends is in progress;         EMPTY, WAITING; CLOSED, if a signal
-              what is posted now is only queued         handler's exception ends that call
-    WAITING   for the loop to say that the socket is    BUSY, EMPTY, CLOSED
-              writable, or for a thread to have read
-    CLOSED    every write has ended, none is taken      -
+    BUSY      a call that sends is in progress;         EMPTY, WAITING; CLOSED, if a MemoryError or
+              writes posted meanwhile are only queued   a signal handler's exception ends the call
+    WAITING   the loop watches the socket, or a         BUSY, EMPTY, CLOSED
+              thread reads ahead
+    CLOSED    every write has ended, none is accepted   -
 
-How writes end is in the table of _operation.py; the queue follows it.
+The table in _operation.py defines how writes end; the queue implements it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from iobatch.aio._operation import (
     WriteStatus,
 )
 from iobatch.aio._queue import WriteQueue
-from iobatch.aio._readahead import finish_reading, start_reading
+from iobatch.aio._readahead import finish_read_ahead, start_read_ahead
 from iobatch.aio._watch import SocketWatch
 from iobatch.filters import Filter
 
@@ -55,9 +55,11 @@ EMPTY: Final = 0
 BUSY: Final = 1
 WAITING: Final = 2
 CLOSED: Final = 3
-STATE_NAMES: Final = ("idle", "sending", "waiting", "closed")
+STATE_NAMES: Final = ("empty", "busy", "waiting", "closed")  # for repr, indexed by the state
 
-READ_FIRST: Final = "the filter has to read before it can write, and a writer has no reader"
+MUST_READ: Final = (
+    "the filter or callback must read before it can write, and a BatchWriter does not read"
+)
 
 
 @final
@@ -65,49 +67,49 @@ READ_FIRST: Final = "the filter has to read before it can write, and a writer ha
 class WriteSender:
     """Sends posted writes in their order.
 
-    No code of the caller's runs inside its calls except batches' hooks, the filter, and callbacks
-    of iob_write. Yielding to the loop goes through the socket's watch as well, even where the
-    socket is not full, so there is one way to go on.
+    Inside its calls, the caller's code runs only as hooks of batches, the filter, callbacks of
+    iob_write, signal handlers and finalizers. Yielding to the loop also goes through the socket's
+    watch, even if the socket is not full, so there is one resume path.
     """
 
     loop: asyncio.AbstractEventLoop
     sock: socket.socket
-    # Where bytes go through before the socket: a callback of iob_write, or None.
+    # The callback of iob_write that all bytes go through before the socket, or None.
     through: Callable[[Any, memoryview], int | None] | None
     budget: TurnBudget
     # drain() waits while at least this number of bytes is pending.
     high_water: int
     state: int = field(init=False, default=EMPTY)
-    # When something was sent last, in the loop's time.
+    # The loop's time when bytes of a queued write were last sent; 0: none yet.
     last_progress: float = field(init=False, default=0)
-    # Each write is one message.
-    messages: bool = field(init=False)
-    # Bytes go straight to a stream socket.
+    # Whether sock is a message socket and `through` is None: each write is one message.
+    sends_messages: bool = field(init=False)
+    # Whether sock is a stream socket and `through` is None.
     _direct: bool = field(init=False)
-    # `through`, if it keeps some of the bytes that it took: a Filter.
+    # `through`, if it can hold bytes that it took (a Filter), else None.
     _filter: Any = field(init=False, default=None)
     queue: WriteQueue = field(init=False)
     _probe: PageCacheProbe = field(init=False)
-    # The write that waits for a thread to read from its file. It is at the head.
-    _reading: PostedWrite | None = field(init=False, default=None)
-    # A write ended before the filter had passed on all that it took.
+    # The head, while it waits for a thread to read from its file; else None.
+    _awaiting_read: PostedWrite | None = field(init=False, default=None)
+    # A write ended early, so the filter may hold bytes of that write.
     _filter_has_leftovers: bool = field(init=False, default=False)
     _watch: SocketWatch = field(init=False)
-    # Tasks that wait for fewer bytes to be pending.
+    # The futures of tasks in wait_for_change().
     _waiters: list[asyncio.Future[None]] = field(init=False, factory=list)
 
     def __attrs_post_init__(self) -> None:
-        self.messages = self.through is None and self.sock.type != socket.SOCK_STREAM
-        self._direct = self.through is None and not self.messages
+        self.sends_messages = self.through is None and self.sock.type != socket.SOCK_STREAM
+        self._direct = self.through is None and not self.sends_messages
         self.queue = WriteQueue(self._write_ended)
-        self._watch = SocketWatch(self.loop, self.sock, self.take_turn)
-        self._probe = PageCacheProbe(whole=self.messages)
+        self._watch = SocketWatch(self.loop, self.sock, self.resume)
+        self._probe = PageCacheProbe(whole=self.sends_messages)
         if hasattr(self.through, "drain"):
             self._filter = self.through
 
     @property
     def pending(self) -> int:
-        """The bytes that were posted and are not sent yet, with those that filters hold."""
+        """The number of bytes posted and not sent yet, including those that filters hold."""
         pending = self.queue.bytesleft
         each: Any = self._filter
         if each is not None:
@@ -121,13 +123,13 @@ class WriteSender:
     def send_at_once(
         self, batch: IOBatch, user_info: Any, timeout: float | None, stall_timeout: float | None
     ) -> WriteOperation | None:
-        """Send a batch where it is, if nothing else waits and all of it can be sent now.
+        """Send a batch without queueing it, if no write is queued and all of it can be sent now.
 
-        Most writes go this way. What they cost is what a writer costs, so nothing is made or called
-        that they can do without. Where the socket takes less, the rest is queued.
+        Most writes take this path, so its cost is the cost of a writer: it makes no object and no
+        call that it can avoid. If the socket takes less than all, the rest is queued.
 
         Returns:
-            None: this way is closed; nothing has changed.
+            The operation; None: this path can't be taken, and nothing has changed.
 
         """
         core = core_of(batch)
@@ -137,17 +139,17 @@ class WriteSender:
             self.state != EMPTY
             or not self._direct
             or core.activity
-            or core.unsettled
+            or core.release_pending
             or core.error is not None
             or not 0 < left <= budget.left
         ):
             return None
         sent = core.sent
-        # Both are locked: a handler may neither send this batch nor a write meanwhile.
+        # Lock writer and batch: a signal handler must not send this batch or a queued write.
         self.state = BUSY
         core.activity = SENDING
         try:
-            ready = self._probe.examine(core, left)
+            ready = self._probe.try_join_cached(core, left)
             if core.left != left or (type(ready) is int and ready < left):
                 self.state = EMPTY
                 return None
@@ -156,9 +158,9 @@ class WriteSender:
             else:
                 core.activity = IDLE
                 if core.releasable:
-                    # Hooks find the caller's batch empty, and may add to it.
+                    # Hooks must find the caller's batch empty, and may add to it.
                     batch = IOBatch()
-                    core_of(batch).take(core)
+                    core_of(batch).extend(core)
                     core = core_of(batch)
                     sent = 0
                 code = iob_send(self.sock, batch, limit=left)
@@ -172,51 +174,55 @@ class WriteSender:
             raise
         finally:
             core.activity = IDLE
-        core.sent = sent  # it counts what goes out from this batch, and this went out from a write
+        core.sent = sent  # a batch's count does not include bytes that a write has taken from it
         budget.left -= left
         self.state = EMPTY
-        if budget.left < budget.scarce:
+        if budget.left < budget.refill_below:
             budget.schedule_refill()
-        if self.queue.order:  # a hook or finalizer has posted them
+        if self.queue.order:  # a hook or finalizer has posted writes
             self._send_queued()
         return WriteOperation((self, user_info, left))
 
     def _queue_rest(
         self,
         core: BatchCore,
-        sent: int,
+        sent_before: int,
         code: int,
         user_info: Any,
         *,
         timeout: float | None,
         stall_timeout: float | None,
     ) -> WriteOperation:
-        """Queue a write that was begun from the caller's batch, which gets its state back."""
+        """Queue the rest of a write that started in the caller's batch, and restore that batch.
+
+        The write takes the entries, the count of its bytes, and the error. The caller's batch gets
+        back the count that it had before, and no error.
+        """
         batch = IOBatch()
         rest = core_of(batch)
-        rest.take(core)
-        rest.sent, core.sent = core.sent - sent, sent
+        rest.extend(core)
+        rest.sent, core.sent = core.sent - sent_before, sent_before
         rest.error, core.error = core.error, None
         size = rest.sent + rest.left
         write = PostedWrite(self, user_info)
         write.batch = batch
         write.complete_at = write.max_bytes = size
         write.operation = operation = WriteOperation(write)
-        self.queue.prepend(write)  # hooks may have posted others
+        self.queue.prepend(write)  # hooks may have posted other writes
         if code == IOB_ERROR:
-            self._stop(write, WriteStatus.ERROR, rest.error)
+            self._end_early(write, WriteStatus.ERROR, rest.error)
             self.state = EMPTY
             if self.queue.order:
                 self._send_queued()
         else:
             self.budget.spend(rest.sent)
-            # To try once more is for the loop, when it says that the socket is writable.
+            # The next attempt comes when the loop reports the socket writable.
             self._update_watch()
         self._set_timer(write, timeout, stall_timeout)
         return operation
 
     def post(self, write: PostedWrite, timeout: float | None, stall_timeout: float | None) -> None:
-        """Queue a write, send what can be sent at once, and set its timer."""
+        """Queue a write, send what can be sent at once, and start its timer."""
         self.queue.append(write)
         if self.state == EMPTY:
             self._send_queued()
@@ -237,151 +243,153 @@ class WriteSender:
 
     # Sending
 
-    def take_turn(self) -> None:
-        """Go on: the loop has had a turn, and the socket is writable."""
+    def resume(self) -> None:
+        """Send queued writes in a new turn of the loop, with a full budget."""
         self.budget.refill()
         self._send_queued()
 
     def try_now(self) -> None:
-        """Try to send though the loop has not said that the socket is writable.
+        """Try to send before the loop reports the socket writable.
 
-        It says so when much of the socket's buffer is free; a peer that reads slowly needs long for
-        that.
+        The loop reports that only when much of the socket's buffer is free, which takes long if the
+        peer reads slowly.
         """
-        if self.state == WAITING and self._reading is None:
-            self.take_turn()
+        if self.state == WAITING and self._awaiting_read is None:
+            self.resume()
 
     def _send_queued(self) -> None:
-        """Send what goes out now, and have the loop call again if anything has to wait."""
+        """Send all that can be sent now, and have the loop call again if anything must wait."""
         self.state = BUSY
         try:
-            while self.budget.left > 0 and self._step():
+            while self.budget.left > 0 and self._advance_queue():
                 pass
             self._update_watch()
         except BaseException:
-            # A signal handler's exception, or no memory: how much was sent may be unknown.
+            # A signal handler's exception or a MemoryError: the count of bytes sent may be unknown.
             self.close()
             raise
 
-    def _step(self) -> bool:
-        """Take a step with the write at the head; tell whether another may follow."""
+    def _advance_queue(self) -> bool:
+        """Advance the head by one step; return whether another step may follow."""
         head = self.queue.head
         if head is None:
             return self._filter_has_leftovers and self._drain_leftovers()
         before = 0 if self._filter is None else self.pending
         try:
-            code, source = self._advance(head)
+            code, source = self._advance_write(head)
         except Exception as exc:
             if self.through is None or is_interruption(exc):
                 raise
-            # It's the callback's, and the write's to tell.
-            self._stop(head, WriteStatus.ERROR, exc)
+            # The callback raised the exception, and the write reports it.
+            self._end_early(head, WriteStatus.ERROR, exc)
             return True
-        # A filter that is full says "again", and may have sent some of what it holds all the same.
+        # A full filter returns IOB_AGAIN even if it has sent some of the bytes it holds.
         if code > 0 or (self._filter is not None and self.pending < before):
             self.last_progress = self.loop.time()
         if code > 0:
             self.budget.spend(code)
-            # A callback that holds a part of what it was offered must be offered the rest first.
-            if self._filter is not None or head.unsent or head.offered:
+            # A write does not end while a callback must be offered the same bytes again.
+            if self._filter is not None or head.incomplete or head.offer_pending:
                 return True
             code = IOB_DONE
         if code == IOB_DONE:
             self.queue.end_one(head, DONE)
         elif code == IOB_ERROR:
-            self._stop(head, WriteStatus.ERROR, source.error)
+            self._end_early(head, WriteStatus.ERROR, source.error)
         elif source.wants == EVENT_READ:
-            self._stop(head, WriteStatus.ERROR, SSLWantReadError(SSL_ERROR_WANT_READ, READ_FIRST))
+            self._end_early(
+                head, WriteStatus.ERROR, SSLWantReadError(SSL_ERROR_WANT_READ, MUST_READ)
+            )
         else:
             return False
         return True
 
-    def _advance(self, head: PostedWrite) -> tuple[int, Any]:
-        """Send some of a write, or what the filter holds of it.
+    def _advance_write(self, head: PostedWrite) -> tuple[int, Any]:
+        """Send some bytes of a write, or some bytes of it that the filter holds.
 
         Returns:
-            The code, and what has `error` and `wants`.
+            The return code, and the batch or filter whose `error` and `wants` go with it.
 
         """
-        if head.unsent or head.offered:
-            return self._send(head), head.batch
+        if head.incomplete or head.offer_pending:
+            return self._send_batch(head), head.batch
         if self._filter is None:
             return IOB_DONE, head.batch
         step = self._filter.finish if head.finishes else self._filter.drain
         return step(self.sock), self._filter
 
-    def _send(self, head: PostedWrite) -> int:
-        """Send some of a write's batch."""
+    def _send_batch(self, head: PostedWrite) -> int:
+        """Send some bytes of a write's batch."""
         batch: Any = head.batch
         core = core_of(batch)
-        if self.messages:
+        if self.sends_messages:
             if not self._make_ready(head, core.left, core.left):
                 return IOB_AGAIN
             return iob_sendmsg(self.sock, batch, (), head.flags)
-        # No more than SEND_LIMIT is examined for a call, however much a turn may send.
-        most = min(head.max_bytes - head.transferred, self.budget.left, SEND_LIMIT)
-        limit = self._make_ready(head, 1, most)
+        # One call probes and sends at most SEND_LIMIT bytes, however many a turn may send.
+        max_bytes = min(head.max_bytes - head.transferred, self.budget.left, SEND_LIMIT)
+        limit = self._make_ready(head, 1, max_bytes)
         if not limit:
             return IOB_AGAIN
         if self.through is None:
             return iob_send(self.sock, batch, flags=head.flags, limit=limit)
         code = iob_write(self.sock, batch, self.through, limit=limit)
-        if code != IOB_ERROR:  # else what was offered before stays so
-            head.offered = core.pinned > 0 and self._filter is None
+        if code != IOB_ERROR:  # else an earlier offer stays pending
+            head.offer_pending = core.pinned > 0 and self._filter is None
         return code
 
-    def _make_ready(self, head: PostedWrite, least: int, most: int) -> int:
-        """Return how much of the head can be sent without waiting for the disk.
+    def _make_ready(self, head: PostedWrite, min_bytes: int, max_bytes: int) -> int:
+        """Return the number of bytes of the head that can be sent without waiting for the disk.
 
         Returns:
-            least to most bytes; 0: fewer, and a thread reads them first.
+            min_bytes to max_bytes; 0: fewer than min_bytes, and a thread reads ahead first.
 
         """
         core = core_of(head.batch)  # type: ignore[arg-type]
-        while (ready := self._probe.ready(core, most)) < least:
-            future = start_reading(self.loop, self._probe)
+        while (ready := self._probe.ready(core, max_bytes)) < min_bytes:
+            future = start_read_ahead(self.loop, self._probe)
             if future is not None:
-                self._reading = head
-                future.add_done_callback(partial(self._has_read, head))
+                self._awaiting_read = head
+                future.add_done_callback(partial(self._resume_after_read, head))
                 return 0
         return ready
 
-    def _has_read(self, head: PostedWrite, future: asyncio.Future[int | OSError]) -> None:
-        """Go on: a thread has read."""
-        if self._reading is not head:
-            return  # the write has ended meanwhile
-        self._reading = None
-        error = finish_reading(self._probe, future)
+    def _resume_after_read(self, head: PostedWrite, future: asyncio.Future[int | OSError]) -> None:
+        """Continue with a write after a thread has read from its file."""
+        if self._awaiting_read is not head:
+            return  # the write ended meanwhile
+        self._awaiting_read = None
+        error = finish_read_ahead(self._probe, future)
         if error is not None:
             core_of(head.batch).fail(error)  # type: ignore[arg-type]
-            self._stop(head, WriteStatus.ERROR, error)
-        self.take_turn()
+            self._end_early(head, WriteStatus.ERROR, error)
+        self.resume()
 
     def _drain_leftovers(self) -> bool:
-        """Take a step with what writes that ended have left in the filter."""
+        """Drain, by one step, the bytes that ended writes have left in the filter."""
         code = IOB_ERROR
         try:
             code = self._filter.drain(self.sock)
         except Exception as exc:
             if is_interruption(exc):
                 raise
-            self.queue.report(exc)
+            self.queue.keep_unretrieved(exc)
         if code > 0:
             self.budget.spend(code)
             return True
         if code == IOB_ERROR:
-            self.queue.report(self._filter.error)
+            self.queue.keep_unretrieved(self._filter.error)
         self._filter_has_leftovers = code == IOB_AGAIN and self._filter.wants != EVENT_READ
         return False
 
     # Waiting
 
     def _update_watch(self) -> None:
-        """Have the loop watch the socket while anything waits for it; wake those who can go on."""
+        """Watch the socket while anything waits for it, and wake tasks that can go on."""
         if self.state == CLOSED:
             return
         waits = bool(self.queue.order) or self._filter_has_leftovers
-        if waits and self._reading is None:
+        if waits and self._awaiting_read is None:
             waits = self._start_watch()
         else:
             self._watch.stop()
@@ -399,7 +407,7 @@ class WriteSender:
                 waiter.set_result(None)
 
     def _start_watch(self) -> bool:
-        """Have the loop watch the socket; return False if it refuses, which ends all writes."""
+        """Have the loop watch the socket; if it refuses, end all writes and return False."""
         try:
             self._watch.start()
         except Exception as exc:
@@ -407,13 +415,17 @@ class WriteSender:
                 raise
             # The socket is closed, or belongs to a transport.
             for write in self.queue.writes:
-                self._stop(write, WriteStatus.ERROR, exc)
+                self._end_early(write, WriteStatus.ERROR, exc)
             self._filter_has_leftovers = False
             return False
         return True
 
-    async def change(self) -> None:
-        """Wait until fewer than high_water bytes are pending, or nothing waits any more."""
+    async def wait_for_change(self) -> None:
+        """Wait until drain() or the end of an `async with` block must check its condition again.
+
+        That is when fewer than high_water bytes are pending, and when `state` becomes EMPTY or
+        CLOSED.
+        """
         waiter = self.loop.create_future()
         self._waiters.append(waiter)
         try:
@@ -424,19 +436,19 @@ class WriteSender:
     # Ending
 
     def cancel(self, write: PostedWrite, kind: CancellationType) -> bool:
-        """Cancel a pending write, as WriteOperation.cancel says."""
+        """Cancel a pending write; see WriteOperation.cancel."""
         kind = CancellationType(kind)
         self.check_not_busy()
         if kind is CancellationType.TOTAL and write.started:
             return False
-        self._stop(write, WriteStatus.CANCELLED)
+        self._end_early(write, WriteStatus.CANCELLED)
         self._update_watch()
         if kind is CancellationType.TERMINAL:
             self.close()
         return True
 
     def cancel_all(self, kind: CancellationType) -> bool:
-        """Cancel all pending writes, as BatchWriter.cancel says."""
+        """Cancel all pending writes; see BatchWriter.cancel."""
         kind = CancellationType(kind)
         self.check_not_busy()
         writes = self.queue.writes
@@ -451,14 +463,14 @@ class WriteSender:
         return cancelled
 
     def expire(self, write: PostedWrite) -> None:
-        """End a write, since its time is over."""
+        """End a write whose timeout has expired."""
         text = f"{write.transferred} of {write.max_bytes} bytes were sent in time"
-        self._stop(write, WriteStatus.TIMEOUT, TimeoutError(text))
+        self._end_early(write, WriteStatus.TIMEOUT, TimeoutError(text))
         if self.state != BUSY:
             self._update_watch()
 
     def close(self) -> None:
-        """Abort everything, and let nothing more be posted."""
+        """Abort all writes, and accept no more."""
         self.state = CLOSED
         self.queue.abort_all()
         self._filter_has_leftovers = False
@@ -466,23 +478,23 @@ class WriteSender:
         self._wake_waiters()
 
     def check_not_busy(self) -> None:
-        """Refuse what can't be done while a batch is being sent.
+        """Refuse an action that is impossible while the writer is sending.
 
         Raises:
-            RuntimeError: a batch is being sent.
+            RuntimeError: a call that sends is in progress.
 
         """
         if self.state == BUSY:
-            raise RuntimeError("a batch is being sent: this is its own hook or callback")
+            raise RuntimeError("the writer is in use: a call on it is in progress")
 
-    def retrieved(self, error: Exception | None) -> None:
-        """Note that an error was retrieved, so that drain() doesn't raise it."""
-        self.queue.retrieved(error)
+    def mark_retrieved(self, error: Exception | None) -> None:
+        """Forget an error that was retrieved, so that drain() doesn't raise it."""
+        self.queue.mark_retrieved(error)
 
-    def _stop(
+    def _end_early(
         self, write: PostedWrite, status: WriteStatus, error: Exception | None = None
     ) -> None:
-        """End a write before it is done, and those after it if it has begun."""
+        """End a write before it is done; end the writes after it if it ends part-way."""
         try:
             self.queue.end_early(write, status, error)
         except BaseException:
@@ -490,10 +502,10 @@ class WriteSender:
             raise
 
     def _write_ended(self, write: PostedWrite, status: WriteStatus) -> None:
-        if self._reading is write:
-            self._reading = None
+        if self._awaiting_read is write:
+            self._awaiting_read = None
         self._probe.forget()
-        # A filter that has failed sends nothing any more.
+        # A failed filter sends nothing more.
         self._filter_has_leftovers = (
             self._filter is not None
             and ENDINGS[status].leaves_bytes_in_filter

@@ -1,4 +1,4 @@
-"""Batches over somebody else's stream: for programs that own no socket."""
+"""Batches over a stream of asyncio or uvloop, for programs that don't own the socket."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from iobatch._core import COUNT_UNKNOWN, IDLE, SENDING, STAGE_LIMIT
 from iobatch._errors import TruncatedFileError, copy_to_raise, is_interruption
 from iobatch._pagecache import PageCacheProbe
 from iobatch._send import SEND_LIMIT
-from iobatch.aio._readahead import finish_reading, start_reading
+from iobatch.aio._readahead import finish_read_ahead, start_read_ahead
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,37 +25,37 @@ if TYPE_CHECKING:
     from iobatch._core import BatchCore
 
 
-# A range up to here is read: the loop's sendfile takes longer before it sends anything (70 us where
-# to read and write 128 KiB takes 33; both ways of each size, in turn, are even above 512 KiB).
+# A range up to this length is read: the loop's sendfile takes 70 us before it sends anything, while
+# reading and writing 128 KiB takes 33 us. Above 512 KiB sendfile costs no more than reading.
 READ_LIMIT: Final = 512 * 1024
-# How often to look whether somebody has closed the transport, in seconds.
-_GLANCE: Final = 1.0
+# Seconds between checks whether the transport was closed during sendfile.
+_CLOSE_CHECK_INTERVAL: Final = 1.0
 
 
 async def send_to_stream(writer: asyncio.StreamWriter, batch: IOBatch) -> int:
     """Send a whole batch over a stream of asyncio or uvloop, TLS included.
 
     Buffers and file ranges up to 512 KiB are written, a piece at a time, with a drain after each. A
-    larger range goes by the loop's sendfile, if the loop has one for this transport, else it is
-    read and written like a small one. What is not in the page cache is read by a thread first.
-    Nobody else may write to the stream meanwhile: it would come in between, and while it sends a
-    file asyncio lets nobody write (RuntimeError).
+    larger range is sent by the loop's sendfile if the loop supports it for this transport, else
+    read and written like a small one. A range that is not in the page cache is first read by a
+    thread. Nothing else may write to the stream meanwhile: other bytes would come in between, and
+    while asyncio sends a file every other write raises RuntimeError.
 
     Args:
         writer: the stream.
-        batch: what to send. It may be added to meanwhile; what is added is sent, too.
+        batch: the batch to send. Entries that are added meanwhile are sent too.
 
     Returns:
-        The bytes that the stream has taken. It may hold some of them still.
+        The number of bytes that the stream has taken. It may still hold some of them.
 
     Raises:
-        OSError: as batch.error: of a file, or of the stream. What was taken before is in
-            batch.bytessent, what was not is still in the batch. But where this stops the loop's
-            sendfile it is unknown how much of its range was sent, and nothing of that is counted:
-            then the transport is aborted, for nothing may follow a truncated body.
-        asyncio.CancelledError: the task was cancelled; likewise.
-        RuntimeError: this is a hook of the batch itself, or the batch is being sent; or the
-            transport is sending somebody else's file.
+        OSError: a copy of batch.error, an error of a file or of the stream. Bytes taken before are
+            counted in batch.bytessent; the rest is still in the batch. An error that stops the
+            loop's sendfile leaves it unknown how many bytes of the range were sent: none of them
+            are counted, and the transport is aborted, as nothing may follow a truncated body.
+        asyncio.CancelledError: the task was cancelled; the counts are as for OSError.
+        RuntimeError: a call on the batch is in progress, as during its hooks and callbacks; or the
+            transport is sending a file for another caller.
 
     Source: StreamWriter.drain, loop.sendfile.
     """
@@ -64,33 +64,33 @@ async def send_to_stream(writer: asyncio.StreamWriter, batch: IOBatch) -> int:
     start = core.sent
     read_limit = READ_LIMIT
     probe = PageCacheProbe()
-    turn = start
+    turn_start = start
     core.activity = SENDING
     core.pinned = 0
     try:
         while core.error is None and core.left:
-            if core.sent - turn >= SEND_LIMIT:
-                # With a reader that is fast enough drain() never waits, and nothing else would run.
-                turn = core.sent
+            if core.sent - turn_start >= SEND_LIMIT:
+                # With a fast reader drain() never waits, and no other task would run.
+                turn_start = core.sent
                 await asyncio.sleep(0)
             if writer.is_closing():
                 raise BrokenPipeError(errno.EPIPE, "the stream is closed")
             head = core.head
             large = type(head) is tuple and head[2] > read_limit
-            ready = probe.examine(core, SEND_LIMIT if large else STAGE_LIMIT)
+            ready = probe.try_join_cached(core, SEND_LIMIT if large else STAGE_LIMIT)
             if not ready:
-                await _read_ahead(probe)
+                await _wait_for_read_ahead(probe)
             elif isinstance(ready, bytes):
-                _give(writer.write, ready, core, len(ready))
+                _write_to_transport(writer.write, ready, core, len(ready))
                 await writer.drain()
             elif large:
                 if not await _loop_send_range(writer.transport, core, ready):
-                    read_limit = MAX_BYTES  # all is read from now on
+                    read_limit = MAX_BYTES  # every range is read from here on
             else:
                 buffers, size = core.stage(ready, read_limit)
-                # A transport may keep what it is given, so it gets nothing that could change.
+                # A transport may keep its arguments, so it gets only bytes, which can't change.
                 pieces = [buffer if type(buffer) is bytes else bytes(buffer) for buffer in buffers]
-                _give(writer.writelines, pieces, core, size)
+                _write_to_transport(writer.writelines, pieces, core, size)
                 _recheck_high_water(writer.transport)
                 await writer.drain()
     except OSError as exc:
@@ -104,8 +104,10 @@ async def send_to_stream(writer: asyncio.StreamWriter, batch: IOBatch) -> int:
     return core.sent - start
 
 
-def _give(write: Callable[[Any], None], data: Any, core: BatchCore, size: int) -> None:
-    """Give data to a transport, and account for it."""
+def _write_to_transport(
+    write: Callable[[Any], None], data: Any, core: BatchCore, size: int
+) -> None:
+    """Write data to a transport, and account for it."""
     core.error = COUNT_UNKNOWN
     try:
         write(data)
@@ -116,43 +118,46 @@ def _give(write: Callable[[Any], None], data: Any, core: BatchCore, size: int) -
     core.consume(size)
 
 
-async def _read_ahead(probe: PageCacheProbe) -> None:
-    """Wait for a thread to read what is not cached; the loop goes on meanwhile."""
-    future = start_reading(asyncio.get_running_loop(), probe)
+async def _wait_for_read_ahead(probe: PageCacheProbe) -> None:
+    """Wait until a thread has read the range that is not cached; the loop goes on meanwhile."""
+    future = start_read_ahead(asyncio.get_running_loop(), probe)
     if future is not None:
-        # Not the future itself: it is not to be cancelled with this task.
+        # wait(): if this task is cancelled while it awaits the future directly, the future is
+        # cancelled too.
         await asyncio.wait((future,))
-        error = finish_reading(probe, future)
+        error = finish_read_ahead(probe, future)
         if error is not None:
             raise error
 
 
 def _recheck_high_water(transport: asyncio.WriteTransport) -> None:
-    """Let a transport see that its buffer is full, so that drain() waits.
+    """Make a transport compare its buffer with the high-water mark, so that drain() waits.
 
-    Its writelines() does not look in CPython 3.12.0 to 3.12.8, 3.13.0 and 3.13.1 (gh-127655).
+    writelines() does not compare them in CPython 3.12.0 to 3.12.8, 3.13.0 and 3.13.1 (gh-127655).
     """
     low, high = transport.get_write_buffer_limits()
     transport.set_write_buffer_limits(high, low)
 
 
-async def _loop_send_range(transport: asyncio.WriteTransport, core: BatchCore, most: int) -> bool:
-    """Have the loop send the range at the head, or most bytes of it.
+async def _loop_send_range(
+    transport: asyncio.WriteTransport, core: BatchCore, max_bytes: int
+) -> bool:
+    """Have the loop send the range at the head, at most max_bytes of it.
 
     Returns:
-        False: this loop, transport or file has no sendfile.
+        True: bytes were sent. False: the loop, transport or file does not support sendfile.
 
     """
     fd, offset, count, *_ = core.head  # type: ignore[misc]
     core.error = COUNT_UNKNOWN
     try:
-        nbytes = await _loop_sendfile(transport, fd, offset, min(count, most))
+        nbytes = await _loop_sendfile(transport, fd, offset, min(count, max_bytes))
         if not nbytes:
             raise TruncatedFileError(fd, offset, count)
         core.consume(nbytes)
     except BaseException as exc:
         if isinstance(exc, asyncio.CancelledError) or not is_interruption(exc):
-            core.error = None  # nothing of it is counted
+            core.error = None  # none of the range's bytes are counted
             if isinstance(exc, RuntimeError):
                 return False
         raise
@@ -162,19 +167,19 @@ async def _loop_send_range(transport: asyncio.WriteTransport, core: BatchCore, m
 async def _loop_sendfile(
     transport: asyncio.WriteTransport, fd: int, offset: int, count: int
 ) -> int:
-    """Have the loop send a range of a file; return how much of it went out: 0 at the file's end.
+    """Have the loop send a range of a file; return the number of bytes sent, 0 at the file's end.
 
-    Where it stops part-way it is unknown how much was sent, and the transport is aborted.
+    If sendfile stops part-way, the number of bytes sent is unknown, and the transport is aborted.
 
     Raises:
-        RuntimeError: it can't be done for this loop, transport or file; nothing was sent.
+        RuntimeError: the loop, transport or file does not support sendfile; nothing was sent.
 
     """
     if not S_ISREG(os.fstat(fd).st_mode):
         raise SendfileNotAvailableError
     try:
-        # The loop moves the position of the file that it is given, so that has to be another one
-        # than the caller's: a descriptor that is opened anew, not a duplicate.
+        # The loop moves the file's position, which a duplicate shares with the caller's descriptor.
+        # So the file is opened anew.
         file = FileIO(f"/proc/self/fd/{fd}")
     except OSError as exc:
         raise SendfileNotAvailableError from exc
@@ -184,8 +189,8 @@ async def _loop_sendfile(
             loop.sendfile(transport, file, offset, count, fallback=False)
         )
         try:
-            # Where somebody closes the transport meanwhile, the loop leaves it unfinished for ever.
-            while not (await asyncio.wait((sending,), timeout=_GLANCE))[0]:
+            # If the transport is closed meanwhile, the loop never completes its sendfile.
+            while not (await asyncio.wait((sending,), timeout=_CLOSE_CHECK_INTERVAL))[0]:
                 if transport.is_closing():
                     raise BrokenPipeError(errno.EPIPE, "the stream was closed")
             return sending.result()

@@ -1,4 +1,4 @@
-"""Having the loop say when a socket is writable."""
+"""Watching a socket until the event loop reports it writable."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, final
 
 from attrs import define, field
 
-from iobatch._errors import suppress_own
+from iobatch._errors import suppress_call_error
 
 if TYPE_CHECKING:
     import asyncio
@@ -26,10 +26,10 @@ class SocketWatch:
     _fd: int = field(init=False, default=-1)
 
     def start(self) -> None:
-        """Watch the socket, if it is not watched.
+        """Watch the socket, if it is not watched yet.
 
         Raises:
-            Exception: the loop's: the socket is closed, or belongs to a transport.
+            Exception: raised by the loop: the socket is closed, or belongs to a transport.
 
         """
         if self._fd < 0:
@@ -38,9 +38,9 @@ class SocketWatch:
             self._fd = fd
 
     def stop(self) -> None:
-        """Watch it no longer."""
+        """Stop watching the socket."""
         if self._fd >= 0:
-            # There is nothing to watch any more where the caller has closed it.
-            with suppress_own(OSError):
+            # A socket that the caller has closed is not watched any more.
+            with suppress_call_error(OSError):
                 self.loop.remove_writer(self._fd)
             self._fd = -1

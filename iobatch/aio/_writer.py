@@ -1,4 +1,4 @@
-"""BatchWriter: posts writes on the running event loop, which go out in the order of posting."""
+"""BatchWriter: posts writes on the running event loop, and sends them in the order of posting."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from iobatch.aio._operation import (
     DONE,
     PENDING,
     CancellationType,
-    Listener,
+    DoneCallback,
     PostedWrite,
     WriteOperation,
     WriteStatus,
     check_callable,
-    either,
+    combine_callbacks,
 )
 from iobatch.aio._sender import CLOSED, STATE_NAMES, WAITING, WriteSender
 
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-BufferListener = Callable[["BatchWriter", Any, int], object]
-# A number of seconds; None: no bound; `...`: what it was before.
+BufferDoneCallback = Callable[["BatchWriter", Any, int], object]
+# A number of seconds; None: no bound; `...`: the writer's value.
 Seconds = float | EllipsisType | None
 _NO_FLAGS: Final = 0
 
@@ -44,32 +44,34 @@ _NO_FLAGS: Final = 0
 class BatchWriter:
     """Sends batches over a socket, one after the other, on the running asyncio loop.
 
-    The socket stays the caller's, who may read from it meanwhile, and closes it after the writer.
-    Nobody else may write to it, and it may not belong to an asyncio transport. A writer belongs to
-    the thread of its loop.
+    The socket belongs to the caller. The caller may read from the socket meanwhile, and must close
+    it only after closing the writer. Nothing else may write to the socket, and it must not belong
+    to an asyncio transport. A writer may be used only in the thread of its loop.
 
     Args:
         sock: a non-blocking socket. On a message socket (datagram, seqpacket) each write is one
             message.
-        through: write through this callback of iob_write, as a rule a Filter. An operation is done
-            when the filter has passed on all of its bytes. A writer can't read: if the filter has
-            to (a TLS handshake), the operation ends with SSLWantReadError.
-        timeout: seconds from posting an operation until it must be done; None: no bound.
-        stall_timeout: seconds in which something must be sent while an operation is pending,
-            however slowly; None: no bound.
+        through: a callback of iob_write, normally a Filter, that all bytes go through. An operation
+            is done when the filter has passed on all of its bytes, or another callback has taken
+            them. A writer does not read: if the filter or callback must read (a TLS handshake), the
+            operation ends with SSLWantReadError.
+        timeout: seconds from the posting of an operation until it must be done; None: no bound.
+        stall_timeout: seconds within which the writer must send some bytes while an operation is
+            pending; None: no bound.
         limit: the most bytes to send in one turn of the loop; None: SEND_LIMIT, or WRITE_LIMIT
-            with a filter.
+            with through (in iob_send and iob_write None is no limit).
         high_water: drain() waits while at least this number of bytes is pending.
-        user_info: the user_info of operations that are given none.
+        user_info: the user_info of operations that are posted without one.
 
     Attributes:
         sock: as above.
         timeout, stall_timeout, user_info: as above; they may be set for later operations.
-        status: how the operation ended whose callback of write_buffer was called last.
+        status: the final status of the operation whose write_buffer() callback was called last.
 
     Raises:
-        ValueError: sock is not non-blocking; limit or high_water is below 1; a timeout is negative.
-        TypeError: sock is a TLS socket, and there is no through for it.
+        ValueError: sock is blocking, or has a timeout; limit or high_water is below 1; a timeout is
+            negative or NaN.
+        TypeError: sock is a TLS socket and through is None; a timeout is `...`.
         RuntimeError: no loop is running.
 
     """
@@ -102,19 +104,17 @@ class BatchWriter:
         high_water: int = 64 * 1024,
         user_info: Any = None,
     ) -> None:
-        """Make a writer without writes."""
+        """Create a writer with an empty queue."""
         loop = asyncio.get_running_loop()
         if sock.gettimeout() != 0:
-            raise ValueError("the socket must be non-blocking")
+            raise ValueError("sock must be non-blocking")
         if through is None and hasattr(sock, "do_handshake"):
-            raise TypeError(
-                "a TLS socket's batches go through its send: through=ssl.SSLSocket.send"
-            )
+            raise TypeError("a TLS socket needs through=ssl.SSLSocket.send")
         if high_water < 1:
-            raise ValueError(f"high_water must be at least 1: {high_water}")
+            raise ValueError(f"high_water must be at least 1, not {high_water}")
         for seconds in (timeout, stall_timeout):
-            if _seconds(seconds, None) is not seconds:
-                raise TypeError("a writer's timeout is a number of seconds, or None")
+            if _resolve_timeout(seconds, None) is not seconds:
+                raise TypeError("a writer's timeout must be a number of seconds or None")
         if limit is None:
             limit = SEND_LIMIT if through is None else WRITE_LIMIT
         self.sock = sock
@@ -129,7 +129,7 @@ class BatchWriter:
 
     @property
     def pending(self) -> int:
-        """The bytes that were posted and are not sent yet, with those that filters hold."""
+        """The number of bytes posted and not sent yet, including those that filters hold."""
         return self._sender.pending
 
     def __repr__(self) -> str:
@@ -148,42 +148,45 @@ class BatchWriter:
         exactly: int | None = None,
         timeout: Seconds = ...,
         stall_timeout: Seconds = ...,
-        on_complete: Listener | None = None,
-        on_error: Listener | None = None,
+        on_complete: DoneCallback | None = None,
+        on_error: DoneCallback | None = None,
         user_info: Any = ...,
     ) -> WriteOperation:
-        """Post a write of all of a batch, and return at once.
+        """Post a write of a whole batch, and return at once.
 
-        It takes the batch's entries, as IOBatch.extend does: the batch is empty then, and may be
-        filled again. Writes go out in the order in which they were posted. What the socket takes
-        at once is sent inside this call, and the operation may be done when it returns; its
-        callbacks are called by the loop all the same. A file that is not in the page cache is
-        read by a thread first, and the loop goes on meanwhile.
+        The writer takes the batch's entries, as IOBatch.extend does: the batch is then empty, and
+        may be filled again. Writes are sent in the order of posting. Bytes that the socket takes at
+        once are sent inside this call, so the operation may be done when write() returns; its
+        callbacks still run from the loop. A file that is not in the page cache is first read by a
+        thread, while the loop goes on.
 
-        An operation that ends before its first byte was sent just leaves the queue. One that ends
-        between its first and its last ends those after it too, as ABORTED: nothing may follow a
-        truncated body. What was not sent is in the batch of each, and can be posted again.
+        An operation that ends before its first byte was sent, or may have been sent, just leaves
+        the queue, and the operations after it go on. An operation that ends after that and before
+        its last byte also ends those after it, as ABORTED: nothing may follow a truncated body.
+        Unsent bytes are in the batch of each operation, and can be posted again.
 
         Args:
-            batch: what to send.
-            flags: MSG_* flags for every send(2); not with a filter.
-            exactly: send only this number of bytes; the rest goes into the operation's batch. Not
-                for messages.
-            timeout: seconds until it must be done; None: no bound; `...`: the writer's.
-            stall_timeout: seconds in which the writer must send something; likewise.
-            on_complete: called with the operation when it is done; and also when it ended
-                otherwise, if there is no on_error.
-            on_error: called with the operation when it ended otherwise.
+            batch: the batch to send.
+            flags: MSG_* flags for every send(2); not with through.
+            exactly: the number of bytes to send; the rest stays in the operation's batch. Not for
+                messages.
+            timeout: seconds until the operation must be done; None: no bound; `...`: the writer's.
+            stall_timeout: seconds within which the writer must send some bytes; None: no bound;
+                `...`: the writer's.
+            on_complete: called with the operation when it is done; without on_error, also when it
+                ends in any other way.
+            on_error: called with the operation when it ends in any way except DONE.
             user_info: the operation's user_info; `...`: the writer's.
 
         Raises:
             OSError: ECANCELED: the writer was closed, or cancelled as TERMINAL.
-            ValueError: exactly is negative, more than the batch has, less than what a callback
-                was offered and must be offered again, or given for a message; a timeout is
-                negative; there are flags, but also a filter.
-            TypeError: batch is no IOBatch; a callback can't be called, or is a coroutine function.
-            OverflowError: flags are more than an int of C has.
-            RuntimeError: batch is being sent: this is its own hook or callback.
+            ValueError: exactly is negative, more than the batch has, less than the offer that a
+                callback must be given again (see iob_write), or given for a message; a timeout is
+                negative or NaN; flags are given with through.
+            TypeError: batch is not an IOBatch; a callback is not callable, or is a coroutine
+                function.
+            OverflowError: flags don't fit a C int.
+            RuntimeError: a call on the batch is in progress, as during its hooks and callbacks.
 
         Source: WSASend; Boost.Asio, async_write.
         """
@@ -209,7 +212,7 @@ class BatchWriter:
             exactly=exactly,
             timeout=timeout,
             stall_timeout=stall_timeout,
-            listener=either(on_complete, on_error),
+            done_callback=combine_callbacks(on_complete, on_error),
             user_info=user_info,
         )
 
@@ -220,14 +223,14 @@ class BatchWriter:
         flags: int = 0,
         timeout: Seconds = ...,
         stall_timeout: Seconds = ...,
-        on_complete: Listener | None = None,
-        on_error: Listener | None = None,
+        on_complete: DoneCallback | None = None,
+        on_error: DoneCallback | None = None,
         user_info: Any = ...,
     ) -> WriteOperation:
-        """Post a write that is done as soon as some of the batch was sent.
+        """Post a write that is done as soon as some bytes of the batch were sent.
 
-        How much is in the operation's bytes_transferred, the rest in its batch, and what was posted
-        after it follows at once. Args and Raises: as for write().
+        The operation's bytes_transferred is their number, and its batch has the rest. The
+        operations posted after it follow at once. Args and Raises: as for write().
 
         Source: Boost.Asio, async_write_some.
         """
@@ -237,50 +240,51 @@ class BatchWriter:
             flags=flags,
             timeout=timeout,
             stall_timeout=stall_timeout,
-            listener=either(on_complete, on_error),
+            done_callback=combine_callbacks(on_complete, on_error),
             user_info=user_info,
         )
 
     def write_buffer(
         self,
         data: Buffer,
-        callback: BufferListener,
+        callback: BufferDoneCallback,
         *,
         start: int = 0,
         end: int | None = None,
         timeout: Seconds = ...,
-        error_callback: BufferListener | None = None,
+        error_callback: BufferDoneCallback | None = None,
         user_info: Any = ...,
     ) -> WriteOperation:
         """Post a write of data[start:end].
 
-        When it has ended, the loop calls callback(writer, data, nbytes): on success, on a timeout,
-        and where there is no error_callback in any other case too. The writer's `status` tells
-        then how it ended.
+        When the operation has ended, the loop calls callback(writer, data, nbytes): on success, on
+        a timeout, and without error_callback in every other case too. During that call the writer's
+        `status` is the operation's.
 
         Args:
             data: a C-contiguous buffer; held, not copied, until it is sent.
-            callback: see above.
-            start: where to begin, in bytes.
-            end: where to end, in bytes; None: with the last.
-            timeout: as for write(); but it stays for later operations.
-            error_callback: called in place of callback when the operation failed, was cancelled
-                or was aborted.
-            user_info: as for write(); but it stays for later operations.
+            callback: as above.
+            start: the offset of the first byte.
+            end: the offset after the last byte; None: the end of data.
+            timeout: as for write(), but kept for later operations.
+            error_callback: called instead of callback if the operation failed, was cancelled or was
+                aborted.
+            user_info: as for write(), but kept for later operations.
 
         Raises:
             OSError, ValueError: as for write().
-            TypeError: data has no buffer; a callback can't be called.
+            TypeError: data does not support the buffer protocol; a callback is not callable, or is
+                a coroutine function.
             BufferError: data is not C-contiguous.
 
         Source: LispWorks, async-io-state-write-buffer.
         """
         if callback is None:
-            raise TypeError("a callback is required")
+            raise TypeError("callback must not be None")
         check_callable(callback)
         check_callable(error_callback)
 
-        def tell(operation: WriteOperation) -> None:
+        def notify(operation: WriteOperation) -> None:
             self.status = operation.status
             if error_callback is None or self.status in (DONE, WriteStatus.TIMEOUT):
                 callback(self, data, operation.bytes_transferred)
@@ -289,17 +293,17 @@ class BatchWriter:
 
         batch = IOBatch()
         batch.addbuf(memoryview(as_byte_view(data))[start:end])
-        operation = self._post(batch, timeout=timeout, listener=tell, user_info=user_info)
-        self.timeout = _seconds(timeout, self.timeout)
+        operation = self._post(batch, timeout=timeout, done_callback=notify, user_info=user_info)
+        self.timeout = _resolve_timeout(timeout, self.timeout)
         self.user_info = operation.user_info
         return operation
 
     def finish(self) -> WriteOperation:
-        """Post the end of the stream: what the filter says at its end, as TLS does close_notify.
+        """Post the end of the stream: the final output of the filter, such as TLS's close_notify.
 
-        The operation has no bytes of its own. It is done when all that was posted before is sent,
-        and all that the filter has to say at the end. The filter takes no writes after it. Without
-        a filter there is nothing to end, and it is done when it is its turn.
+        The operation has no bytes of its own. It is done when all writes posted before have ended
+        and the filter's final output is sent. The filter takes no writes after it. Without a filter
+        there is no stream to end, and the operation is done when it reaches the head of the queue.
 
         Raises:
             OSError: as for write().
@@ -308,30 +312,31 @@ class BatchWriter:
         return self._post(IOBatch(), finishes=True)
 
     async def drain(self) -> None:
-        """Wait until less than high_water bytes are pending.
+        """Wait until fewer than high_water bytes are pending.
 
         Raises:
-            Exception: the first error or timeout of an operation that had no callback, unless
-                somebody awaited it. So code that only posts and drains still sees it, once.
+            Exception: the first unretrieved error or timeout of an operation, once. It is
+                unretrieved if the operation had no callback and was not awaited. So code that only
+                posts and drains still sees it.
 
         """
         sender = self._sender
         while sender.state == WAITING and sender.pending >= sender.high_water:
-            await sender.change()
+            await sender.wait_for_change()
         sender.queue.raise_unretrieved()
 
     def cancel(self, kind: CancellationType = CancellationType.PARTIAL) -> bool:
         """Cancel all pending operations, in their order.
 
         Args:
-            kind: TERMINAL: close the writer as well. TOTAL: cancel only those of which nothing was
-                sent; the others go on.
+            kind: TERMINAL: also close the writer. TOTAL: cancel only operations of which no byte
+                was sent, or may have been sent; the others go on.
 
         Returns:
-            Whether there were any, and all were cancelled.
+            Whether operations were pending and all of them were cancelled.
 
         Raises:
-            RuntimeError: this is a hook or callback of a batch that this writer is sending.
+            RuntimeError: the writer is sending, as in a hook of a batch, or in `through`.
 
         """
         return self._sender.cancel_all(kind)
@@ -339,11 +344,11 @@ class BatchWriter:
     def close(self) -> None:
         """End all pending operations as ABORTED, and take no more.
 
-        What the filter still holds is not sent: await finish() before. The socket stays open. More
-        calls do nothing.
+        Bytes that the filter holds are not sent: await finish() first. The socket stays open.
+        Further calls do nothing.
 
         Raises:
-            RuntimeError: this is a hook or callback of a batch that this writer is sending.
+            RuntimeError: the writer is sending, as in a hook of a batch, or in `through`.
 
         """
         self._sender.check_not_busy()
@@ -358,14 +363,14 @@ class BatchWriter:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Wait until nothing is pending, unless there is an exception; then close.
+        """Close the writer. First wait until nothing is pending, unless the block raised.
 
-        Raises: as drain().
+        Raises: as for drain().
         """
         sender = self._sender
         try:
             while exc_type is None and sender.state == WAITING:
-                await sender.change()
+                await sender.wait_for_change()
         finally:
             sender.close()
         if exc_type is None:
@@ -381,57 +386,62 @@ class BatchWriter:
         finishes: bool = False,
         timeout: Seconds = ...,
         stall_timeout: Seconds = ...,
-        listener: Listener | None = None,
+        done_callback: DoneCallback | None = None,
         user_info: Any = ...,
     ) -> WriteOperation:
-        """Check what was given, and queue an operation."""
+        """Check the arguments, and post an operation."""
         sender = self._sender
         if sender.state == CLOSED:
             raise OSError(errno.ECANCELED, "the writer is closed")
         if not isinstance(batch, IOBatch):
-            raise TypeError(f"an IOBatch is required, not {type(batch).__name__!r}")
+            raise TypeError(f"batch must be an IOBatch, not {type(batch).__name__!r}")
         flags = check_flags(flags)
         if flags and self._through is not None:
-            raise ValueError("flags are for a socket; a filter knows none")
+            raise ValueError("flags must be 0 when through is given")
         if exactly is not None:
             exactly = self._check_exactly(exactly, batch)
-        timeout = _seconds(timeout, self.timeout)
-        stall_timeout = _seconds(stall_timeout, self.stall_timeout)
+        timeout = _resolve_timeout(timeout, self.timeout)
+        stall_timeout = _resolve_timeout(stall_timeout, self.stall_timeout)
         write = PostedWrite(sender, self.user_info if user_info is ... else user_info)
         write.flags = flags
         write.finishes = finishes
         write.operation = operation = WriteOperation(write)
-        if listener is not None:
-            write.listen((listener, copy_context()))
+        if done_callback is not None:
+            write.add_done_callback((done_callback, copy_context()))
         write.batch = rest = IOBatch()
         rest.extend(batch)
         try:
-            most = rest.bytesleft if exactly is None else exactly
-            write.max_bytes = most
-            write.complete_at = min(1, most) if some else most
+            size = rest.bytesleft if exactly is None else exactly
+            write.max_bytes = size
+            write.complete_at = min(1, size) if some else size
             sender.post(write, timeout, stall_timeout)
         except BaseException:
-            # A signal handler's: what was taken is not sent, and nothing may follow it.
+            # A signal handler's exception or a MemoryError: the entries may be sent in part, and
+            # nothing may follow them.
             sender.close()
             raise
         return operation
 
     def _check_exactly(self, exactly: int, batch: IOBatch) -> int:
-        if self._sender.messages:
-            raise ValueError("a message is sent whole")
+        if self._sender.sends_messages:
+            raise ValueError("exactly must be None for a message socket")
         exactly = check_nonnegative(exactly, "exactly")
         if exactly > batch.bytesleft:
-            raise ValueError(f"the batch has {batch.bytesleft} bytes, not {exactly}")
+            raise ValueError(
+                f"exactly must be at most bytesleft ({batch.bytesleft}), not {exactly}"
+            )
         pinned = core_of(batch).pinned
         if exactly < pinned:
-            raise ValueError(f"{pinned} bytes were offered before, and must be again")
+            raise ValueError(
+                f"exactly must be at least the length to offer again ({pinned}), not {exactly}"
+            )
         return exactly
 
 
-def _seconds(seconds: Seconds, before: float | None) -> float | None:
-    """Return a timeout; `...` is what it was before."""
+def _resolve_timeout(seconds: Seconds, default: float | None) -> float | None:
+    """Return a timeout; `...` stands for default."""
     if seconds is ...:
-        return before
-    if seconds is not None and not seconds >= 0:  # not a number, either
-        raise ValueError(f"a timeout must not be negative: {seconds}")
+        return default
+    if seconds is not None and not seconds >= 0:  # NaN included
+        raise ValueError(f"a timeout must not be negative or NaN: {seconds}")
     return seconds
