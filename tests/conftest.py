@@ -8,18 +8,26 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trustme
 from hypothesis import HealthCheck, settings
 
-from tests.helpers import DRIVERS, FAMILIES, SEND_DRIVERS, driver, fd_count, stream_pair
+from tests.support.batches import data
+from tests.support.drivers import DRIVERS, SEND_DRIVERS, driver
+from tests.support.fakes import Scripted
+from tests.support.httpd import MODIFIED, SECRET, Keys, serving
+from tests.support.programs import tool
+from tests.support.sockets import KINDS, fd_count, stream_pair
+from tests.support.tls import TLS_VERSIONS, TLSClient
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.helpers import Step
+    from tests.support.drivers import Step
+    from tests.support.httpd import Address
 
-# The same examples in every run, and none is too slow: the machine may be busy.
+# Each run has the same examples. A busy machine must not fail a test: there is no deadline.
 settings.register_profile(
     "iobatch",
     deadline=None,
@@ -30,19 +38,19 @@ settings.register_profile(
 settings.load_profile("iobatch")
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def no_leaks() -> Iterator[None]:
-    """Check that a test leaves no more descriptors open than there were."""
+    """Assert that a test leaves no descriptor open, and closes none that was open before."""
     before = fd_count()
     yield
     if fd_count() != before:
         gc.collect()
-        assert fd_count() == before, "descriptors were left open"
+        assert fd_count() == before, "the number of open descriptors has changed"
 
 
 @pytest.fixture
 def unraisable(monkeypatch: pytest.MonkeyPatch) -> list[BaseException | None]:
-    """Collect the exceptions that sys.unraisablehook is told of."""
+    """Return a list that collects the exceptions that are passed to sys.unraisablehook."""
     seen: list[BaseException | None] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda args: seen.append(args.exc_value))
     return seen
@@ -50,7 +58,7 @@ def unraisable(monkeypatch: pytest.MonkeyPatch) -> list[BaseException | None]:
 
 @pytest.fixture
 def make_file(tmp_path: Path) -> Iterator[Callable[[bytes], int]]:
-    """Give a function that writes a file and opens it; its descriptor is closed at the end."""
+    """Give a function that makes a file and returns its descriptor, which the fixture closes."""
     fds: list[int] = []
 
     def make(content: bytes) -> int:
@@ -66,19 +74,19 @@ def make_file(tmp_path: Path) -> Iterator[Callable[[bytes], int]]:
 
 @pytest.fixture(params=DRIVERS)
 def step(request: pytest.FixtureRequest) -> Iterator[Step]:
-    """Give each way out in turn."""
+    """Give each function that sends a batch, in turn."""
     with driver(request.param) as one_step:
         yield one_step
 
 
 @pytest.fixture(params=SEND_DRIVERS)
 def send(request: pytest.FixtureRequest) -> Iterator[Callable[..., int]]:
-    """Give iob_send, with each combination of what the system may lack."""
+    """Give iob_send, with and without sendfile and sendmsg."""
     with driver(request.param) as one_step:
         yield one_step
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=KINDS)
 def pair(request: pytest.FixtureRequest) -> Iterator[tuple[socket.socket, socket.socket]]:
     """Give two connected sockets of each family in turn."""
     with stream_pair(request.param) as sockets:
@@ -90,3 +98,83 @@ def tcp() -> Iterator[tuple[Any, Any]]:
     """Give two connected TCP sockets."""
     with stream_pair("tcp4") as sockets:
         yield sockets
+
+
+@pytest.fixture
+def sock() -> Iterator[Scripted]:
+    """Give a scripted socket that accepts everything."""
+    with Scripted() as scripted:
+        yield scripted
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    """Make an authority that signs the certificates of servers."""
+    return trustme.CA()
+
+
+@pytest.fixture(params=TLS_VERSIONS, ids=lambda version: version.name)
+def tls_client(request: pytest.FixtureRequest, authority: trustme.CA) -> TLSClient:
+    """Give a TLS connection in memory after its handshake, in each version of TLS."""
+    connection = TLSClient(authority, request.param)
+    connection.shake_hands()
+    return connection
+
+
+@pytest.fixture
+def large_file(tmp_path: Path) -> Path:
+    """Make a file that the buffers of a connection's two sockets can't hold."""
+    file = tmp_path / "file"
+    file.write_bytes(data(4_000_000))
+    return file
+
+
+# The file server
+
+
+@pytest.fixture(name="site")
+def make_site(tmp_path: Path) -> Path:
+    """Return a directory to serve; a secret file is beside it."""
+    (tmp_path / "secret").write_bytes(SECRET)
+    root = tmp_path / "site"
+    (root / "sub" / "deep").mkdir(parents=True)
+    (root / "bare").mkdir()
+    (root / ".git").mkdir()
+    (root / ".git" / "config").write_bytes(SECRET)
+    (root / ".hidden").write_bytes(SECRET)
+    (root / "index.html").write_bytes(b"<h1>home</h1>")
+    (root / "sub" / "index.html").write_bytes(b"<h1>sub</h1>")
+    (root / "sub" / "deep" / "file").write_bytes(b"deep")
+    (root / "a b\xfc?.txt").write_bytes(b"odd")
+    for size in (0, 1, 1024, 32768, 65536, 1 << 20):
+        (root / str(size)).write_bytes(data(size, seed=size))
+        os.utime(root / str(size), (MODIFIED, MODIFIED))
+    return root
+
+
+@pytest.fixture(name="address")
+def serve_site(site: Path) -> Iterator[Address]:
+    """Serve the directory, and give the server's address."""
+    with serving(site) as (_, address):
+        yield address
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
+    """Return a certificate for the server, and a client that trusts it."""
+    return Keys(tmp_path_factory.mktemp("keys"))
+
+
+# A test names the fixture of a program before those that start a server: then it is skipped first.
+
+
+@pytest.fixture
+def chromium() -> str:
+    """Return the path of chromium, or skip the test."""
+    return tool("chromium", "chromium")
+
+
+@pytest.fixture
+def curl() -> str:
+    """Return the path of curl, or skip the test."""
+    return tool("curl", "curl")

@@ -1,8 +1,10 @@
-"""All ways out against a plain bytes model: cut at every byte, and by random operations."""
+"""A batch against plain bytes: calls cut at every byte, and random operations."""
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 import tempfile
 from typing import TYPE_CHECKING, Any
 
@@ -12,30 +14,25 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from iobatch import IOB_AGAIN, IOB_DONE, IOB_ERROR, IOBatch, iob_send, iob_sendmsg, iob_write
-from tests.helpers import (
-    Scripted,
-    again,
-    check_invariants,
-    data,
-    fd_count,
-    patch_os,
-    script_sendfile,
-)
+from tests.support.batches import check_invariants, data
+from tests.support.fakes import Scripted, again, patch_os, script_sendfile
+from tests.support.sockets import fd_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    MakeFile = Callable[[bytes], int]
+    from tests.support.batches import MakeFile
+    from tests.support.drivers import Step
 
-# In these tests what is longer is a large range: they stay small, and meet all paths.
-SMALL = 16
+# Replaces COPY_LIMIT: a longer range goes by sendfile, so a short batch meets every path.
+SHORT_COPY_LIMIT = 16
 
 
 def by_iob_write(sock: Scripted, batch: IOBatch) -> int:
     return iob_write(sock, batch, Scripted.send)
 
 
-WAYS: dict[str, Any] = {
+SENDERS: dict[str, Step] = {
     "iob_send": iob_send,
     "iob_send without sendfile": iob_send,
     "iob_send without sendmsg": iob_send,
@@ -45,23 +42,26 @@ WAYS: dict[str, Any] = {
 }
 
 
-@pytest.fixture(params=WAYS)
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Any]:
-    monkeypatch.setattr("iobatch._send.COPY_LIMIT", SMALL)
+@pytest.fixture(params=SENDERS)
+def sender(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Step]:
+    monkeypatch.setattr("iobatch._send.COPY_LIMIT", SHORT_COPY_LIMIT)
     if "without" in request.param:
         attribute, value = {
             "iob_send without sendfile": ("_sendfile", None),
-            "iob_send without sendmsg": ("_sendmsg", False),
+            "iob_send without sendmsg": ("_HAS_SENDMSG", False),
         }[request.param]
         monkeypatch.setattr(f"iobatch._send.{attribute}", value)
-    return request.param, WAYS[request.param]
+    return request.param, SENDERS[request.param]
 
 
 def make_batch(fd: int, content: bytes, released: list[int]) -> tuple[IOBatch, bytes, list[int]]:
-    """Return a batch of all kinds of entries, its bytes, and where each hook is due."""
+    """Return a batch with every kind of entry, its content, and the end of each entry with a hook.
+
+    Each hook appends the batch's bytessent to `released`.
+    """
     batch = IOBatch()
     wanted = bytearray()
-    due = []
+    ends = []
 
     def hook() -> None:
         released.append(batch.bytessent)
@@ -76,80 +76,80 @@ def make_batch(fd: int, content: bytes, released: list[int]) -> tuple[IOBatch, b
 
     add(b"first")
     add(b"second", on_release=hook)
-    due.append(len(wanted))
-    add_file(3, SMALL)
+    ends.append(len(wanted))
+    add_file(3, SHORT_COPY_LIMIT)
     add(bytearray(b"third"), on_release=hook)
-    due.append(len(wanted))
-    add_file(20, 3 * SMALL, on_release=hook)
-    due.append(len(wanted))
+    ends.append(len(wanted))
+    add_file(20, 3 * SHORT_COPY_LIMIT, on_release=hook)
+    ends.append(len(wanted))
     add_file(90, 2)
     batch.addfile_close(os.dup(fd), 0, 5)
     wanted.extend(content[:5])
     add(b"x", on_release=hook)
-    due.append(len(wanted))
-    add_file(30, SMALL + 1, on_release=hook)
-    due.append(len(wanted))
+    ends.append(len(wanted))
+    add_file(30, SHORT_COPY_LIMIT + 1, on_release=hook)
+    ends.append(len(wanted))
     add(b"last", on_release=hook)
-    due.append(len(wanted))
-    return batch, bytes(wanted), due
+    ends.append(len(wanted))
+    return batch, bytes(wanted), ends
 
 
-def test_cut_at_every_byte(
-    way: tuple[str, Any], make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+def test_call_cut_at_any_byte_loses_and_repeats_no_byte_and_no_hook(
+    sender: tuple[str, Step], make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever the first call is cut, all arrives, and each hook runs once at its own byte."""
-    name, step = way
+    """Each hook runs once, when the last byte of its entry was accepted."""
+    name, step = sender
     content = data(100)
     fd = make_file(content)
     before = fd_count()
-    model, wanted, _due = make_batch(fd, content, [])
-    model.reset()
+    unused, wanted, _ends = make_batch(fd, content, [])
+    unused.reset()
     total = len(wanted)
     for cut in range(1, total + 1):
-        for rest in (1, 7, total):
+        for next_cuts in (1, 7, total):
             released: list[int] = []
-            batch, wanted, due = make_batch(fd, content, released)
-            script = [cut, again(), again()] + [rest, again()] * total
+            batch, wanted, ends = make_batch(fd, content, released)
+            script = [cut, again(), again()] + [next_cuts, again()] * total
             with Scripted(*script) as sock, monkeypatch.context() as patch:
                 if name == "iob_send":
                     script_sendfile(patch, sock)
                 elif name == "iob_send, sendfile refused":
-                    patch_os(patch, "sendfile", refuse)
+                    patch_os(patch, "sendfile", refuse_sendfile)
                 for _ in range(4 * total):
                     sent = batch.bytessent
                     nbytes = step(sock, batch)
                     check_invariants(batch)
                     assert batch.bytessent - sent == max(nbytes, 0)
                     assert batch.bytessent == len(sock.taken) == total - batch.bytesleft
-                    assert len(released) == sum(end <= batch.bytessent for end in due)
+                    assert len(released) == sum(end <= batch.bytessent for end in ends)
                     if nbytes == IOB_DONE:
                         break
                 assert sock.taken == wanted
-            assert all(seen >= end for seen, end in zip(released, due, strict=True))
+            assert all(seen >= end for seen, end in zip(released, ends, strict=True))
             assert fd_count() == before
 
 
-def refuse(*_args: int) -> int:
-    raise OSError(22, "scripted")
+def refuse_sendfile(*_args: int) -> int:
+    raise OSError(errno.EINVAL, "scripted")
 
 
 FILE_SIZE = 200_000
 SIZES = st.one_of(st.integers(0, 40), st.integers(0, 70_000))
 
 
-class Model(RuleBasedStateMachine):
-    """A batch and the bytes that it should hold."""
+class BatchMachine(RuleBasedStateMachine):
+    """A batch, and the bytes that are left in it according to the model."""
 
     def __init__(self) -> None:
         super().__init__()
         self.patch = pytest.MonkeyPatch()
         self.batch = IOBatch()
-        self.model = bytearray()  # what is left
+        self.model = bytearray()
         self.sent = 0
         self.seed = 0
-        # For each entry with a hook: how many times it has run.
+        # For each hook, a list with the number of its runs.
         self.hooks: list[list[int]] = []
-        # The offer that must come again.
+        # The offer that the next call must repeat.
         self.pinned: bytes | None = None
         self.content = data(FILE_SIZE, seed=-1)
         self.before = fd_count()
@@ -193,16 +193,16 @@ class Model(RuleBasedStateMachine):
     @rule(
         offset=st.integers(0, FILE_SIZE),
         size=st.one_of(SIZES, st.none()),
-        how=st.sampled_from(["borrowed", "object", "owned"]),
+        kind=st.sampled_from(["descriptor", "object", "owned"]),
         hooked=st.booleans(),
     )
-    def addfile(self, offset: int, size: int | None, how: str, *, hooked: bool) -> None:
+    def addfile(self, offset: int, size: int | None, kind: str, *, hooked: bool) -> None:
         end = FILE_SIZE if size is None else min(offset + size, FILE_SIZE)
         count = None if size is None else end - offset
-        if how == "owned":
+        if kind == "owned":
             self.batch.addfile_close(os.dup(self.file.fileno()), offset, count)
         else:
-            file: Any = self.file if how == "object" else self.file.fileno()
+            file: Any = self.file if kind == "object" else self.file.fileno()
             hook = self.hook() if hooked else None
             self.batch.addfile(file, offset, count, on_release=hook)
         self.model += self.content[offset:end]
@@ -230,7 +230,7 @@ class Model(RuleBasedStateMachine):
         check_invariants(other)
 
     @rule()
-    def move_to_another(self) -> None:
+    def move_to_another_batch(self) -> None:
         moved = IOBatch()
         moved.extend(self.batch)
         check_invariants(self.batch)
@@ -262,13 +262,13 @@ class Model(RuleBasedStateMachine):
     @rule(
         script=st.lists(st.one_of(SIZES.filter(bool), st.none()), max_size=6),
         limit=st.one_of(st.integers(1, 200_000), st.none()),
-        flags=st.sampled_from([0, 0, 1]),
+        flags=st.sampled_from([0, 0, socket.MSG_OOB]),
     )
     def send(self, script: list[int | None], limit: int | None, flags: int) -> None:
         self.sock.script.extend(again() if size is None else size for size in script)
-        had = bool(self.model)
+        had_bytes = bool(self.model)
         nbytes = iob_send(self.sock, self.batch, limit=limit, flags=flags)
-        if had:
+        if had_bytes:
             self.pinned = None
         assert limit is None or nbytes <= limit
         self.account(nbytes)
@@ -292,14 +292,14 @@ class Model(RuleBasedStateMachine):
         offers = [call.pieces[0] for call in self.sock.calls]
         if self.pinned is not None:
             assert offers[0] == self.pinned
-        # The last offer is pinned if it was refused.
+        # A refused offer is pinned, and no other offer follows it.
         refused = len(script) >= len(offers) and script[len(offers) - 1] is None
         self.pinned = offers[-1] if refused else None
         assert nbytes != IOB_AGAIN or refused
         self.account(nbytes)
 
     @invariant()
-    def agrees(self) -> None:
+    def batch_agrees_with_the_model(self) -> None:
         check_invariants(self.batch)
         assert self.batch.bytesleft == len(self.model)
         assert self.batch.bytessent == self.sent
@@ -307,5 +307,5 @@ class Model(RuleBasedStateMachine):
         assert self.batch.error is None
 
 
-Model.TestCase.settings = settings(max_examples=100, stateful_step_count=40)
-TestModel = Model.TestCase
+BatchMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40)
+TestBatchAgreesWithModel = BatchMachine.TestCase

@@ -1,4 +1,4 @@
-"""The package: what it needs, what it shows, and how its modules depend on each other."""
+"""The package: its version, dependencies and public names, and the order of its imports."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ import importlib.metadata
 import inspect
 import re
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import iobatch
-from tests.helpers import ROOT, run_python
+from iobatch import COPY_LIMIT, IOB_AGAIN, IOB_DONE, IOB_ERROR, SEND_LIMIT, WRITE_LIMIT
+from tests.support.programs import ROOT, run_python
 
 PACKAGE = Path(iobatch.__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
-# Each module imports only from those before it.
-ORDER = (
+# Each module of the library imports only from the modules before it.
+IMPORT_ORDER = (
     "_errors",
     "_arguments",
     "_entries",
@@ -39,34 +41,58 @@ ORDER = (
     "aio._writer",
     "aio._stream",
 )
+DOCUMENTED_NAMES = {
+    "COPY_LIMIT",
+    "IOB_AGAIN",
+    "IOB_DONE",
+    "IOB_ERROR",
+    "SEND_LIMIT",
+    "WRITE_LIMIT",
+    "IOBatch",
+    "TruncatedFileError",
+    "iob_send",
+    "iob_sendall",
+    "iob_sendmsg",
+    "iob_write",
+}
 
 
-def modules() -> list[str]:
-    """Return the modules of the package, without those that only show others' names."""
+def module_names() -> set[str]:
+    """Return the names of all modules, without each package's `__init__`."""
     paths = [path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py")]
-    return [".".join(path.with_suffix("").parts) for path in paths if path.stem != "__init__"]
+    return {".".join(path.with_suffix("").parts) for path in paths if path.stem != "__init__"}
 
 
-def imported(module: str) -> set[str]:
-    """Return the modules of the package that one of them imports, for typing too."""
+def is_of_server(name: str) -> bool:
+    """Tell whether a module belongs to the file server: it uses the library, and not vice versa."""
+    return name.split(".", maxsplit=1)[0] == "httpd"
+
+
+def imports(module: str) -> set[str]:
+    """Return the modules and packages of iobatch that a module imports, for typing too."""
     tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())
-    names = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    return {name.removeprefix("iobatch.") for name in names if name.startswith("iobatch.")}
+    modules = {f"iobatch.{name}" for name in module_names()}
+    imported = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names} & modules
+            imported.update(submodules or {node.module})
+    own = {name for name in imported if name.split(".")[0] == "iobatch"}
+    return {name.removeprefix("iobatch.") for name in own}
 
 
-def test_version() -> None:
-    """The installed version is the project's, and the newest in the changelog."""
+def test_version_is_the_newest_in_the_changelog() -> None:
     changes = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert importlib.metadata.version("iobatch") == PROJECT["version"] == changes[0]
 
 
-def test_dependencies() -> None:
-    """The library needs attrs and nothing else."""
+def test_attrs_is_the_only_dependency() -> None:
     assert [re.split(r"[<>=]", name)[0] for name in PROJECT["dependencies"]] == ["attrs"]
 
 
-def test_import() -> None:
-    """Importing it imports no package but attrs, and warns of nothing."""
+def test_import_loads_no_package_except_attrs_and_prints_no_warning() -> None:
     result = run_python(
         "import sys; before = set(sys.modules); import iobatch\n"
         "added = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
@@ -75,8 +101,22 @@ def test_import() -> None:
     assert (result.stdout, result.stderr) == ("attr attrs iobatch\n", "")
 
 
-def test_names() -> None:
-    """Each public name is there, sorted, and __init__ does nothing but import them."""
+def test_codes_and_limits_are_plain_ints_with_the_documented_values() -> None:
+    assert (IOB_DONE, IOB_AGAIN, IOB_ERROR) == (0, -1, -3)
+    assert (SEND_LIMIT, WRITE_LIMIT) == (2 * 1024 * 1024, 64 * 1024)
+    assert 8 * 1024 <= COPY_LIMIT <= 64 * 1024
+    for value in (IOB_DONE, IOB_AGAIN, IOB_ERROR, SEND_LIMIT, WRITE_LIMIT, COPY_LIMIT):
+        assert type(value) is int
+
+
+def test_package_exports_the_documented_names() -> None:
+    """The py.typed marker is installed, so type checkers read the annotations (PEP 561)."""
+    assert set(iobatch.__all__) >= DOCUMENTED_NAMES
+    assert all(hasattr(iobatch, name) for name in iobatch.__all__)
+    assert (PACKAGE / "py.typed").exists()
+
+
+def test_all_is_sorted_and_init_contains_only_imports() -> None:
     assert iobatch.__all__ == sorted(iobatch.__all__, key=lambda name: (not name.isupper(), name))
     for name in iobatch.__all__:
         assert hasattr(iobatch, name)
@@ -86,11 +126,11 @@ def test_names() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in iobatch.__all__ if not name.isupper()])
-def test_typed_and_documented(name: str) -> None:
-    """Each public function, class and method has a docstring and is fully annotated."""
-    thing = getattr(iobatch, name)
-    members = {key: value for key, value in vars(thing).items() if not key.startswith("_")}
-    for member in [thing, *members.values()] if inspect.isclass(thing) else [thing]:
+def test_public_function_or_class_is_documented_and_annotated(name: str) -> None:
+    """The methods of a class are, too."""
+    public = getattr(iobatch, name)
+    members = {key: value for key, value in vars(public).items() if not key.startswith("_")}
+    for member in [public, *members.values()] if inspect.isclass(public) else [public]:
         assert inspect.getdoc(member)
         if inspect.isfunction(member):
             annotations = {*member.__annotations__, "self"}
@@ -98,23 +138,27 @@ def test_typed_and_documented(name: str) -> None:
     assert (PACKAGE / "py.typed").is_file()
 
 
-@pytest.mark.parametrize("module", ORDER)
-def test_imports_run_one_way(module: str) -> None:
-    """A module imports only from those before it."""
-    assert imported(module) <= set(ORDER[: ORDER.index(module)])
+@pytest.mark.parametrize("module", IMPORT_ORDER)
+def test_module_imports_only_from_modules_before_it(module: str) -> None:
+    assert imports(module) <= set(IMPORT_ORDER[: IMPORT_ORDER.index(module)])
 
 
-def test_every_module_has_its_place() -> None:
-    """The order of imports names every module."""
-    assert sorted(modules()) == sorted(ORDER)
+def test_import_order_names_every_module_of_the_library() -> None:
+    assert {name for name in module_names() if not is_of_server(name)} == set(IMPORT_ORDER)
+
+
+def test_modules_of_the_server_import_each_other_without_a_cycle() -> None:
+    graph = {name: imports(name) for name in module_names() if is_of_server(name)}
+    assert graph
+    TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 @pytest.mark.parametrize("module", ["_arguments", "_entries", "_core", "_batch"])
-def test_what_accounts_for_bytes_sees_no_socket(module: str) -> None:
-    """The batch and its core never see a socket."""
-    assert "import socket" not in (PACKAGE / f"{module}.py").read_text()
+def test_modules_of_the_batch_import_no_socket(module: str) -> None:
+    source = (PACKAGE / f"{module}.py").read_text()
+    assert not re.search(r"^\s*(import|from) socket\b", source, re.MULTILINE)
 
 
-def test_the_page_cache_knows_no_loop() -> None:
-    """Whether a range is cached is told without any event loop, so that all can use it."""
+def test_page_cache_module_imports_no_asyncio() -> None:
+    """A probe works without an event loop, so any loop can use it."""
     assert "asyncio" not in (PACKAGE / "_pagecache.py").read_text()

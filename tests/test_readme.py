@@ -1,13 +1,14 @@
-"""The README is true: its example runs, its commands and links point at what exists."""
+"""The README: its commands, example, links and tables."""
 
 from __future__ import annotations
 
 import re
 import tomllib
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import iobatch
-from tests.helpers import ROOT, run_python
+from tests.support.programs import ROOT, run_python
 
 if TYPE_CHECKING:
     import pytest
@@ -20,12 +21,11 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
-def test_commands() -> None:
-    """Two commands of one line each set up .venv by an extra that exists, then serve and test."""
+def test_two_one_line_commands_install_an_extra_then_serve_or_test() -> None:
     serve, test = blocks("sh")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for command, extra, action in (
-        (serve, "httpd", "examples/httpd ."),
+        (serve, "httpd", "-m iobatch.httpd ."),
         (test, "test", "-m pytest"),
     ):
         assert command == (
@@ -33,11 +33,12 @@ def test_commands() -> None:
             f" && .venv/bin/python {action}\n"
         )
         assert extra in project["optional-dependencies"]
-    assert (ROOT / "examples" / "httpd" / "__main__.py").is_file()
+    assert find_spec("iobatch.httpd.__main__")
 
 
-def test_example(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The example runs as it stands, and what it prints is what it sent."""
+def test_example_of_ten_lines_sends_the_license_and_prints_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     [example] = blocks("python")
     assert len(example.splitlines()) == 10
     monkeypatch.chdir(ROOT)
@@ -46,8 +47,7 @@ def test_example(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.stdout == "Here is the license.\n\n" + (ROOT / "LICENSE").read_text()
 
 
-def test_links() -> None:
-    """Each link to a file points at one, and every page and function is linked."""
+def test_each_relative_link_points_at_a_file_and_each_page_has_a_link() -> None:
     targets = re.findall(r"\]\(([^:)]+)\)", README)
     for target in targets:
         assert (ROOT / target).is_file(), target
@@ -56,8 +56,12 @@ def test_links() -> None:
     }
 
 
-def test_return_codes() -> None:
-    """The table of return codes has each of them, with its value."""
+def test_each_program_in_the_folder_of_examples_is_in_the_table() -> None:
+    programs = re.findall(r"^\| `(\w+\.py)` \|", README, re.MULTILINE)
+    assert sorted(programs) == sorted(path.name for path in (ROOT / "examples").glob("*.py"))
+
+
+def test_table_of_return_codes_has_each_code_with_its_value() -> None:
     rows = re.findall(r"^\| `(IOB_\w+)` \| (-?\d) \|", README, re.MULTILINE)
     names = {name for name in iobatch.__all__ if name.startswith("IOB_")}
     assert {name: int(value) for name, value in rows} == {
@@ -65,8 +69,7 @@ def test_return_codes() -> None:
     }
 
 
-def test_methods() -> None:
-    """The methods of IOBatch are all named."""
+def test_row_of_iobatch_names_each_of_its_methods() -> None:
     [row] = re.findall(r"^\| \[`IOBatch`\].*$", README, re.MULTILINE)
     methods = {
         name

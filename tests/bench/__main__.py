@@ -1,7 +1,7 @@
-"""Measure iobatch against its peers, and print the tables as Markdown.
+"""Measure iobatch against other software, and print the results as Markdown tables.
 
-All ways of doing a piece of work take turns in one run, and what counts is the ratio of each turn:
-absolute times are those of one machine at one moment. Run it while the machine does nothing else.
+All methods of a comparison take turns in one run, and the ratios within each turn are what counts:
+absolute times hold for one machine at one moment. Run the benchmarks on an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from pathlib import Path
 from tests.bench.report import Options
 
 TABLES = {
-    "send": "iob_send against libowfat, libevent, C and Python, CPU, system calls, segments",
+    "send": "iob_send against libowfat, libevent, C and Python: CPU, system calls, segments",
     "write": "iob_write and filters: callbacks, gzip, TLS",
-    "aio": "BatchWriter against asyncio's and uvloop's own ways",
-    "growth": "cost and memory as batches and files grow",
+    "aio": "BatchWriter against the methods of asyncio and uvloop",
+    "growth": "cost and memory by the size of batches and files",
     "slow": "a thousand slow peers",
-    "kernel": "zero copy, splice and the like; and where reading and sendfile cross",
-    "httpd": "examples/httpd against nginx and the Python servers",
+    "kernel": "other system calls (zero-copy, splice, fadvise); the crossover of read and sendfile",
+    "httpd": "iobatch.httpd against nginx and Python servers",
 }
 
 
 def count(text: str) -> int:
-    """Read how often to do something."""
+    """Parse a count of at least 1."""
     number = int(text)
     if number < 1:
         raise ValueError
@@ -35,19 +35,23 @@ def count(text: str) -> int:
 
 
 def main() -> None:
-    """Run what the command line asks for."""
+    """Run the tables that the command line names."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="tables:\n" + "\n".join(f"  {name:8}{text}" for name, text in TABLES.items()),
     )
-    parser.add_argument("tables", nargs="*", metavar="TABLE", help="which to print; default: all")
     parser.add_argument(
-        "--turns", type=count, default=7, help="how often each way has its turn (7)"
+        "tables", nargs="*", metavar="TABLE", help="a table to print (default: all)"
     )
     parser.add_argument(
-        "--smoke", action="store_true", help="only show that all runs; the figures say nothing"
+        "--turns", type=count, default=7, help="measure each method TURNS times (default: 7)"
+    )
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="only check that everything runs; the figures are meaningless",
     )
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="write plots there, as SVG")
     args = parser.parse_args()
@@ -59,11 +63,11 @@ def main() -> None:
             options.plots.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
             parser.error(f"--plots: {exc}")
-    # So that what was begun is ended: processes, folders.
+    # Exit by SystemExit, so that context managers end processes and remove folders.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     processors = os.sched_getaffinity(0)
     for name in args.tables or TABLES:
-        os.sched_setaffinity(0, processors)  # a table may have bound itself to one
+        os.sched_setaffinity(0, processors)  # the last table may have bound this process to one
         import_module(f"tests.bench.{name}").run(options)
 
 

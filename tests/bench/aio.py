@@ -1,23 +1,25 @@
-"""Measure BatchWriter and send_to_stream against what asyncio and uvloop have to send a file.
+"""Measure BatchWriter and send_to_stream against the methods of asyncio and uvloop to send files.
 
-A response is 200 bytes and a file (random bytes, in the page cache), over TCP on loopback, one
-behind the other on one connection: a way goes on as soon as its loop says that it may. CPU is
-process_time(), user and system, of this process; the receiver is another one, see reader.py. Loops
-and connections are made before the clock is started.
+A response is a 200-byte header and a file of random bytes in the page cache. Responses go over one
+TCP connection on loopback; a method starts the next response as soon as its await returns. CPU is
+process_time(), user and system, of this process; the receiver is another process, see reader.py.
+Loops and connections are created before the clock starts.
 
-What is not alike:
+Differences between the methods:
 
-- BatchWriter has the socket for itself; a stream is shared with a transport, which may hold 64 KiB
-  back. So BatchWriter has to know that all is sent, and the others are done a little before it is.
-- writelines() needs the file in memory. It is read with pread in the loop's own thread, as most
-  programs do it for small files; careful ones pay for a thread.
-- BatchWriter and send_to_stream look whether a file is in the cache before they send it, and that
-  is in their figures. The others don't: the last table says what comes of it.
+- BatchWriter owns the socket, and its write completes when the kernel has accepted all bytes. A
+  transport may buffer up to 64 KiB, so the clock of the other methods stops a little before the
+  last byte is sent.
+- writelines() needs the file in memory. pread reads it in the loop's thread, as most programs do
+  for small files; reading it in another thread, which never blocks the loop, would cost more.
+- BatchWriter and send_to_stream check whether a file is in the page cache before they send it, and
+  their figures include this check. The other methods don't check: see the last table.
 - uvloop has no sendfile.
 
-The last table is about files that are not in the cache. While they are sent another task has a turn
-of the loop after each other's, and the longest time between two of its turns is what everybody else
-has to wait: for the disk, mostly, so it says as much of the disk as of the programs.
+The last table sends files that are not in the page cache, while a second task takes every turn of
+the loop. The longest time between two turns of that task is the stall: the time for which a loop
+makes other connections wait. Most of it is time of the disk, so it depends on the disk as much as
+on the method.
 """
 
 from __future__ import annotations
@@ -36,8 +38,16 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from iobatch import IOB_ERROR, IOBatch, iob_send
 from iobatch.aio import BatchWriter, send_to_stream
-from tests.bench.reader import SENDER, dropped, pin
-from tests.bench.report import describe, in_turn, leave_out, ratios, spread, table
+from tests.bench.reader import SENDER, pin_to_processor, reader_connection
+from tests.bench.report import (
+    format_size,
+    format_spread,
+    print_environment,
+    print_table,
+    ratios,
+    report_missing,
+    run_in_turn,
+)
 
 if TYPE_CHECKING:
     import socket
@@ -45,20 +55,20 @@ if TYPE_CHECKING:
 
     from tests.bench.report import Options
 
-    # Sends so many bytes of each file, and returns the CPU seconds.
-    Way = Callable[[socket.socket, Sequence[BinaryIO], int], Coroutine[Any, Any, float]]
+    # Sends the given number of bytes of each file; returns the CPU seconds.
+    Method = Callable[[socket.socket, Sequence[BinaryIO], int], Coroutine[Any, Any, float]]
 
 HEADER = b"h" * 200
 KIB = 1024
 MIB = 1024 * KIB
-# How long a file is, and how often it is sent in a turn.
-WORK = {KIB: 20_000, 16 * KIB: 5_000, 128 * KIB: 1_500, MIB: 400}
-# How long a file is that is not in the cache, and how many of them are sent in a turn.
-COLD = {KIB: 50, 64 * KIB: 50, MIB: 20, 64 * MIB: 1}
+# The number of responses in a turn, by the size of the file.
+ROUNDS = {KIB: 20_000, 16 * KIB: 5_000, 128 * KIB: 1_500, MIB: 400}
+# The number of files that are not in the page cache, by their size.
+NOT_CACHED = {KIB: 50, 64 * KIB: 50, MIB: 20, 64 * MIB: 1}
 
 
-async def write(sock: socket.socket, files: Sequence[BinaryIO], size: int) -> float:
-    """Post batches."""
+async def by_batch_writer(sock: socket.socket, files: Sequence[BinaryIO], size: int) -> float:
+    """Post batches to a BatchWriter."""
     batch = IOBatch()
     async with BatchWriter(sock) as writer:
         start = process_time()
@@ -69,8 +79,8 @@ async def write(sock: socket.socket, files: Sequence[BinaryIO], size: int) -> fl
         return process_time() - start
 
 
-async def stream(sock: socket.socket, files: Sequence[BinaryIO], size: int) -> float:
-    """Send batches over a stream."""
+async def by_send_to_stream(sock: socket.socket, files: Sequence[BinaryIO], size: int) -> float:
+    """Send batches by send_to_stream."""
     batch = IOBatch()
     _, writer = await asyncio.open_connection(sock=sock)
     start = process_time()
@@ -78,32 +88,32 @@ async def stream(sock: socket.socket, files: Sequence[BinaryIO], size: int) -> f
         batch.addbuf(HEADER)
         batch.addfile(file.fileno(), 0, size)
         await send_to_stream(writer, batch)
-    return await closed(writer, start)
+    return await close_stream(writer, start)
 
 
-async def writelines(sock: socket.socket, files: Sequence[BinaryIO], size: int) -> float:
-    """Read files, and write them behind their headers."""
+async def by_writelines(sock: socket.socket, files: Sequence[BinaryIO], size: int) -> float:
+    """Read files, and write each with its header by writelines."""
     _, writer = await asyncio.open_connection(sock=sock)
     start = process_time()
     for file in files:
         writer.writelines([HEADER, os.pread(file.fileno(), size, 0)])
         await writer.drain()
-    return await closed(writer, start)
+    return await close_stream(writer, start)
 
 
-async def sendfile(sock: socket.socket, files: Sequence[BinaryIO], size: int) -> float:
-    """Write headers, and let the loop send the files."""
+async def by_loop_sendfile(sock: socket.socket, files: Sequence[BinaryIO], size: int) -> float:
+    """Write headers, and send files by loop.sendfile."""
     loop = asyncio.get_running_loop()
     _, writer = await asyncio.open_connection(sock=sock)
     start = process_time()
     for file in files:
         writer.write(HEADER)
         await loop.sendfile(writer.transport, file, 0, size)
-    return await closed(writer, start)
+    return await close_stream(writer, start)
 
 
-async def bare(sock: socket.socket, files: Sequence[BinaryIO], size: int) -> float:
-    """Call iob_send from the loop, which looks for nothing before it reads."""
+async def by_iob_send(sock: socket.socket, files: Sequence[BinaryIO], size: int) -> float:
+    """Send batches by iob_send, which doesn't check the page cache before it reads a file."""
     loop = asyncio.get_running_loop()
     batch = IOBatch()
     start = process_time()
@@ -121,114 +131,119 @@ async def bare(sock: socket.socket, files: Sequence[BinaryIO], size: int) -> flo
     return process_time() - start
 
 
-async def closed(writer: asyncio.StreamWriter, start: float) -> float:
-    """Return the CPU seconds, and close a stream."""
+async def close_stream(writer: asyncio.StreamWriter, start: float) -> float:
+    """Close a stream; return the CPU seconds since start, without those of the closing."""
     seconds = process_time() - start
     writer.close()
     await writer.wait_closed()
     return seconds
 
 
-WAYS: dict[str, tuple[str, Way]] = {
-    "BatchWriter.write": ("asyncio", write),
-    "send_to_stream": ("asyncio", stream),
-    "writelines, drain": ("asyncio", writelines),
-    "loop.sendfile": ("asyncio", sendfile),
-    "BatchWriter.write, uvloop": ("uvloop", write),
-    "writelines, drain, uvloop": ("uvloop", writelines),
+METHODS: dict[str, tuple[str, Method]] = {
+    "BatchWriter.write": ("asyncio", by_batch_writer),
+    "send_to_stream": ("asyncio", by_send_to_stream),
+    "writelines, drain": ("asyncio", by_writelines),
+    "loop.sendfile": ("asyncio", by_loop_sendfile),
+    "BatchWriter.write, uvloop": ("uvloop", by_batch_writer),
+    "writelines, drain, uvloop": ("uvloop", by_writelines),
 }
-# The size, the way, what it is compared with (the best of them), and how much it may take of that.
+# File size, method, the methods whose best it is compared with, and the highest ratio allowed.
 GOALS = [
     (KIB, "BatchWriter.write", ["writelines, drain"], 0.8),
     (KIB, "BatchWriter.write", ["loop.sendfile"], 0.15),
     (MIB, "BatchWriter.write", ["writelines, drain", "loop.sendfile"], 1.0),
 ]
-STALLING: dict[str, Way] = {
-    "BatchWriter.write": write,
-    "iob_send, add_writer": bare,
-    "writelines, drain": writelines,
-    "loop.sendfile": sendfile,
+STALL_METHODS: dict[str, Method] = {
+    "BatchWriter.write": by_batch_writer,
+    "iob_send, add_writer": by_iob_send,
+    "writelines, drain": by_writelines,
+    "loop.sendfile": by_loop_sendfile,
 }
 
 
 def run(options: Options) -> None:
     """Print the tables."""
-    pin(SENDER)
-    ways = dict(WAYS)
+    pin_to_processor(SENDER)
+    methods = dict(METHODS)
     if find_spec("uvloop") is None:
-        leave_out(options, "uvloop", "pip install uvloop")
-        ways = {name: way for name, way in WAYS.items() if way[0] != "uvloop"}
-    describe(["attrs", "uvloop"])
+        report_missing(options, "uvloop", "pip install uvloop")
+        methods = {name: method for name, method in METHODS.items() if method[0] != "uvloop"}
+    print_environment(["attrs", "uvloop"])
     results: dict[int, dict[str, list[float]]] = {}
 
     def rows() -> Iterator[list[str]]:
-        for size, rounds in WORK.items():
+        for size, rounds in ROUNDS.items():
             count = options.rounds(rounds)
             with tempfile.TemporaryFile(buffering=0) as file:
-                fill(file, size)
+                write_random(file, size)
                 each = {
-                    name: partial(once, loop, way, [file] * count, size)
-                    for name, (loop, way) in ways.items()
+                    name: partial(cpu_per_response, loop, method, [file] * count, size)
+                    for name, (loop, method) in methods.items()
                 }
-                results[size] = in_turn(each, options.turns)
-            yield [named(size), *(spread(results[size][name], 1) for name in ways)]
+                results[size] = run_in_turn(each, options.turns)
+            yield [format_size(size), *(format_spread(results[size][name], 1) for name in methods)]
 
-    table("A header and a file: CPU per response, microseconds", ["file", *ways], rows())
-    table("Goals", ["file", "way", "against", "ratio", "goal", "met"], goals(results))
-    stalls(options)
+    print_table("A header and a file: CPU per response, microseconds", ["file", *methods], rows())
+    print_table(
+        "Goals", ["file", "method", "compared with", "ratio", "goal", "met"], goal_rows(results)
+    )
+    print_stalls(options)
 
 
-def once(loop: str, way: Way, files: Sequence[BinaryIO], size: int) -> float:
-    """Return the CPU microseconds for a response."""
+def cpu_per_response(loop: str, method: Method, files: Sequence[BinaryIO], size: int) -> float:
+    """Return the CPU microseconds per response."""
     factory = import_module(loop).new_event_loop
-    with dropped() as sock, asyncio.Runner(loop_factory=factory) as runner:
+    with reader_connection() as sock, asyncio.Runner(loop_factory=factory) as runner:
         sock.setblocking(False)
-        return runner.run(way(sock, files, size)) / len(files) * 1e6
+        return runner.run(method(sock, files, size)) / len(files) * 1e6
 
 
-def goals(results: Mapping[int, Mapping[str, Sequence[float]]]) -> Iterator[list[str]]:
-    """Give the rows of what was to be reached."""
+def goal_rows(results: Mapping[int, Mapping[str, Sequence[float]]]) -> Iterator[list[str]]:
+    """Yield a table row for each goal."""
     for size, ours, peers, most in GOALS:
         peer = min(peers, key=lambda name: median(results[size][name]))
-        found = ratios(results[size][ours], results[size][peer])
-        met = "yes" if median(found) <= most else "no"
-        yield [named(size), ours, peer, spread(found), f"{most}", met]
+        ratio = ratios(results[size][ours], results[size][peer])
+        met = "yes" if median(ratio) <= most else "no"
+        yield [format_size(size), ours, peer, format_spread(ratio), f"{most}", met]
 
 
-def stalls(options: Options) -> None:
-    """Print how long a loop is kept from others while it sends files that are not in the cache."""
+def print_stalls(options: Options) -> None:
+    """Print the longest stall of the loop while files that are not in the page cache are sent."""
 
     def rows() -> Iterator[list[str]]:
-        for size, rounds in COLD.items():
+        for size, rounds in NOT_CACHED.items():
             count = options.rounds(rounds)
             with ExitStack() as stack:
                 files = [
                     stack.enter_context(tempfile.TemporaryFile(buffering=0)) for _ in range(count)
                 ]
                 for file in files:
-                    fill(file, size)
-                each = {name: partial(stall, way, files, size) for name, way in STALLING.items()}
-                found = in_turn(each, options.turns)
+                    write_random(file, size)
+                each = {
+                    name: partial(measure_stall, method, files, size)
+                    for name, method in STALL_METHODS.items()
+                }
+                found = run_in_turn(each, options.turns)
             cells = [
-                f"{spread([longest for longest, _ in found[name]])} of "
+                f"{format_spread([longest for longest, _ in found[name]])} of "
                 f"{median(whole for _, whole in found[name]):.0f}"
-                for name in STALLING
+                for name in STALL_METHODS
             ]
-            yield [f"{count} x {named(size)}", *cells]
+            yield [f"{count} x {format_size(size)}", *cells]
 
-    title = "Files that are not in the cache: the longest stall of the loop, of the whole time, ms"
-    table(title, ["files", *STALLING], rows())
+    title = "Files not in the page cache: longest stall of the loop, and total time, ms"
+    print_table(title, ["files", *STALL_METHODS], rows())
 
 
-def stall(way: Way, files: Sequence[BinaryIO], size: int) -> tuple[float, float]:
-    """Return for how many ms others had to wait, and how many all of it took."""
+def measure_stall(method: Method, files: Sequence[BinaryIO], size: int) -> tuple[float, float]:
+    """Return the longest stall of the loop and the total time, in ms."""
     for file in files:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     async def main() -> tuple[float, float]:
         longest = 0.0
         start = last = perf_counter()
-        sending = asyncio.ensure_future(way(sock, files, size))
+        sending = asyncio.ensure_future(method(sock, files, size))
         while not sending.done():
             await asyncio.sleep(0)
             now = perf_counter()
@@ -237,16 +252,12 @@ def stall(way: Way, files: Sequence[BinaryIO], size: int) -> tuple[float, float]
         await sending
         return longest * 1000, (last - start) * 1000
 
-    with dropped() as sock:
+    with reader_connection() as sock:
         sock.setblocking(False)
         return asyncio.run(main())
 
 
-def fill(file: BinaryIO, size: int) -> None:
-    """Write random bytes, and have them on the disk, so that the cache can let them go."""
+def write_random(file: BinaryIO, size: int) -> None:
+    """Write random bytes, and sync them to disk, so that the page cache can drop their pages."""
     file.write(random.Random(size).randbytes(size))
     os.fsync(file.fileno())
-
-
-def named(size: int) -> str:
-    return f"{size // MIB} MiB" if size >= MIB else f"{size // KIB} KiB"

@@ -1,27 +1,28 @@
-"""How cost and memory grow with what is in a batch.
+"""Measure how the CPU time and the memory of a batch grow with its number of entries and bytes.
 
-Entries: a batch of so many is filled and sent. All entries are the same bytes object, or ranges of
-two pages of a file, so that the batch is what grows, and not what the processor has to fetch. A
-hook makes an object that Python's garbage collector knows, and looks at again and again while a
-batch fills; so hooks are measured without it too.
+Entries: a batch of n entries is filled and sent. All entries are the same bytes object, or ranges
+of two pages of a file, so that only the batch grows, and not the memory that the processor has to
+fetch. A hook adds an object that Python's garbage collector tracks, and visits repeatedly while a
+batch is filled; so hooks are also measured with the garbage collector disabled.
 
-Bytes: a batch of one file range. The file is sparse and in memory: its holes are all the same page
-of the kernel. A turn sends no longer than a minute divided by the number of turns; then what was
-sent so far counts.
+Bytes: a batch of one file range. The file is sparse and in memory: all its holes are the same page
+of the kernel. A measurement ends after at most a minute divided by the number of turns; the cost is
+then computed from the bytes sent so far.
 
-A part of the cost is the same for any number: a call and its system calls. So a table shows also
-what each entry costs beyond the first: the CPU time of a batch, less that of a batch of one entry,
-divided by the number of the others. "Most / least" is the ratio of the size that costs most to the
-one that costs least, and flat is what stays within 1.2. It is judged twice: for all sizes, by what
-is beyond the first; and for those at which a call is no more than a few hundredths of the cost, by
-all of the cost. The second is what tells how a batch grows. In the first, small ones are cheaper
-because they are sent in other ways. Buffers that all go out in one call are joined, which takes
-less for each; 1,000 entries are about what fits into a call. And a range of a byte is read, a long
-one goes by sendfile, so the one is not what the other has to start with.
+Part of the cost is the same for any number of entries: one call and its system calls. So each table
+also has the cost of an entry after the first: the CPU time of a batch, minus that of a batch of one
+entry, divided by the number of the other entries. "Most / least" is the ratio of the size with the
+highest cost to that with the lowest; a cost is flat if this ratio is at most 1.2. It is computed
+twice: over all sizes, from the cost after the first entry; and over the sizes at which one call is
+only a few hundredths of the cost, from the whole cost. The second ratio shows how a batch scales.
+In the first, small batches are cheaper because they are sent by other system calls: buffers that
+all fit into one call are joined, which costs less for each buffer, and about 1,000 entries fit into
+a call (IOV_MAX). Also, a range of one byte is read and a long range goes by sendfile, so the cost
+of the first byte is not part of the cost of a long range.
 
-Memory: what tracemalloc tells of a batch, without the objects that its entries refer to, against a
-list of the same: of the bytes objects, of pairs (buffer, hook), of triples (descriptor, offset,
-count).
+Memory: the bytes that tracemalloc counts for a batch, without the objects that its entries refer
+to, against a list of the same: of the bytes objects, of pairs (buffer, hook), or of triples
+(descriptor, offset, count).
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ from time import perf_counter, process_time
 from typing import TYPE_CHECKING
 
 from iobatch import IOBatch, iob_send
-from tests.bench.reader import SENDER, dropped, pin
-from tests.bench.report import in_turn, ratios, spread, table
+from tests.bench.reader import SENDER, pin_to_processor, reader_connection
+from tests.bench.report import format_spread, print_table, ratios, run_in_turn
 
 if TYPE_CHECKING:
     import socket
@@ -51,14 +52,14 @@ KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
 BUFFER = b"h" * 200
-FLAT = 1.2
+FLAT_RATIO = 1.2
 
 
 def hook() -> None:
-    """Be called when an entry is released."""
+    """Do nothing when an entry is released."""
 
 
-# Each fills a batch with so many entries.
+# Each of these functions adds `count` entries to a batch.
 
 
 def add_buffers(batch: IOBatch, fd: int, count: int) -> None:
@@ -74,7 +75,7 @@ def add_hooks(batch: IOBatch, fd: int, count: int) -> None:
             batch.addbuf(BUFFER)
 
 
-def add_uncollected(batch: IOBatch, fd: int, count: int) -> None:
+def add_hooks_without_gc(batch: IOBatch, fd: int, count: int) -> None:
     gc.disable()
     add_hooks(batch, fd, count)
     gc.enable()
@@ -95,15 +96,15 @@ def add_mixed(batch: IOBatch, fd: int, count: int) -> None:
 
 FILLS = {
     "buffers": add_buffers,
-    "buffers, each second with a hook": add_hooks,
-    "the same, without the garbage collector": add_uncollected,
+    "buffers, every second one with a hook": add_hooks,
+    "buffers, every second one with a hook, garbage collector disabled": add_hooks_without_gc,
     "file ranges": add_ranges,
     "buffers and ranges": add_mixed,
 }
 
 
 def send_entries(sock: socket.socket, fill: Fill, fd: int, count: int, rounds: int) -> float:
-    """Return the CPU seconds of a batch."""
+    """Return the CPU seconds per batch."""
     batch = IOBatch()
     start = process_time()
     for _ in range(rounds):
@@ -114,7 +115,7 @@ def send_entries(sock: socket.socket, fill: Fill, fd: int, count: int, rounds: i
 
 
 def send_bytes(sock: socket.socket, fd: int, size: int, rounds: int, seconds: float) -> float:
-    """Return the CPU seconds of a batch, by what was sent in time."""
+    """Return the CPU seconds per batch, computed from the bytes sent within `seconds`."""
     batch = IOBatch()
     sent = 0
     end = perf_counter() + seconds
@@ -127,52 +128,66 @@ def send_bytes(sock: socket.socket, fd: int, size: int, rounds: int, seconds: fl
     return (process_time() - start) * size / sent
 
 
-def show(
+def print_costs(
     title: str,
     sizes: Mapping[int, str],
     large: int,
     measure: Callable[[int], float],
     turns: int,
 ) -> None:
-    """Print what each one costs in batches of several sizes, some of them large ones."""
-    ways = {str(size): partial(measure, size) for size in (1, *sizes)}
-    first, *others = in_turn(ways, turns).values()
+    """Print the cost of an entry or byte by the size of the batch.
+
+    Args:
+        title: the table's title.
+        sizes: the sizes of batches, and their names.
+        large: the first size at which one call is a few hundredths of the cost.
+        measure: returns the CPU seconds per batch of a size.
+        turns: the number of turns.
+
+    """
+    methods = {str(size): partial(measure, size) for size in (1, *sizes)}
+    first, *others = run_in_turn(methods, turns).values()
     whole = {
         size: [seconds / size for seconds in each] for size, each in zip(sizes, others, strict=True)
     }
-    beyond = {
+    after_first = {
         size: [(share * size - one) / (size - 1) for share, one in zip(each, first, strict=True)]
         for size, each in whole.items()
     }
     rows = [
-        [name, nanoseconds(median(whole[size])), nanoseconds(median(beyond[size])), ""]
+        [
+            name,
+            format_nanoseconds(median(whole[size])),
+            format_nanoseconds(median(after_first[size])),
+            "",
+        ]
         for size, name in sizes.items()
     ]
-    found = extremes(list(beyond.values()))
-    rows.append(["most / least", "", spread(found), flat(found)])
-    found = extremes([each for size, each in whole.items() if size >= large])
-    rows.append([f"from {sizes[large]} on", spread(found), "", flat(found)])
-    table(title, ["", "ns for each", "beyond the first", f"within {FLAT}"], rows)
+    found = most_to_least(list(after_first.values()))
+    rows.append(["most / least", "", format_spread(found), format_flat(found)])
+    found = most_to_least([each for size, each in whole.items() if size >= large])
+    rows.append([f"from {sizes[large]} on", format_spread(found), "", format_flat(found)])
+    print_table(title, ["", "ns each", "ns each after the first", f"within {FLAT_RATIO}"], rows)
 
 
-def extremes(costs: Sequence[Sequence[float]]) -> list[float]:
-    """Return the ratio, in each turn, of what costs most to what costs least."""
+def most_to_least(costs: Sequence[Sequence[float]]) -> list[float]:
+    """Return the ratio, in each turn, of the costs with the highest and the lowest median."""
     return ratios(max(costs, key=median), min(costs, key=median))
 
 
-def flat(found: Sequence[float]) -> str:
-    return "yes" if median(found) <= FLAT else "no"
+def format_flat(found: Sequence[float]) -> str:
+    return "yes" if median(found) <= FLAT_RATIO else "no"
 
 
-def nanoseconds(seconds: float) -> str:
-    """Write a time, be it that of an entry or of a byte."""
+def format_nanoseconds(seconds: float) -> str:
+    """Format the cost of an entry (whole nanoseconds) or of a byte (three decimals)."""
     return f"{seconds * 1e9:.0f}" if seconds > 1e-8 else f"{seconds * 1e9:.3f}"
 
 
-def entries(options: Options) -> None:
-    """Print what an entry costs."""
+def print_entry_costs(options: Options) -> None:
+    """Print the cost of an entry, for each kind of entry."""
     sizes = {10**power: f"{10**power:,}" for power in range(1, 4 if options.smoke else 7)}
-    with dropped() as sock, tempfile.TemporaryFile(buffering=0) as file:
+    with reader_connection() as sock, tempfile.TemporaryFile(buffering=0) as file:
         file.write(os.urandom(8 * KIB))
         for name, fill in FILLS.items():
 
@@ -180,26 +195,26 @@ def entries(options: Options) -> None:
                 rounds = options.rounds(max(1, min(20_000, 200_000 // count)))
                 return send_entries(sock, fill, file.fileno(), count, rounds)
 
-            show(f"growth: {name}, CPU", sizes, 1000, measure, options.turns)
+            print_costs(f"growth: {name}, CPU", sizes, 1000, measure, options.turns)
 
 
-def nbytes(options: Options) -> None:
-    """Print what a byte costs."""
+def print_byte_costs(options: Options) -> None:
+    """Print the cost of a byte."""
     sizes = {64 * KIB: "64 KiB", MIB: "1 MiB"}
     if not options.smoke:
         sizes |= {16 * MIB: "16 MiB", 256 * MIB: "256 MiB", 4 * GIB: "4 GiB", 16 * GIB: "16 GiB"}
-    with dropped() as sock, os.fdopen(os.memfd_create("sparse"), "wb", 0) as file:
+    with reader_connection() as sock, os.fdopen(os.memfd_create("sparse"), "wb", 0) as file:
         file.truncate(max(sizes))
 
         def measure(size: int) -> float:
             rounds = options.rounds(max(1, min(5000, 256 * MIB // size)))
             return send_bytes(sock, file.fileno(), size, rounds, 60 / options.turns)
 
-        show("growth: bytes of a file range, CPU", sizes, MIB, measure, options.turns)
+        print_costs("growth: bytes of a file range, CPU", sizes, MIB, measure, options.turns)
 
 
-def traced(make: Callable[[], object]) -> int:
-    """Return how many bytes an object takes."""
+def traced_size(make: Callable[[], object]) -> int:
+    """Return the bytes that an object allocates."""
     tracemalloc.start()
     made = make()
     size, _ = tracemalloc.get_traced_memory()
@@ -208,7 +223,8 @@ def traced(make: Callable[[], object]) -> int:
     return size
 
 
-def memory(options: Options) -> None:
+def print_memory(options: Options) -> None:
+    """Print the memory of an entry, for each kind of entry."""
     count = 1000 if options.smoke else 1_000_000
     buffers = [b"%200d" % number for number in range(count)]
     numbers = list(range(count))
@@ -238,10 +254,10 @@ def memory(options: Options) -> None:
     }
     rows = []
     for name, (batch, plain) in pairs.items():
-        ours, theirs = traced(batch), traced(plain)
+        ours, theirs = traced_size(batch), traced_size(plain)
         rows.append([name, f"{ours / count:.1f}", f"{theirs / count:.1f}", f"{ours / theirs:.2f}"])
-    table(
-        f"growth: bytes of memory for each of {count:,} entries",
+    print_table(
+        f"growth: bytes of memory per entry, {count:,} entries",
         ["entries", "batch", "list", "batch / list"],
         rows,
     )
@@ -249,7 +265,7 @@ def memory(options: Options) -> None:
 
 def run(options: Options) -> None:
     """Print the tables."""
-    pin(SENDER)
-    entries(options)
-    nbytes(options)
-    memory(options)
+    pin_to_processor(SENDER)
+    print_entry_costs(options)
+    print_byte_costs(options)
+    print_memory(options)

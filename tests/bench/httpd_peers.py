@@ -1,8 +1,8 @@
-"""The Python servers that examples/httpd is measured against, each in the way of its own manual.
+"""The Python servers that iobatch.httpd is compared with, each set up as its manual recommends.
 
 `python httpd_peers.py NAME FOLDER PORT` serves a folder, with one worker and no access log.
 """
-# ruff: noqa: PLC0415  # only the one that runs is imported
+# ruff: noqa: PLC0415  # only the named server's package is imported
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def aiohttp(folder: str, port: int) -> None:
 
 
 def granian(folder: str, port: int) -> None:
-    """Let it serve files by itself, in Rust: the application is never asked."""
+    """Serve by granian's own static files, in Rust: the application is never called."""
     from granian import Granian
     from granian.constants import Interfaces
 

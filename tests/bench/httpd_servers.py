@@ -1,4 +1,4 @@
-"""The servers that tests/bench/httpd.py compares: how they are run, and what CPU they take."""
+"""The servers that tests/bench/httpd.py compares: their commands, processes and CPU time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from tests.bench.report import leave_out
+from tests.bench.report import report_missing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 HOST = "127.0.0.1"
-# How many seconds a server may take to start, and to answer.
-PATIENCE = 30
-# Python servers are no part of the project's own environment. They stay here from run to run.
+# Seconds for a server to start, and for each answer of check_responses.
+TIMEOUT = 30
+# The Python servers are installed outside the project's environment, and kept between runs.
 VENV = ROOT / ".venv-httpd-peers"
 REQUIREMENTS = ("aiohttp", "granian", "starlette", "tornado", "twisted", "uvicorn[standard]")
 VERSIONS = """
@@ -65,17 +65,17 @@ http {{
 
 @frozen
 class Program:
-    """A server that can be run."""
+    """A server that can be started."""
 
     name: str
-    # Given a folder with `files`, cert.pem and key.pem, and a port.
+    # Called with a folder, which holds files/, cert.pem and key.pem, and a port.
     command: Callable[[Path, int], Sequence[str]]
     secure: bool = False
 
 
 @frozen
 class Server:
-    """A server that runs."""
+    """A running server."""
 
     name: str
     secure: bool
@@ -83,19 +83,19 @@ class Server:
     pid: int
 
     def cpu(self) -> int:
-        """Return the CPU time of all its processes so far, in nanoseconds."""
-        return sum(map(_cpu, _family(self.pid)))
+        """Return the CPU time of all processes of the server so far, in nanoseconds."""
+        return sum(map(_cpu_time, _process_tree(self.pid)))
 
 
 @contextmanager
-def serving(program: Program, home: Path) -> Iterator[Server]:
-    """Run a server on CPU 0."""
-    # Not every server can choose a port and say which.
+def running(program: Program, home: Path) -> Iterator[Server]:
+    """Run a server on CPU 0, and yield it as soon as it accepts connections."""
+    # Not every server can bind port 0 and report its port, so a free port is found first.
     with socket.create_server((HOST, 0)) as listener:
         port = listener.getsockname()[1]
     with subprocess.Popen(["taskset", "-c", "0", *program.command(home, port)]) as process:
         try:
-            deadline = time.monotonic() + PATIENCE
+            deadline = time.monotonic() + TIMEOUT
             while True:
                 try:
                     socket.create_connection((HOST, port)).close()
@@ -109,61 +109,72 @@ def serving(program: Program, home: Path) -> Iterator[Server]:
             process.terminate()
 
 
-def programs(options: Options) -> tuple[list[Program], list[str]]:
-    """Find the servers, and install those that are Python packages; return their versions, too."""
-    found = [Program("httpd", _httpd), Program("httpd", partial(_httpd, secure=True), secure=True)]
+def find_programs(options: Options) -> tuple[list[Program], list[str]]:
+    """Find the servers, and install those that are Python packages.
+
+    Returns:
+        The servers' programs, and the versions of all software that runs in them.
+
+    """
+    found = [
+        Program("iobatch.httpd", _httpd_command),
+        Program("iobatch.httpd", partial(_httpd_command, secure=True), secure=True),
+    ]
     versions = [f"Python {sys.version.split()[0]}"]
-    # Debian's users don't have its folder in their PATH.
+    # On Debian nginx is in /usr/sbin, which is not in an ordinary user's PATH.
     if nginx := shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin"):
         found += [
-            Program("nginx", partial(_nginx, nginx)),
-            Program("nginx", partial(_nginx, nginx, tls=" ssl"), secure=True),
+            Program("nginx", partial(_nginx_command, nginx)),
+            Program("nginx", partial(_nginx_command, nginx, tls=" ssl"), secure=True),
         ]
-        said = subprocess.run([nginx, "-v"], check=True, capture_output=True, text=True).stderr
-        versions.append(said.split(": ")[1].strip().replace("/", " "))
+        output = subprocess.run([nginx, "-v"], check=True, capture_output=True, text=True).stderr
+        versions.append(output.split(": ")[1].strip().replace("/", " "))
     else:
-        leave_out(options, "nginx", "apt-get install nginx-light")
+        report_missing(options, "nginx", "apt-get install nginx-light")
     python = str(VENV / "bin" / "python")
     try:
         if not VENV.exists():
             venv.create(VENV, with_pip=True)
         subprocess.run([python, "-m", "pip", "install", "-q", *REQUIREMENTS], check=True)
     except subprocess.CalledProcessError as exc:
-        leave_out(options, ", ".join(REQUIREMENTS), str(exc))
+        report_missing(options, ", ".join(REQUIREMENTS), str(exc))
     else:
         names = ("granian", "aiohttp", "tornado", "twisted", "uvicorn")
-        found += [Program(name, partial(_peer, python, name)) for name in names]
+        found += [Program(name, partial(_peer_command, python, name)) for name in names]
         versions += subprocess.check_output([python, "-c", VERSIONS], text=True).splitlines()
     return found, versions
 
 
-def _httpd(home: Path, port: int, *, secure: bool = False) -> list[str]:
-    program = str(ROOT / "examples" / "httpd")
-    command = [sys.executable, program, f"{home}/files", "--port", str(port), "--quiet"]
+def _httpd_command(home: Path, port: int, *, secure: bool = False) -> list[str]:
+    files = f"{home}/files"
+    command = [sys.executable, "-m", "iobatch.httpd", files, "--port", str(port), "--quiet"]
     return [*command, "--tls", f"{home}/cert.pem", f"{home}/key.pem"] if secure else command
 
 
-def _nginx(nginx: str, home: Path, port: int, *, tls: str = "") -> list[str]:
+def _nginx_command(nginx: str, home: Path, port: int, *, tls: str = "") -> list[str]:
     config = home / f"nginx-{port}.conf"
     config.write_text(NGINX.format(home=home, host=HOST, port=port, tls=tls))
     return [nginx, "-p", str(home), "-e", "stderr", "-c", str(config)]
 
 
-def _peer(python: str, name: str, home: Path, port: int) -> list[str]:
+def _peer_command(python: str, name: str, home: Path, port: int) -> list[str]:
     program = str(Path(__file__).with_name("httpd_peers.py"))
     return [python, program, name, f"{home}/files", str(port)]
 
 
-def _family(pid: int) -> Iterator[int]:
-    """Give a process and its descendants."""
+def _process_tree(pid: int) -> Iterator[int]:
+    """Yield the ids of a process and its descendants."""
     yield pid
     for thread in Path(f"/proc/{pid}/task").iterdir():
         for child in (thread / "children").read_text().split():
-            yield from _family(int(child))
+            yield from _process_tree(int(child))
 
 
-def _cpu(pid: int) -> int:
-    """Return the CPU time of a process, in nanoseconds; /proc/PID/stat has it in 10 ms."""
+def _cpu_time(pid: int) -> int:
+    """Return the CPU time of a process, in nanoseconds.
+
+    Its CPU-time clock is exact; /proc/PID/stat counts in clock ticks of 10 ms.
+    """
     clock = ctypes.c_int()
     if code := ctypes.CDLL(None).clock_getcpuclockid(pid, ctypes.byref(clock)):
         raise OSError(code, os.strerror(code))

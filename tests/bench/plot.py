@@ -1,4 +1,4 @@
-"""Bar charts as SVG, light or dark as the reader prefers."""
+"""Bar charts as SVG, light or dark by the viewer's preference."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 WIDTH = 760
-LABELS = 190  # the column of the names
-FIGURES = 90  # the column behind the longest bar
+LABELS = 190  # the width of the column of names
+FIGURES = 90  # the width that is left for the figure after the longest bar
 BAR = 18
 GAP = 4
 MARGIN = 12
-# The first series is ours. The colours differ in brightness too. The chart has a background of its
-# own, since the page that shows it may be dark where the reader's system is light.
+# The first bar of a group is iobatch's. The colours also differ in brightness. The chart has its
+# own background, because the embedding page may be dark where the viewer's system is light.
 STYLE = """
   .page { fill: #ffffff }
   text { font: 13px system-ui, sans-serif; fill: #1f2328 }
@@ -33,14 +33,16 @@ STYLE = """
 """
 
 
-def bars(path: Path, title: str, unit: str, groups: Mapping[str, Mapping[str, float]]) -> None:
+def write_bar_chart(
+    path: Path, title: str, unit: str, groups: Mapping[str, Mapping[str, float]]
+) -> None:
     """Write a chart of horizontal bars.
 
     Args:
         path: the file to write.
-        title: what is shown, and which way is better.
-        unit: stands behind each figure.
-        groups: for each group the value of each way, ours first. A group has a scale of its own.
+        title: the measured quantity, and the direction that is better.
+        unit: the unit after each figure.
+        groups: the value of each method, iobatch's first, by group. Each group has its own scale.
 
     """
     y = 24

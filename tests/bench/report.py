@@ -1,4 +1,4 @@
-"""What all benchmarks share: work done in turn, and tables of medians and spreads in Markdown."""
+"""Tools of all benchmarks: measure methods in turn; print medians and ranges as Markdown tables."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+KIB = 1024
+MIB = 1024 * KIB
+
 
 @frozen
 class Options:
-    """How the benchmarks are to be run.
+    """Options of a run.
 
     Attributes:
-        turns: how often each way has its turn.
-        smoke: do as little work as shows that all of it runs; the figures say nothing.
-        plots: the folder in which to write plots; None: write none.
+        turns: the number of times that each method is measured.
+        smoke: do the least work that executes all of the code; the figures are meaningless.
+        plots: the folder for plots; None: write none.
 
     """
 
@@ -35,51 +38,57 @@ class Options:
     plots: Path | None = None
 
     def rounds(self, count: int) -> int:
-        """Return how often to do in a turn what is worth doing so often."""
+        """Return the number of repetitions in one turn: count, but at most 3 in a smoke run."""
         return min(count, 3) if self.smoke else count
 
 
-def leave_out(options: Options, what: str, why: str) -> None:
-    """Say what is missing. Where all is to be run, that is an error."""
+def report_missing(options: Options, what: str, why: str) -> None:
+    """Report that something is missing and is left out. In a smoke run, exit with an error."""
     message = f"{what} is missing: {why}"
     if options.smoke:
         raise SystemExit(message)
     print(message, file=sys.stderr)
 
 
-def describe(packages: Iterable[str]) -> None:
-    """Say on what this is measured."""
+def print_environment(packages: Iterable[str]) -> None:
+    """Print the platform, and the versions of Python and of the given packages."""
     found = ", ".join(f"{name} {version(name)}" for name in packages if find_spec(name))
     print(f"\n{platform.platform()}, Python {platform.python_version()}: {found}")
 
 
-def in_turn(ways: Mapping[str, Callable[[], T]], turns: int) -> dict[str, list[T]]:
-    """Run all ways one after the other, again and again; return what each gave.
+def run_in_turn(methods: Mapping[str, Callable[[], T]], turns: int) -> dict[str, list[T]]:
+    """Run all methods once in each turn, one after the other; return the results of each.
 
-    Each turn begins with another one (A B C, B C A), so that none always follows the same.
+    Each turn starts with the next method (A B C, B C A), so that no method always runs after the
+    same other one.
     """
-    results: dict[str, list[T]] = {name: [] for name in ways}
-    order = deque(ways.items())
+    results: dict[str, list[T]] = {name: [] for name in methods}
+    order = deque(methods.items())
     for _ in range(turns):
-        for name, way in order:
-            results[name].append(way())
+        for name, method in order:
+            results[name].append(method())
         order.rotate(-1)
     return results
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Return the ratio of each turn: what the machine did meanwhile, it did to both."""
+    """Return the ratio in each turn, in which other load on the machine affected both."""
     return [mine / other for mine, other in zip(ours, theirs, strict=True)]
 
 
-def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Say the median, and from where to where the values go."""
+def format_spread(values: Sequence[float], digits: int = 2) -> str:
+    """Format the median and the range of the values."""
     low, high = min(values), max(values)
     return f"{median(values):.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
 
 
-def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table as Markdown, each row as soon as it is there."""
+def format_size(nbytes: int) -> str:
+    """Format a whole number of KiB or MiB."""
+    return f"{nbytes // MIB} MiB" if nbytes >= MIB else f"{nbytes // KIB} KiB"
+
+
+def print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table as Markdown, each row as soon as it is complete."""
     print(f"\n### {title}\n")
     print(f"| {' | '.join(head)} |")
     print("|---" * len(head) + "|")

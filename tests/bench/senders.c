@@ -1,23 +1,24 @@
-/* The ways of C to send a response. Each is a program of its own:
+/* The C methods to send a response. Each is a separate program:
  *
  *   cc -O2 -o by-hand senders.c
  *   cc -O2 -o libowfat -DOWFAT senders.c -lowfat            (Debian: libowfat-dev)
  *   cc -O2 -o libevent -DLIBEVENT=0 senders.c -levent_core  (Debian: libevent-dev)
  *
- * LIBEVENT is made of EVBUF_FS_ flags: with EVBUF_FS_DISABLE_SENDFILE the file is mapped.
+ * LIBEVENT is a combination of EVBUF_FS_ flags: with EVBUF_FS_DISABLE_SENDFILE libevent maps the
+ * file.
  *
- * It reads jobs, one in a line:
+ * A program reads jobs from standard input, one per line:
  *
  *   PORT NODELAY ROUNDS PATH HEAD OFFSET COUNT [HEAD OFFSET COUNT ...]
  *
- * and for each connects to that port of 127.0.0.1, sets TCP_NODELAY to 0 or 1, and sends a response
- * ROUNDS times: for each triple a buffer of HEAD bytes and COUNT bytes of the file from OFFSET on.
- * Then it shuts the connection down, so that nothing is held back, reads what the peer has to say,
- * and writes
+ * For each job it connects to this port of 127.0.0.1, sets TCP_NODELAY to NODELAY (0 or 1), and
+ * sends a response ROUNDS times: for each triple a buffer of HEAD bytes and COUNT bytes of the file
+ * from OFFSET. Then it shuts down its side of the connection, so that the kernel sends all bytes
+ * that it holds back, reads the peer's answer to the end, and writes a line
  *
  *   MICROSECONDS SEGMENTS ANSWER
  *
- * the CPU time of a response, the data segments of all of them, and what the peer said.
+ * with the CPU time per response, the number of data segments of all responses, and the answer.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -40,7 +41,7 @@ struct part {
   size_t count;
 };
 
-static char heads[4096]; /* what buffers are made of */
+static char heads[4096]; /* the bytes of all buffers */
 
 static void need(int ok, const char *what) {
   if (!ok) {
@@ -49,7 +50,7 @@ static void need(int ok, const char *what) {
   }
 }
 
-/* Wait until there is room, if that is what is missing. */
+/* After a failed send: wait until the socket is writable if errno is EAGAIN, else exit. */
 static void wait_for_room(int sock) {
   struct pollfd room = {sock, POLLOUT, 0};
   need(errno == EAGAIN, "send");
@@ -89,8 +90,8 @@ static void finish(void) {}
 static struct evbuffer *out;
 static struct evbuffer_file_segment *segment;
 
-/* As a server with a cache of open files: one segment for the file, which each response refers to.
- * EVBUFFER_FLAG_DRAINS_TO_FD is what bufferevents set; without it there is no sendfile. */
+/* As in a server with a cache of open files, all responses refer to one segment for the file.
+ * EVBUFFER_FLAG_DRAINS_TO_FD, which bufferevents set, is required for sendfile. */
 static void begin(int sock, int file) {
   (void)sock;
   out = evbuffer_new();
@@ -114,11 +115,11 @@ static void finish(void) {
   evbuffer_free(out);
 }
 
-#else /* by hand: the floor, what is small copied into one send, what is not by sendfile */
+#else /* by hand, the lower bound: small parts copied into one send, large ranges by sendfile */
 
-#define COPY_LIMIT 32768 /* up to here pread is cheaper than sendfile */
+#define COPY_LIMIT 32768 /* up to this size pread is cheaper than sendfile */
 
-static char copies[1 << 20]; /* to copy a header costs less than a vector for it */
+static char copies[1 << 20]; /* copying a header costs less than a vector of buffers */
 
 static void begin(int sock, int file) { (void)sock, (void)file; }
 
@@ -145,7 +146,7 @@ static void send_range(int sock, int file, off_t offset, size_t count) {
 static void respond(int sock, int file, const struct part *part, const struct part *end) {
   size_t used = 0;
   for (; part < end; part++) {
-    need(used + part->head + COPY_LIMIT <= sizeof copies, "too long a response");
+    need(used + part->head + COPY_LIMIT <= sizeof copies, "response too long");
     memcpy(copies + used, heads, part->head);
     used += part->head;
     if (part->count > COPY_LIMIT) {
@@ -168,7 +169,7 @@ static int connect_to(int port) {
   struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port)};
   int sock = socket(AF_INET, SOCK_STREAM, 0);
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  /* Before it connects: what has once been paced by BBR keeps being paced. */
+  /* Set before connect(): a connection that BBR has paced once stays paced. */
   need(!setsockopt(sock, IPPROTO_TCP, TCP_CONGESTION, "reno", 4), "TCP_CONGESTION");
   need(!connect(sock, (void *)&address, sizeof address), "connect");
   return sock;
@@ -191,7 +192,7 @@ static void perform(char *line) {
     end->head = atol(head);
     end->offset = atol(strtok(0, " "));
     end->count = atol(strtok(0, " "));
-    need(end->head <= sizeof heads, "too long a buffer");
+    need(end->head <= sizeof heads, "buffer too long");
   }
   fcntl(sock, F_SETFL, O_NONBLOCK);
   setsockopt(sock, IPPROTO_TCP, TCP_NODELAY, &nodelay, sizeof nodelay);

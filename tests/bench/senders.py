@@ -1,12 +1,12 @@
-"""The ways of Python to send a response, each as its users would write it.
+"""The Python methods to send a response, each as its users would write it.
 
-Run as `python -m tests.bench.senders WAY` it does what senders.c does, which says how it is told
-what to send and what it answers. A way's package is imported, and its loop started, before the
-clock is.
+`python -m tests.bench.senders METHOD` does the jobs on its standard input, in the protocol that
+senders.c describes. A method imports its package and starts its loop before the clock starts.
 
-All sockets are non-blocking, but socket.sendfile's, which wants them blocking. Every way waits
-until there is room, as its package provides it: none holds more than about CHUNK bytes back. What
-has no way of its own for files gets them by pread, CHUNK at a time, behind the header.
+All sockets are non-blocking, except for socket.sendfile, which requires a blocking socket. Every
+method waits for room in the socket by its package's own means, and buffers at most about CHUNK
+bytes. A method whose package can't send files reads them by pread, CHUNK bytes at a time, and sends
+the first piece with the header.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from typing import BinaryIO
 
-    Part = tuple[bytes, int, int]  # a buffer, and offset and count of what follows it of the file
+    Part = tuple[bytes, int, int]  # a buffer; offset and count of the file range after it
 
-# The best of those from 32 KiB to 1 MiB that were tried: from 128 KiB on malloc maps new pages for
-# each piece, and what joins pieces takes up to four times as long. uvloop doesn't join.
+# The best of the measured sizes from 32 KiB to 1 MiB: from 128 KiB on malloc maps new pages for
+# each piece, and joining pieces takes up to four times as long. uvloop doesn't join.
 CHUNK = 120 * 1024
 UVLOOP_CHUNK = 256 * 1024
-# Up to here pread is cheaper than sendfile, for a response of its own.
+# Up to this size pread is cheaper than sendfile, for a single response.
 COPY_LIMIT = 32 * 1024
 MORE = int(socket.MSG_MORE)
 
 
 @frozen
 class Job:
-    """What to send, and how often."""
+    """A response, its connection, and the number of times to send it."""
 
     sock: socket.socket
     file: BinaryIO
@@ -54,12 +54,12 @@ class Job:
 
     @property
     def lone(self) -> bytes | None:
-        """The one buffer, if that is all."""
+        """The buffer, if the response is one buffer; else None."""
         ((head, _, count), *more) = self.parts
         return None if count or more else head
 
     def steps(self, chunk: int = CHUNK) -> list[Sequence[Part]]:
-        """Divide the parts into what to read and write at a time."""
+        """Divide the parts into steps: each is read at once and written at once."""
         if sum(count for _, _, count in self.parts) <= chunk:
             return [self.parts]
         return [
@@ -69,7 +69,7 @@ class Job:
         ]
 
     def load(self, step: Sequence[Part]) -> list[bytes]:
-        """Read a step."""
+        """Return the buffers of a step, its file ranges read."""
         fd = self.file.fileno()
         pieces = []
         for head, offset, count in step:
@@ -79,13 +79,13 @@ class Job:
         return pieces
 
     def start(self) -> float:
-        """Undo what a package thinks of Nagle's algorithm; return the CPU time so far."""
+        """Set TCP_NODELAY, which packages may have changed; return the CPU time so far."""
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, self.nodelay)
         return process_time()
 
 
-def waiting(sock: socket.socket) -> Callable[[], object]:
-    """Return what waits until there is room."""
+def room_waiter(sock: socket.socket) -> Callable[[], object]:
+    """Return a function that waits until the socket is writable."""
     poll = select.poll()
     poll.register(sock, select.POLLOUT)
     return poll.poll
@@ -94,7 +94,7 @@ def waiting(sock: socket.socket) -> Callable[[], object]:
 def iobatch(job: Job) -> float:
     job.sock.setblocking(False)
     sock, fd, parts = job.sock, job.file.fileno(), job.parts
-    batch, wait = IOBatch(), waiting(sock)
+    batch, wait = IOBatch(), room_waiter(sock)
     start = job.start()
     for _ in range(job.rounds):
         for head, offset, count in parts:
@@ -110,9 +110,14 @@ def iobatch(job: Job) -> float:
 
 
 def by_hand(job: Job) -> float:
-    """Do without a library: what is small in one send, what is not by sendfile."""
+    """Send without a library: small responses in one send, large ranges by sendfile."""
     job.sock.setblocking(False)
-    send, to, fd, wait = job.sock.send, job.sock.fileno(), job.file.fileno(), waiting(job.sock)
+    send, sock_fd, fd, wait = (
+        job.sock.send,
+        job.sock.fileno(),
+        job.file.fileno(),
+        room_waiter(job.sock),
+    )
 
     def send_all(data: bytes, flags: int = 0) -> None:
         sent = 0
@@ -125,7 +130,7 @@ def by_hand(job: Job) -> float:
     def send_file(offset: int, count: int) -> None:
         while count:
             try:
-                sent = os.sendfile(to, fd, offset, count)
+                sent = os.sendfile(sock_fd, fd, offset, count)
             except BlockingIOError:
                 wait()
             else:
@@ -159,7 +164,7 @@ def socket_sendfile(job: Job) -> float:
 
 
 class Flow(asyncio.Protocol):
-    """The flow control that asyncio asks of a protocol."""
+    """A protocol with nothing but flow control."""
 
     def __init__(self) -> None:
         self.lost = asyncio.Event()
@@ -259,13 +264,13 @@ def trio(job: Job) -> float:
 
 
 def twisted(job: Job) -> float:
-    """Write a step whenever the transport has none left, as twisted's own FileSender does."""
+    """Write a step whenever the transport's buffer is empty, as twisted's FileSender does."""
     from twisted.internet.epollreactor import EPollReactor  # noqa: PLC0415
     from twisted.internet.protocol import Factory, Protocol  # noqa: PLC0415
 
     lone, steps = job.lone, job.steps()
     todo = chain.from_iterable(repeat(steps, job.rounds))
-    reactor = EPollReactor()  # one that has stopped can't start again
+    reactor = EPollReactor()  # a new one for each job: a stopped reactor can't be restarted
     times = []
 
     class Producer(Protocol):
@@ -277,7 +282,7 @@ def twisted(job: Job) -> float:
             step = next(todo, None)
             if step is None:
                 times.append(process_time())
-                # To close it would shut the connection down.
+                # Don't close the transport: that would shut the connection down.
                 self.transport.stopReading()
                 reactor.stop()
             elif lone:
@@ -307,7 +312,7 @@ def gevent(job: Job) -> float:
         return process_time() - start
 
 
-WAYS: dict[str, Callable[[Job], float]] = {
+METHODS: dict[str, Callable[[Job], float]] = {
     "iobatch": iobatch,
     "Python by hand": by_hand,
     "socket.sendfile": socket_sendfile,
@@ -321,19 +326,19 @@ WAYS: dict[str, Callable[[Job], float]] = {
 }
 
 
-def perform(way: Callable[[Job], float], line: str) -> str:
-    """Do a job; senders.c says what the words are."""
+def perform(method: Callable[[Job], float], line: str) -> str:
+    """Do a job, and return the answer; senders.c describes both lines."""
     port, nodelay, rounds, path, *numbers = line.split()
     sizes = [int(number) for number in numbers]
     parts = [
         (b"h" * head, offset, count) for head, offset, count in zip(*[iter(sizes)] * 3, strict=True)
     ]
     with socket.socket() as sock, Path(path).open("rb", buffering=0) as file:
-        # Before it connects: what has once been paced by BBR keeps being paced.
+        # Set before connect(): a connection that BBR has paced once stays paced.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
         sock.connect(("127.0.0.1", int(port)))
-        with sock.dup() as given:  # a way may close it
-            seconds = way(Job(given, file, nodelay == "1", int(rounds), parts))
+        with sock.dup() as given:  # the method may close its socket
+            seconds = method(Job(given, file, nodelay == "1", int(rounds), parts))
         sock.setblocking(True)
         sock.shutdown(socket.SHUT_WR)
         answer = b"".join(iter(partial(sock.recv, 100), b"")).decode()
@@ -343,10 +348,10 @@ def perform(way: Callable[[Job], float], line: str) -> str:
 
 
 def main() -> None:
-    """Do the jobs that standard input has."""
-    way: Any = WAYS[sys.argv[1]]
+    """Do the jobs on standard input."""
+    method: Any = METHODS[sys.argv[1]]
     for line in sys.stdin:
-        print(perform(way, line), flush=True)
+        print(perform(method, line), flush=True)
 
 
 if __name__ == "__main__":

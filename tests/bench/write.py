@@ -1,21 +1,25 @@
-"""What iob_write and filters cost the sender.
+"""Measure the sender's CPU time for iob_write and filters.
 
-Callbacks: a batch goes through os.write to a file in memory, over and over (a pipe would wake its
-reader at some writes and not at others). The peers are the system calls by hand, without a loop for
-what was not taken: such a file takes all it is given. `os.write` makes a call for each buffer,
-`os.writev` one for them all, and has its list ready. All read files with pread.
+Callbacks: iob_write writes a batch through os.write to a file in memory, which is overwritten each
+time (a pipe would wake its reader at some writes and not at others). The other methods make the
+system calls by hand, without a loop for partial writes, which such a file never has. "os.write"
+makes one call for each buffer; "os.writev" makes one call for all of them, and gets its list ready
+made. All methods read files by pread.
 
-gzip: level 6, of text, the output is dropped. The gzip command has a deflate of its own, older
-than zlib's, and its CPU time includes the start of the process, about 1 ms in 270.
+gzip: text is compressed at level 6, and the output is discarded. The gzip command has its own
+implementation of deflate, older than zlib's. Its CPU time includes the start of the process, about
+1 ms of 270.
 
-TLS 1.3: a MiB from memory over TCP on loopback. Handshakes are not counted. The reader counts the
-bytes and doesn't decrypt them, since it stands for peers on other machines. SSLSocket.sendall
-blocks, the others wait in a loop; asyncio's figure ends when the reader has everything, as drain()
-leaves some in the buffer. With asyncio, "64 KiB" and "1 MiB" are what is written at a time, each
-followed by drain(); with iob_write they are the limit of a call.
+TLS 1.3: 1 MiB from memory is sent over TCP on loopback. Handshakes are not measured. The reader
+counts the bytes and doesn't decrypt them, because it stands for a peer on another machine.
+SSLSocket.sendall blocks; the other methods wait in an event loop. asyncio's clock stops when the
+reader has all bytes, because drain() returns while the transport still buffers some. "64 KiB" and
+"1 MiB" are the size of each write, followed by drain(), with asyncio, and the limit of a call with
+iob_write.
 
-System calls are counted by strace in a run of its own, without those for memory and the lseek that
-goes back to the file's start. strace slows the sender down, so its reader never keeps it waiting.
+System calls are counted by strace in a separate run, without memory management and the lseek back
+to the start of the file. strace slows down the sender, so the reader always keeps up, and waiting
+for room is not among the calls.
 """
 
 from __future__ import annotations
@@ -43,9 +47,9 @@ import trustme
 
 from iobatch import IOB_AGAIN, IOB_ERROR, IOBatch, iob_write
 from iobatch.filters import TLS, Filter
-from tests.bench.plot import bars
-from tests.bench.reader import SENDER, drop, dropped, end_with_parent, pin
-from tests.bench.report import in_turn, leave_out, ratios, spread, table
+from tests.bench.plot import write_bar_chart
+from tests.bench.reader import SENDER, discard, end_with_parent, pin_to_processor, reader_connection
+from tests.bench.report import format_spread, print_table, ratios, report_missing, run_in_turn
 
 if TYPE_CHECKING:
     import socket
@@ -53,7 +57,8 @@ if TYPE_CHECKING:
 
     from tests.bench.report import Options
 
-    Way = Callable[[int], float]  # do it so often; return the CPU seconds of one time
+    # Runs a number of rounds; returns the CPU seconds per round.
+    Method = Callable[[int], float]
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -61,11 +66,11 @@ PIECE = 64 * KIB
 HEADER = b"h" * 200
 BODY = random.Random(1).randbytes(MIB)
 RECORD = 16 * KIB
-COMMAND = "gzip command"
-OVERHEAD = 22  # of a record: header, type and tag
+GZIP_COMMAND = "gzip command"
+RECORD_OVERHEAD = 22  # bytes in a TLS 1.3 record: header 5, content type 1, tag 16
 
 
-# Callbacks. The ways write `buffers` and so many bytes of a file to a descriptor, again and again.
+# Callbacks. Each method writes `buffers` and `size` bytes of a file to a descriptor in each round.
 
 
 def by_iob_write(fd: int, buffers: Sequence[bytes], file: int, size: int, rounds: int) -> None:
@@ -97,19 +102,19 @@ def by_writev(fd: int, buffers: Sequence[bytes], file: int, size: int, rounds: i
         os.lseek(fd, 0, os.SEEK_SET)
 
 
-def to_file(
-    way: Callable[[int, Sequence[bytes], int, int, int], None],
+def time_file_writes(
+    method: Callable[[int, Sequence[bytes], int, int, int], None],
     buffers: Sequence[bytes],
     size: int,
     rounds: int,
 ) -> float:
-    """Write it so often, over what was written before."""
+    """Return the CPU seconds per round, which writes to a file in memory from its start."""
     with os.fdopen(os.memfd_create("file"), "wb", 0) as file, tempfile.TemporaryFile() as body:
         body.write(BODY[:size])
         body.flush()
-        way(file.fileno(), buffers, body.fileno(), size, 1)
+        method(file.fileno(), buffers, body.fileno(), size, 1)
         start = process_time()
-        way(file.fileno(), buffers, body.fileno(), size, rounds)
+        method(file.fileno(), buffers, body.fileno(), size, rounds)
         return (process_time() - start) / rounds
 
 
@@ -118,13 +123,13 @@ def to_file(
 
 @cache
 def text() -> bytes:
-    """Return 8 MiB of English: beyond its window of 32 KiB gzip doesn't see what comes again."""
+    """Return 8 MiB of repeated English text; gzip's 32 KiB window can't see the repetition."""
     source = Path(pydoc_data.topics.__file__).read_bytes()
     return (source * (8 * MIB // len(source) + 1))[: 8 * MIB]
 
 
 def by_filter(rounds: int) -> float:
-    """Compress MiBs by iob_write through a Filter."""
+    """Compress by iob_write through a Filter, 1 MiB at a time."""
     start = process_time()
     out = Filter(zlib.compressobj(6, wbits=31), lambda _, view: len(view))
     batch = IOBatch()
@@ -139,7 +144,7 @@ def by_filter(rounds: int) -> float:
 
 
 def by_zlib(rounds: int) -> float:
-    """Compress by nothing but zlib."""
+    """Compress by zlib alone."""
     start = process_time()
     compressor = zlib.compressobj(6, wbits=31)
     view = memoryview(text())[: rounds * MIB]
@@ -150,7 +155,7 @@ def by_zlib(rounds: int) -> float:
 
 
 def by_gzip(rounds: int) -> float:
-    """Compress by the command."""
+    """Compress by the gzip command."""
     with tempfile.TemporaryFile() as file:
         file.write(text()[: rounds * MIB])
         file.seek(0)
@@ -161,7 +166,7 @@ def by_gzip(rounds: int) -> float:
     return (usage.ru_utime + usage.ru_stime) / rounds
 
 
-# TLS. The ways get a connected socket, and return the CPU seconds that their responses took.
+# TLS. Each method gets a connected socket, and returns the CPU seconds of all responses.
 
 
 def by_tls(context: ssl.SSLContext, sock: socket.socket, rounds: int, limit: int) -> float:
@@ -169,26 +174,26 @@ def by_tls(context: ssl.SSLContext, sock: socket.socket, rounds: int, limit: int
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     tls = TLS(context.wrap_bio(incoming, outgoing, server_side=True), incoming, outgoing)
     out = Filter(tls)
-    while not tls.receive(sock.recv(PIECE)):  # up to the request
+    while not tls.receive(sock.recv(PIECE)):  # until the request arrives
         out.drain(sock)
-    return serve(sock, rounds, out, out.drain, limit)
+    return send_responses(sock, rounds, out, out.drain, limit)
 
 
 def by_socket(context: ssl.SSLContext, sock: socket.socket, rounds: int) -> float:
     """Send by iob_write through ssl.SSLSocket.send."""
     with context.wrap_socket(sock, server_side=True) as conn:
         conn.recv(1)
-        return serve(conn, rounds, ssl.SSLSocket.send, lambda _: 0, PIECE)
+        return send_responses(conn, rounds, ssl.SSLSocket.send, lambda _: 0, PIECE)
 
 
-def serve(
+def send_responses(
     sock: socket.socket,
     rounds: int,
     callback: Callable[..., int],
     drain: Callable[[Any], int],
     limit: int,
 ) -> float:
-    """Serve from a selectors loop."""
+    """Send the responses from a selectors loop."""
     sock.setblocking(False)
     with selectors.DefaultSelector() as selector:
         selector.register(sock, selectors.EVENT_WRITE)
@@ -215,7 +220,7 @@ def by_sendall(context: ssl.SSLContext, sock: socket.socket, rounds: int) -> flo
 
 
 def by_asyncio(context: ssl.SSLContext, sock: socket.socket, rounds: int, size: int) -> float:
-    """Send by a stream of asyncio, `size` bytes at a time."""
+    """Send by an asyncio stream, `size` bytes at a time."""
     view = memoryview(BODY)
 
     async def run() -> float:
@@ -245,19 +250,19 @@ def by_asyncio(context: ssl.SSLContext, sock: socket.socket, rounds: int, size: 
 
 @cache
 def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """Return the sender's and the reader's."""
+    """Return the TLS contexts of the sender and the reader."""
     authority = trustme.CA()
     ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     theirs.minimum_version = ssl.TLSVersion.TLSv1_3
-    ours.num_tickets = 0  # so that nothing but responses is to be counted
+    ours.num_tickets = 0  # the reader counts the bytes of responses only
     authority.issue_cert("localhost").configure_cert(ours)
     authority.configure_trust(theirs)
     return ours, theirs
 
 
-def read(sock: socket.socket, rounds: int) -> None:
-    """Ask for responses, drop them, and say that all have come."""
+def read_responses(sock: socket.socket, rounds: int) -> None:
+    """Request responses, discard them, and report to the sender that all have arrived."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     sslobject = contexts()[1].wrap_bio(incoming, outgoing, server_hostname="localhost")
     while True:
@@ -269,42 +274,44 @@ def read(sock: socket.socket, rounds: int) -> None:
             incoming.write(sock.recv(RECORD))
     sslobject.write(b"?")
     sock.sendall(outgoing.read())
-    drop(sock, rounds * MIB // RECORD * (RECORD + OVERHEAD))
+    discard(sock, rounds * MIB // RECORD * (RECORD + RECORD_OVERHEAD))
     sslobject.write(b".")
     sock.sendall(outgoing.read())
     with suppress(ConnectionResetError):
-        sock.recv(1)  # the end
+        sock.recv(1)  # wait for the end of the stream
 
 
-def over_tls(way: Callable[[ssl.SSLContext, socket.socket, int], float], rounds: int) -> float:
-    """Send so many responses."""
-    context = contexts()[0]  # the reader shares them
-    with dropped(read=partial(read, rounds=rounds)) as sock:
-        return way(context, sock, rounds) / rounds
+def over_tls(method: Callable[[ssl.SSLContext, socket.socket, int], float], rounds: int) -> float:
+    """Return the CPU seconds per response of a TLS method."""
+    context = contexts()[0]  # cached before the fork, so that the reader has the same contexts
+    with reader_connection(read=partial(read_responses, rounds=rounds)) as sock:
+        return method(context, sock, rounds) / rounds
 
 
-# For each work its ways, ours first, and how often to do it.
+# The workloads: for each the methods, iobatch's first, and the number of rounds in a turn.
 
 
-def callbacks(buffers: Sequence[bytes], size: int = 0) -> dict[str, Way]:
-    """Return the ways to write to a file."""
-    ways = {"iob_write": by_iob_write, "os.write": by_write, "os.writev": by_writev}
-    return {name: partial(to_file, way, buffers, size) for name, way in ways.items()}
+def file_methods(buffers: Sequence[bytes], size: int = 0) -> dict[str, Method]:
+    """Return the methods to write to a file."""
+    methods = {"iob_write": by_iob_write, "os.write": by_write, "os.writev": by_writev}
+    return {
+        name: partial(time_file_writes, method, buffers, size) for name, method in methods.items()
+    }
 
 
-WORK: Mapping[str, tuple[Mapping[str, Way], int]] = {
-    "64 buffers of 200 B": (callbacks([HEADER] * 64), 5000),
-    "200 B + 16 KiB file": (callbacks([HEADER], 16 * KIB), 5000),
-    "1 MiB buffer": (callbacks([BODY]), 200),
-    "200 B + 1 MiB file": (callbacks([HEADER], MIB), 200),
-    "gzip, each MiB": (
-        {"iob_write, Filter(zlib)": by_filter, "zlib": by_zlib, COMMAND: by_gzip},
+WORKLOADS: Mapping[str, tuple[Mapping[str, Method], int]] = {
+    "64 buffers of 200 B": (file_methods([HEADER] * 64), 5000),
+    "200 B + 16 KiB file": (file_methods([HEADER], 16 * KIB), 5000),
+    "1 MiB buffer": (file_methods([BODY]), 200),
+    "200 B + 1 MiB file": (file_methods([HEADER], MIB), 200),
+    "gzip, per MiB": (
+        {"iob_write, Filter(zlib)": by_filter, "zlib": by_zlib, GZIP_COMMAND: by_gzip},
         8,
     ),
-    "TLS 1.3, each MiB": (
+    "TLS 1.3, per MiB": (
         {
-            "iob_write, Filter(TLS)": partial(over_tls, partial(by_tls, limit=PIECE)),
-            "the same, 1 MiB": partial(over_tls, partial(by_tls, limit=MIB)),
+            "iob_write, Filter(TLS), 64 KiB": partial(over_tls, partial(by_tls, limit=PIECE)),
+            "iob_write, Filter(TLS), 1 MiB": partial(over_tls, partial(by_tls, limit=MIB)),
             "iob_write, SSLSocket.send": partial(over_tls, by_socket),
             "SSLSocket.sendall": partial(over_tls, by_sendall),
             "asyncio, 64 KiB": partial(over_tls, partial(by_asyncio, size=PIECE)),
@@ -315,64 +322,65 @@ WORK: Mapping[str, tuple[Mapping[str, Way], int]] = {
 }
 
 
-def be_traced(times: int) -> None:
-    """Be what strace looks at: go each way once, and so often more, with marks in between."""
+def run_traced(rounds: int) -> None:
+    """Run each method for one round, for one round again, and for 1 + rounds rounds.
+
+    A getppid() after each run is a mark in strace's log. The first run contains the calls that a
+    process makes only once. The calls of the others differ by those of `rounds` rounds.
+    """
     end_with_parent()
-    for ways, _ in WORK.values():
-        for way in ways.values():
-            way(1)  # what comes but once in a process
-            os.getppid()
-            way(1)
-            os.getppid()
-            way(1 + times)
-            os.getppid()
+    for methods, _ in WORKLOADS.values():
+        for method in methods.values():
+            for count in (1, 1, 1 + rounds):
+                method(count)
+                os.getppid()
 
 
-def syscalls(times: int) -> Iterator[str]:
-    """Count for each way the system calls of one time."""
-    code = f"from tests.bench.write import be_traced; be_traced({times})"
+def count_system_calls(rounds: int) -> Iterator[str]:
+    """Yield the system calls per round of each method, counted by strace."""
+    code = f"from tests.bench.write import run_traced; run_traced({rounds})"
     with tempfile.NamedTemporaryFile() as log:
         strace = ["strace", "-qq", "-e", "signal=none", "-e", "trace=!%memory,lseek"]
         subprocess.run([*strace, "-o", log.name, sys.executable, "-c", code], check=True)
         parts = log.read().split(b"getppid")
     for once, more in zip(parts[1::3], parts[2::3], strict=True):
         calls = more.count(b"\n") - once.count(b"\n")
-        yield f"{calls / times:.1f}"
+        yield f"{calls / rounds:.1f}"
 
 
 def run(options: Options) -> None:
-    """Print a table for each work, and plot what a MiB costs."""
-    pin(SENDER)
+    """Print a table for each workload, and plot the CPU time per MiB."""
+    pin_to_processor(SENDER)
     medians: dict[str, dict[str, float]] = {}
     calls: Iterator[str] = repeat("?")
     if shutil.which("strace"):
-        calls = syscalls(options.rounds(24))
+        calls = count_system_calls(options.rounds(24))
     else:
-        leave_out(options, "strace", "apt-get install strace")
-    for work, (ways, count) in WORK.items():
+        report_missing(options, "strace", "apt-get install strace")
+    for workload, (methods, count) in WORKLOADS.items():
         rounds = options.rounds(count)
-        once = {name: partial(way, rounds) for name, way in ways.items()}
-        results = in_turn(once, options.turns)
+        once = {name: partial(method, rounds) for name, method in methods.items()}
+        results = run_in_turn(once, options.turns)
         ours = next(iter(results.values()))
-        table(
-            f"iob_write: {work}",
-            ["way", "CPU, us", "iob_write / this", "system calls"],
+        print_table(
+            f"iob_write: {workload}",
+            ["method", "CPU, us", "iob_write / method", "system calls"],
             (
                 [
                     name,
-                    spread([each * 1e6 for each in seconds], 1),
-                    spread(ratios(ours, seconds)),
-                    "-" if name == COMMAND else count,
+                    format_spread([each * 1e6 for each in seconds], 1),
+                    format_spread(ratios(ours, seconds)),
+                    "-" if name == GZIP_COMMAND else count,
                 ]
                 for (name, seconds), count in zip(results.items(), calls, strict=False)
             ),
         )
-        medians[work] = {name: median(seconds) * 1e3 for name, seconds in results.items()}
+        medians[workload] = {name: median(seconds) * 1e3 for name, seconds in results.items()}
     if options.plots is not None:
-        shown = ["1 MiB buffer", "gzip, each MiB", "TLS 1.3, each MiB"]
-        bars(
+        shown = ["1 MiB buffer", "gzip, per MiB", "TLS 1.3, per MiB"]
+        write_bar_chart(
             options.plots / "write.svg",
-            "iob_write: CPU for each MiB; less is better",
+            "iob_write: CPU per MiB; shorter is better",
             "ms",
-            {work: medians[work] for work in shown},
+            {workload: medians[workload] for workload in shown},
         )

@@ -1,0 +1,136 @@
+"""How the end of an operation reaches callbacks, tasks and other threads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from typing import TYPE_CHECKING
+
+from tests.support.batches import batch_of
+from tests.support.loops import (
+    both_loops,
+    full_writer,
+    read,
+    turns,
+    writer_pair,
+)
+from tests.support.sockets import PATIENCE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from iobatch.aio import WriteOperation
+
+
+@both_loops
+async def test_callbacks_run_from_the_loop_even_if_the_write_is_done_at_once() -> None:
+    with writer_pair() as (writer, _):
+        ended: list[WriteOperation] = []
+        operation = writer.write(batch_of(b"x"), on_complete=ended.append)
+        operation.add_done_callback(ended.append)
+        assert operation.done()
+        assert not ended
+        await turns()
+        assert ended == [operation, operation]
+
+
+@both_loops
+async def test_callback_runs_in_the_context_in_which_it_was_given() -> None:
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="nothing")
+    with full_writer() as (writer, peer):
+        seen: list[str] = []
+
+        def record(_: object) -> None:
+            seen.append(variable.get())
+
+        token = variable.set("posted")
+        operation = writer.write(batch_of(b"x"), on_complete=record)
+        variable.set("added")
+        operation.add_done_callback(record)
+        variable.reset(token)
+        await peer.read(1)
+        await operation
+        operation.add_done_callback(record)
+        await turns()
+        assert seen == ["posted", "added", "nothing"]
+
+
+@both_loops
+async def test_exception_of_a_callback_goes_to_the_loops_exception_handler() -> None:
+    raised: list[BaseException] = []
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _, context: raised.append(context["exception"])
+    )
+    with writer_pair() as (writer, _):
+        writer.write(batch_of(b"x"), on_complete=lambda _: 1 / 0)
+        await turns()
+        assert [type(exc) for exc in raised] == [ZeroDivisionError]
+        assert await writer.write(batch_of(b"x")) == 1
+
+
+@both_loops
+async def test_error_goes_to_on_error_or_without_it_to_on_complete() -> None:
+    with writer_pair() as (writer, peer):
+        called: list[tuple[str, WriteOperation]] = []
+
+        def callback(name: str) -> Callable[[WriteOperation], object]:
+            return lambda operation: called.append((name, operation))
+
+        done = writer.write(
+            batch_of(b"x"), on_complete=callback("complete"), on_error=callback("error")
+        )
+        writer.write(batch_of(b"x"), on_error=callback("error"))
+        peer.close()
+        failed = writer.write(
+            batch_of(b"x"), on_complete=callback("complete"), on_error=callback("error")
+        )
+        alone = writer.write(batch_of(b"x"), on_complete=callback("complete"))
+        await turns()
+        assert called == [("complete", done), ("error", failed), ("complete", alone)]
+        await writer.drain()
+
+
+@both_loops
+async def test_operation_is_awaited_by_several_tasks_and_again_later() -> None:
+    with full_writer() as (writer, peer):
+        operation = writer.write(batch_of(b"abc"))
+
+        async def count() -> int:
+            return await operation
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(count()) for _ in range(3)]
+            await turns()
+            await peer.read(3)
+        assert [task.result() for task in tasks] == [3, 3, 3]
+        assert await operation == 3
+
+
+@both_loops
+async def test_operation_is_awaited_from_another_thread() -> None:
+    loop = asyncio.get_running_loop()
+    with writer_pair() as (writer, peer):
+
+        async def write() -> int:
+            return await writer.write(batch_of(b"from afar"))
+
+        counts: list[int] = []
+        thread = threading.Thread(
+            target=lambda: counts.append(
+                asyncio.run_coroutine_threadsafe(write(), loop).result(PATIENCE)
+            )
+        )
+        thread.start()
+        assert await read(peer, 9) == b"from afar"
+        await asyncio.to_thread(thread.join, PATIENCE)
+        assert counts == [9]
+
+
+@both_loops
+async def test_gather_and_wait_for_take_operations() -> None:
+    with full_writer() as (writer, peer):
+        gathered = asyncio.gather(*(writer.write(batch_of(b"x" * size)) for size in (1, 2, 3)))
+        await peer.read(6)
+        assert await gathered == [1, 2, 3]
+        assert await asyncio.wait_for(writer.write(batch_of(b"x")), PATIENCE) == 1

@@ -1,0 +1,188 @@
+"""send_to_stream: errors, cancellation, and the bytes that are counted then."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+from iobatch import COPY_LIMIT, SEND_LIMIT, IOBatch, TruncatedFileError
+from iobatch.aio import send_to_stream
+from iobatch.aio._stream import READ_LIMIT
+from tests.support.batches import batch_of, check_invariants, data
+from tests.support.loops import both_loops, read, stream, turns
+from tests.support.sockets import PATIENCE, receive_all
+
+if TYPE_CHECKING:
+    from tests.support.batches import MakeFile
+
+LARGE = READ_LIMIT + COPY_LIMIT
+
+
+@both_loops
+async def test_truncated_file_is_an_error_after_the_bytes_before_its_end(
+    make_file: MakeFile,
+) -> None:
+    for size, missing in (50, 10), (LARGE, 10), (LARGE, LARGE):
+        fd = make_file(data(size))
+        async with stream() as (writer, peer):
+            batch = batch_of(b"header")
+            batch.addfile(fd, 0, size + missing)
+            batch.addbuf(b"follow")
+            with pytest.raises(TruncatedFileError) as raised:
+                await send_to_stream(writer, batch)
+            assert (raised.value.offset, raised.value.missing) == (size, missing)
+            assert (batch.bytessent, batch.bytesleft) == (size + 6, missing + 6)
+            assert await read(peer, size + 6) == b"header" + data(size)
+            with pytest.raises(TruncatedFileError):
+                await send_to_stream(writer, batch)
+
+
+@both_loops
+async def test_lost_connection_becomes_the_error_of_the_batch(make_file: MakeFile) -> None:
+    fd = make_file(data(LARGE))
+    async with stream(buffers=4096) as (writer, peer):
+        batch = batch_of(data(300_000))
+        batch.addfile(fd)
+        sending = asyncio.create_task(send_to_stream(writer, batch))
+        await turns()
+        peer.close()
+        with pytest.raises(OSError, match=r"lost|reset|pipe|closed"):
+            await sending
+        assert batch.error is not None
+        assert 0 < batch.bytessent < 300_000
+        check_invariants(batch)
+
+
+@both_loops
+async def test_closed_stream_is_a_broken_pipe_and_takes_nothing() -> None:
+    async with stream() as (writer, _):
+        writer.close()
+        batch = batch_of(b"abc")
+        with pytest.raises(BrokenPipeError, match="closed"):
+            await send_to_stream(writer, batch)
+        assert batch.bytesleft == 3
+
+
+@both_loops
+async def test_raised_error_holds_no_reference_to_the_batch() -> None:
+    """A failed batch is collected with its last reference, without the cycle collector."""
+    async with stream() as (writer, _):
+        released: list[str] = []
+        batch = IOBatch()
+        batch.addbuf(b"abc", on_release=lambda: released.append("released"))
+        writer.close()
+        gc.disable()
+        try:
+            with suppress(BrokenPipeError):
+                await send_to_stream(writer, batch)
+            assert not released
+            del batch
+            assert released == ["released"]
+        finally:
+            gc.enable()
+
+
+@both_loops
+async def test_cancellation_between_pieces_keeps_an_exact_count_to_resume_from() -> None:
+    content = data(1_000_000)
+    async with stream(buffers=4096) as (writer, peer):
+        batch = batch_of(content)
+        sending = asyncio.create_task(send_to_stream(writer, batch))
+        await turns()
+        sending.cancel()
+        await asyncio.wait([sending])
+        assert sending.cancelled()
+        assert 0 < batch.bytessent < len(content)
+        check_invariants(batch)
+        arriving = asyncio.create_task(read(peer, len(content)))
+        await send_to_stream(writer, batch)
+        assert await arriving == content
+
+
+def test_cancellation_inside_sendfile_aborts_the_transport(make_file: MakeFile) -> None:
+    """How much was sent is unknown then."""
+    fd = make_file(data(SEND_LIMIT))
+
+    async def main() -> None:
+        async with stream(buffers=4096) as (writer, peer):
+            batch = IOBatch()
+            batch.addfile(fd)
+            batch.addbuf(b"follow")
+            sending = asyncio.create_task(send_to_stream(writer, batch))
+            start = await read(peer, 1000)
+            sending.cancel()
+            await asyncio.wait([sending])
+            assert sending.cancelled()
+            assert writer.transport.is_closing()
+            check_invariants(batch)
+            peer.setblocking(True)
+            rest = await asyncio.to_thread(receive_all, peer)
+            assert data(SEND_LIMIT).startswith(start + rest)
+
+    asyncio.run(main())
+
+
+def test_error_inside_sendfile_aborts_the_transport(make_file: MakeFile) -> None:
+    """How much was sent is unknown then."""
+    fd = make_file(data(SEND_LIMIT))
+    sendfile = os.sendfile
+    script = [1000]
+
+    def broken(out: int, fd: int, offset: int, _count: int) -> int:
+        if not script:
+            raise OSError(errno.EIO, "the disk is broken")
+        return sendfile(out, fd, offset, script.pop())
+
+    async def main() -> None:
+        async with stream() as (writer, peer):
+            batch = IOBatch()
+            batch.addfile(fd)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("os.sendfile", broken)
+                with pytest.raises(OSError, match="broken"):
+                    await send_to_stream(writer, batch)
+            assert (batch.bytessent, batch.bytesleft) == (0, SEND_LIMIT)
+            assert writer.transport.is_closing()
+            peer.setblocking(True)
+            assert await asyncio.to_thread(receive_all, peer) == data(1000)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("method", ["abort", "close"])
+def test_transport_closed_during_sendfile_is_an_error(method: str, make_file: MakeFile) -> None:
+    """The loop's sendfile never finishes then, so send_to_stream polls the transport."""
+    fd = make_file(data(SEND_LIMIT))
+
+    async def main() -> None:
+        async with stream(buffers=4096) as (writer, peer), asyncio.timeout(PATIENCE):
+            batch = IOBatch()
+            batch.addfile(fd)
+            checks: list[bool] = []
+            polled = asyncio.Event()
+            is_closing = writer.transport.is_closing
+
+            def check() -> bool:
+                checks.append(is_closing())
+                if len(checks) == 5:
+                    polled.set()
+                return checks[-1]
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("iobatch.aio._stream._CLOSE_CHECK_INTERVAL", 0.001)
+                patch.setattr(writer.transport, "is_closing", check)
+                sending = asyncio.create_task(send_to_stream(writer, batch))
+                await read(peer, 1000)
+                await polled.wait()
+                getattr(writer.transport, method)()
+                with pytest.raises(BrokenPipeError, match="closed"):
+                    await sending
+            assert batch.bytessent == 0
+
+    asyncio.run(main())

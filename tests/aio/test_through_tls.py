@@ -1,0 +1,119 @@
+"""BatchWriter through TLS filters and TLS sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import TYPE_CHECKING
+
+import pytest
+import trustme
+
+from iobatch.aio import BatchWriter, WriteStatus
+from iobatch.filters import TLS, Filter
+from tests.support.batches import batch_of, data
+from tests.support.loops import both_loops
+from tests.support.sockets import receive_all, stream_pair
+from tests.support.tls import tls_contexts
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    Contexts = tuple[ssl.SSLContext, ssl.SSLContext]
+
+
+class TLSServer:
+    """The server's end of a TLS connection over a non-blocking socket."""
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+        self.sock = sock
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.conn = context.wrap_bio(self.incoming, self.outgoing, server_side=True)
+        self.tls = TLS(self.conn, self.incoming, self.outgoing)
+
+    async def handshake(self) -> None:
+        """Do the handshake as an application does it, with its own reads and writes."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                self.conn.do_handshake()
+            except ssl.SSLWantReadError:
+                await loop.sock_sendall(self.sock, self.outgoing.read())
+                self.incoming.write(await loop.sock_recv(self.sock, 1 << 16))
+            else:
+                return
+
+
+def receive_over_tls(
+    sock: socket.socket, context: ssl.SSLContext, *, close_notify: bool = True
+) -> bytes:
+    """Receive up to the end of stream; SSLEOFError if close_notify is required and missing."""
+    with context.wrap_socket(
+        sock, server_hostname="localhost", suppress_ragged_eofs=not close_notify
+    ) as conn:
+        return receive_all(conn)
+
+
+@pytest.fixture(scope="module")
+def contexts() -> Contexts:
+    """Give the contexts of a server and of its client."""
+    return tls_contexts(trustme.CA())
+
+
+@both_loops
+async def test_file_over_tls_arrives_whole_and_finish_sends_close_notify(
+    make_file: Callable[[bytes], int], contexts: Contexts
+) -> None:
+    server_context, client_context = contexts
+    content = data(1 << 20)
+    fd = make_file(content)
+    with stream_pair("tcp4", buffers=16_384) as (ours, theirs):
+        ours.setblocking(False)
+        client = asyncio.create_task(asyncio.to_thread(receive_over_tls, theirs, client_context))
+        server = TLSServer(ours, server_context)
+        await server.handshake()
+        async with BatchWriter(ours, through=Filter(server.tls)) as writer:
+            batch = batch_of(b"header")
+            batch.addfile(fd)
+            operation = writer.write(batch)
+            assert operation.status is WriteStatus.PENDING
+            assert await operation == (1 << 20) + 6
+            assert await writer.write(batch_of(b"footer")) == 6
+            await writer.finish()
+        assert await client == b"header" + content + b"footer"
+
+
+@both_loops
+async def test_write_before_the_handshake_fails_and_keeps_its_bytes(contexts: Contexts) -> None:
+    """The filter must read the client's messages, and a BatchWriter does not read."""
+    server_context, client_context = contexts
+    with stream_pair("tcp4") as (ours, theirs):
+        ours.setblocking(False)
+        client = asyncio.create_task(asyncio.to_thread(receive_over_tls, theirs, client_context))
+        server = TLSServer(ours, server_context)
+        async with BatchWriter(ours, through=Filter(server.tls)) as writer:
+            operation = writer.write(batch_of(b"early"))
+            with pytest.raises(ssl.SSLWantReadError, match="read"):
+                await operation
+            await server.handshake()
+            assert await writer.write(operation.batch) == 5
+            await writer.finish()
+        assert await client == b"early"
+
+
+@both_loops
+async def test_ssl_socket_is_written_through_its_own_send(contexts: Contexts) -> None:
+    server_context, client_context = contexts
+    content = data(1 << 20)
+    with stream_pair("tcp4", buffers=16_384) as (ours, theirs):
+        # SSLSocket.close() sends no close_notify.
+        client = asyncio.create_task(
+            asyncio.to_thread(receive_over_tls, theirs, client_context, close_notify=False)
+        )
+        conn = await asyncio.to_thread(server_context.wrap_socket, ours, server_side=True)
+        with conn:
+            conn.setblocking(False)
+            async with BatchWriter(conn, through=ssl.SSLSocket.send) as writer:
+                assert await writer.write(batch_of(b"header", content)) == (1 << 20) + 6
+        assert await client == b"header" + content

@@ -1,0 +1,132 @@
+"""The state of a batch: attributes, reset() and repr."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import selectors
+import ssl
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+import pytest
+
+from iobatch import IOB_AGAIN, IOB_ERROR, IOBatch, iob_write
+from tests.support.batches import check_invariants, data, take
+from tests.support.sockets import fd_count
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support.batches import MakeFile
+
+
+def test_new_batch_is_empty_without_error_and_waits_for_writing() -> None:
+    batch = IOBatch()
+    assert not batch
+    assert (batch.bytesleft, batch.bytessent, batch.error) == (0, 0, None)
+    assert batch.wants == selectors.EVENT_WRITE
+    check_invariants(batch)
+
+
+def test_attributes_of_a_batch_cannot_be_set() -> None:
+    batch = IOBatch()
+    for name in ("bytesleft", "bytessent", "error", "wants", "other"):
+        with pytest.raises(AttributeError):
+            setattr(batch, name, 1)
+
+
+def test_batch_equals_only_itself() -> None:
+    batch = IOBatch()
+    assert batch != IOBatch()
+    assert {batch: 1}[batch] == 1
+
+
+def test_constructor_refuses_arguments(unraisable: list[BaseException | None]) -> None:
+    """The finalizer of the half-made object raises nothing."""
+    with pytest.raises(TypeError):
+        IOBatch(b"data")  # type: ignore[call-arg]
+    gc.collect()
+    assert unraisable == []
+
+
+def test_reset_drops_entries_and_clears_counts_error_and_wants() -> None:
+    """The batch can be used again, and a second reset() does nothing."""
+    batch = IOBatch()
+    batch.addbuf(b"0123456789")
+    take(batch, 4)
+
+    def callback(_sock: None, _view: memoryview) -> int:
+        raise ssl.SSLWantReadError
+
+    assert iob_write(None, batch, callback) == IOB_AGAIN
+    assert batch.wants == selectors.EVENT_READ
+    batch.reset()
+    assert batch.wants == selectors.EVENT_WRITE
+    batch.addbuf(b"0123456789")
+    take(batch, 4)
+    assert iob_write(None, batch, lambda _sock, _view: -3) == IOB_ERROR
+    batch.reset()
+    check_invariants(batch)
+    assert (batch.bytesleft, batch.bytessent, batch.error) == (0, 0, None)
+    assert batch.wants == selectors.EVENT_WRITE
+    batch.addbuf(b"again")
+    assert take(batch) == b"again"
+    batch.reset()
+    batch.reset()
+
+
+def test_reset_drops_the_pin() -> None:
+    batch = IOBatch()
+    batch.addbuf(b"0123456789")
+    assert iob_write(None, batch, lambda _sock, _view: -1, limit=7) == IOB_AGAIN
+    batch.reset()
+    batch.prepend(b"new")
+    assert take(batch) == b"new"
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["normal exit", "exception"])
+def test_with_block_resets_the_batch_on_exit(tmp_path: Path, *, fails: bool) -> None:
+    """An exception that leaves the block is not suppressed."""
+    path = tmp_path / "file"
+    path.write_bytes(b"x")
+    before = fd_count()
+    batch = IOBatch()
+    with pytest.raises(KeyError) if fails else nullcontext(), batch as entered:
+        assert entered is batch
+        batch.addfile(path)
+        assert fd_count() == before + 1
+        if fails:
+            raise KeyError
+    assert (batch.bytesleft, fd_count()) == (0, before)
+
+
+def test_repr_shows_bytes_left_bytes_sent_and_the_error(make_file: MakeFile) -> None:
+    batch = IOBatch()
+    assert "IOBatch" in repr(batch)
+    batch.addbuf(bytearray(1234), on_release=lambda: None)
+    batch.addbuf(bytes(4321))
+    batch.addfile(make_file(data(100)))
+    assert "5655" in repr(batch)
+    take(batch, 34)
+    assert "5621" in repr(batch)
+    assert "34" in repr(batch)
+    take(batch, 1200)
+    assert "4421" in repr(batch)
+    take(batch, 4321)
+    assert "100" in repr(batch)
+    iob_write(None, batch, lambda _sock, _view: 0)
+    assert "BrokenPipeError" in repr(batch)
+    other = IOBatch()
+    other.addfile(make_file(data(77)))
+    assert "77" in repr(other)
+    batch.reset()
+
+
+def test_batch_can_be_neither_copied_nor_pickled() -> None:
+    """Two batches with the same entries would release them twice."""
+    batch = IOBatch()
+    for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError):
+            duplicate(batch)

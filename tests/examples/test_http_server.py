@@ -1,0 +1,125 @@
+"""http_server.py: a directory over HTTP, on selectors, read by curl and httpx."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from tests.support.batches import data
+from tests.support.examples import line_count, running
+from tests.support.http import split
+from tests.support.programs import tool
+from tests.support.sockets import PATIENCE, receive_all
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+PROGRAM = "http_server.py"
+# More than the buffers of a connection's two sockets hold.
+LARGE = data(8_000_000)
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[int]:
+    """Run the server for a site in a folder; give its port."""
+    site = folder / "site"
+    (site / "sub").mkdir(parents=True)
+    (site / "index.html").write_bytes(b"<h1>home</h1>")
+    (site / "large").write_bytes(LARGE)
+    (folder / "secret").write_bytes(b"secret")
+    (site / "link").symlink_to(folder / "secret")
+    with running(PROGRAM, site, "0") as (_, port):
+        yield port
+
+
+def exchange(port: int, requests: bytes) -> bytes:
+    """Send requests, and return all that comes before the end."""
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as sock:
+        sock.sendall(requests)
+        sock.shutdown(socket.SHUT_WR)
+        return receive_all(sock)
+
+
+def test_http_server_has_fewer_than_120_lines() -> None:
+    assert line_count(PROGRAM) < 120
+
+
+def test_http_server_sends_curl_two_files_over_one_connection(tmp_path: Path) -> None:
+    curl = tool("curl", "curl")
+    with serving(tmp_path) as port:
+        result = subprocess.run(
+            [
+                *(curl, "-sS", "--write-out", "%{stderr}%{num_connects} %{content_type}\n"),
+                *(f"http://127.0.0.1:{port}/", f"http://127.0.0.1:{port}/large"),
+            ],
+            capture_output=True,
+            timeout=PATIENCE,
+            check=True,
+        )
+    assert result.stdout == b"<h1>home</h1>" + LARGE
+    assert result.stderr == b"1 text/html\n0 application/octet-stream\n"
+
+
+def test_http_server_answers_others_while_a_client_does_not_read(tmp_path: Path) -> None:
+    with (
+        serving(tmp_path) as port,
+        socket.create_connection(("127.0.0.1", port), PATIENCE) as stalled,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client,
+    ):
+        stalled.sendall(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n" * 3)
+        assert client.get("/large").content == LARGE
+        head = client.head("/large")
+        assert (head.status_code, head.headers["content-length"]) == (200, str(len(LARGE)))
+        stalled.shutdown(socket.SHUT_WR)
+        assert [each.body for each in split(receive_all(stalled))] == [LARGE] * 3
+
+
+@pytest.mark.parametrize(
+    "path", ["/link", "/../secret", "/%2e%2e/secret", "//etc/passwd", "/sub/", "/none", "/%00"]
+)
+def test_http_server_answers_404_outside_the_directory_or_without_a_file(
+    tmp_path: Path, path: str
+) -> None:
+    with serving(tmp_path) as port:
+        request = f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode()
+        [response] = split(exchange(port, request))
+        assert (response.status, response.body) == (404, b"")
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "statuses"),
+    [
+        (
+            b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabcGET / HTTP/1.1\r\n\r\n",
+            [405, 200],
+        ),
+        (b"nonsense\r\n\r\n", [400]),
+        (b"GET /" + bytes(b"a" * 40_000) + b" HTTP/1.1\r\n\r\n", [400]),
+        (b"GET / HTTP/1.0\r\n\r\nGET / HTTP/1.0\r\n\r\n", [200]),
+        (b"GET / HTTP/1.1\r\nConnection: close\r\n\r\nnonsense\r\n\r\n", [200]),
+        (b"GET / HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: a\r\n\r\nbinary", [200]),
+    ],
+    ids=["POST", "nonsense", "long target", "HTTP/1.0", "bytes after close", "upgrade"],
+)
+def test_http_server_answers_each_request_until_the_last(
+    tmp_path: Path, request_bytes: bytes, statuses: list[int]
+) -> None:
+    with serving(tmp_path) as port:
+        responses = split(exchange(port, request_bytes))
+        assert [response.status for response in responses] == statuses
+
+
+def test_http_server_survives_a_client_that_resets_its_connection(tmp_path: Path) -> None:
+    with serving(tmp_path) as port:
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", port), PATIENCE) as sock:
+                sock.sendall(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
+                assert sock.recv(100)
+        [response] = split(exchange(port, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"))
+        assert response.body == b"<h1>home</h1>"

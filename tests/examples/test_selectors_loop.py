@@ -1,0 +1,30 @@
+"""selectors_loop.py: a file to every client, by one thread."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+from tests.support.examples import line_count, running
+from tests.support.sockets import PATIENCE, receive_all
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PROGRAM = "selectors_loop.py"
+
+
+def test_selectors_loop_has_fewer_than_40_lines() -> None:
+    """It is the shortest complete sender."""
+    assert line_count(PROGRAM) < 40
+
+
+def test_selectors_loop_sends_all_to_a_fast_client_while_a_slow_one_waits(large_file: Path) -> None:
+    expected = f"Here is {large_file}:\n".encode() + large_file.read_bytes()
+    with (
+        running(PROGRAM, large_file, "0") as (_, port),
+        socket.create_connection(("127.0.0.1", port), PATIENCE) as slow,
+        socket.create_connection(("127.0.0.1", port), PATIENCE) as fast,
+    ):
+        assert receive_all(fast) == expected
+        assert receive_all(slow) == expected

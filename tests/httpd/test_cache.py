@@ -1,0 +1,88 @@
+"""The cache of open files."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Any
+
+from iobatch.httpd.cache import FRESH, MAX_OPEN, FileCache
+from iobatch.httpd.files import Files
+from tests.support.batches import data
+from tests.support.sockets import fd_count
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+
+def test_open_file_is_reused_while_fresh_and_its_path_opened_anew_after(site: Path) -> None:
+    files = FileCache(Files(site))
+    first = files.get(b"/1", 0.0)
+    (site / "new").write_bytes(b"another")
+    (site / "new").replace(site / "1")
+    assert files.get(b"/1?query", FRESH / 2) is files.get(b"/1", FRESH / 2) is first
+    second = files.get(b"/1", FRESH)
+    assert (first.size, second.size) == (1, 7)
+    assert os.pread(first.fd, 10, 0) == data(1, seed=1)
+    files.close()
+
+
+def test_all_spellings_of_a_path_share_one_open_file(site: Path) -> None:
+    (site / "a b").write_bytes(b"blank")
+    (site / "a%20b").write_bytes(b"percent")
+    files = FileCache(Files(site))
+    for targets in (
+        (b"/1", b"//1", b"/%31", b"/1?x", b"http://x//1"),
+        (b"/bare/", b"/bare//", b"/b%61re/?"),
+        (b"/a%20b", b"/%61%20b", b"/a b"),
+        (b"/a%2520b", b"/a%2520b?"),
+        (b"/", b"//", b"http://x", b"http://x?/1"),
+    ):
+        assert len({id(files.get(target, 0.0)) for target in targets}) == 1
+        assert len({id(files.get(target, 0.0)) for target in reversed(targets)}) == 1
+    assert len(files) == 5
+    assert os.pread(files.get(b"/a b", 0.0).fd, 10, 0) == b"blank"
+    assert os.pread(files.get(b"/a%2520b", 0.0).fd, 10, 0) == b"percent"
+    files.close()
+
+
+def test_cache_keeps_max_open_files_and_sweep_closes_the_stale(site: Path) -> None:
+    for i in range(MAX_OPEN + 50):
+        (site / f"f{i}").touch()
+    before = fd_count()
+    files = FileCache(Files(site))
+    kept = files.get(b"/1024", 0.0)
+    for i in range(MAX_OPEN + 50):
+        files.get(b"/f%d" % i, 0.5)
+    assert len(files) == MAX_OPEN
+    assert fd_count() == before + 1 + MAX_OPEN + 1
+    assert os.pread(kept.fd, 2000, 0) == data(1024, seed=1024), (
+        "a file in use stays open after it leaves the cache"
+    )
+    files.sweep(0.5 + FRESH / 2)
+    assert len(files) == MAX_OPEN
+    files.sweep(0.5 + FRESH)
+    assert len(files) == 0
+    assert fd_count() == before + 2
+    files.close()
+
+
+def test_cache_is_emptied_where_no_descriptor_is_left(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = FileCache(Files(site))
+    files.get(b"/1", 0.0)
+
+    real_open = os.open
+
+    def opening(*args: Any, **kwargs: Any) -> int:
+        if len(files):
+            raise OSError(errno.EMFILE, "")
+        return real_open(*args, **kwargs)
+
+    monkeypatch.setattr(os, "open", opening)
+    assert files.get(b"/1024", 0.0).size == 1024
+    assert len(files) == 1
+    files.close()

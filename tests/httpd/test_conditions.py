@@ -1,0 +1,166 @@
+"""Conditional requests: preconditions, entity tags and dates."""
+
+from __future__ import annotations
+
+import os
+import re
+from email.utils import formatdate
+from time import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from iobatch.httpd.conditions import http_date
+from tests.support.batches import data
+from tests.support.http import split
+from tests.support.httpd import (
+    MODIFIED,
+    TAG,
+    Address,
+    etag_of,
+    exchange,
+    get,
+    replace_tag,
+    serving,
+    show_headers,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SINCE = formatdate(MODIFIED, usegmt=True)
+BEFORE = formatdate(MODIFIED - 1, usegmt=True)
+AFTER = formatdate(MODIFIED + 1, usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"If_None_Match": TAG}, 304),
+        ({"If_None_Match": f"W/{TAG}"}, 304),
+        ({"If_None_Match": "*"}, 304),
+        ({"If_None_Match": f'"a", "b,c" ,{TAG}'}, 304),
+        ({"If_None_Match": '"other"'}, 200),
+        ({"If_None_Match": TAG.strip('"')}, 200),
+        ({"If_None_Match": ""}, 200),
+        ({"If_Modified_Since": SINCE}, 304),
+        ({"If_Modified_Since": AFTER}, 304),
+        ({"If_Modified_Since": BEFORE}, 200),
+        ({"If_Modified_Since": "yesterday"}, 200),
+        ({"If_Modified_Since": f"{SINCE}, {SINCE}"}, 200),
+        ({"If_None_Match": '"other"', "If_Modified_Since": SINCE}, 200),
+        ({"If_None_Match": TAG, "If_Modified_Since": BEFORE}, 304),
+        ({"If_Match": TAG}, 200),
+        ({"If_Match": "*"}, 200),
+        ({"If_Match": f'"a", {TAG}'}, 200),
+        ({"If_Match": f"W/{TAG}"}, 412),
+        ({"If_Match": '"other"'}, 412),
+        ({"If_Unmodified_Since": SINCE}, 200),
+        ({"If_Unmodified_Since": BEFORE}, 412),
+        ({"If_Unmodified_Since": "tomorrow"}, 200),
+        ({"If_Match": TAG, "If_Unmodified_Since": BEFORE}, 200),
+        ({"If_Match": '"other"', "If_None_Match": TAG}, 412),
+        ({"If_Match": TAG, "If_None_Match": TAG}, 304),
+        ({"If_Unmodified_Since": SINCE, "If_Modified_Since": SINCE}, 304),
+    ],
+    ids=show_headers,
+)
+def test_preconditions_are_evaluated_in_the_order_of_rfc_9110(
+    site: Path, address: Address, headers: dict[str, str], status: int
+) -> None:
+    """Section 13.2.2. GET and HEAD are alike."""
+    for method in ("GET", "HEAD"):
+        response = get(address, "/1024", method, **replace_tag(headers, site / "1024"))
+        assert response.status == status
+        if status == 304:
+            assert response.headers.keys() == {"ETag", "Cache-Control", "Last-Modified", "Date"}
+            assert response.headers["ETag"] == etag_of(site / "1024")
+        elif status == 200 and method == "GET":
+            assert response.body == data(1024, seed=1024)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"If_None_Match": TAG}, 304),
+        ({"If_Modified_Since": SINCE}, 304),
+        ({"If_Unmodified_Since": BEFORE}, 412),
+        ({"If_Range": TAG, "Range": "bytes=0-0"}, 206),
+        ({"If_Range": SINCE, "Range": "bytes=0-0"}, 206),
+    ],
+    ids=show_headers,
+)
+def test_white_space_around_a_field_value_is_ignored(
+    site: Path, address: Address, headers: dict[str, str], status: int
+) -> None:
+    """RFC 9112, section 5."""
+    headers = replace_tag(headers, site / "1024")
+    spaced = {name: f"\t{value} \t " for name, value in headers.items()}
+    assert get(address, "/1024", **spaced).status == status
+
+
+def test_304_has_no_body_and_further_responses_follow(site: Path, address: Address) -> None:
+    request = b"GET /1024 HTTP/1.1\r\nHost: x\r\nIf-None-Match: %s\r\n\r\n"
+    tag = etag_of(site / "1024").encode()
+    raw = exchange(address, request % tag + request % b'"x"' + request % b"*")
+    assert [response.status for response in split(raw)] == [304, 200, 304]
+
+
+def test_missing_file_is_404_whatever_the_conditions(address: Address) -> None:
+    assert get(address, "/nothing", If_None_Match="*", Range="bytes=0-1").status == 404
+
+
+def test_tag_of_a_file_that_changed_within_a_second_is_weak(site: Path, address: Address) -> None:
+    """The file may change again without a new time."""
+    (site / "new").write_bytes(b"new")
+    os.utime(site / "new", (time() + 100, time() + 100))
+    tag = get(address, "/new").headers["ETag"]
+    assert re.fullmatch(r'W/"[0-9a-f]+-3"', tag)
+    assert get(address, "/new", If_None_Match=tag).status == 304
+    assert get(address, "/new", If_Match=tag).status == 412
+    assert get(address, "/new", Range="bytes=0-0", If_Range=tag).status == 200
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_replaced_file_of_the_same_size_and_date_has_another_tag(
+    site: Path, *, in_place: bool
+) -> None:
+    """A reproducible build makes such files."""
+    tags = set()
+    for i in range(2):
+        with serving(site) as (_, address):
+            tags.add(get(address, "/1024").headers["ETag"])
+        new = site / ("1024" if in_place else "new")
+        while etag_of(site / "1024") in tags:  # until the file system's clock ticks
+            new.write_bytes(data(1024, seed=i))
+            os.utime(new, (MODIFIED, MODIFIED))
+            new.rename(site / "1024")
+    assert len(tags) == 2
+    assert not any(tag.startswith("W/") for tag in tags)
+
+
+def test_listing_has_a_tag_and_no_date(site: Path, address: Address) -> None:
+    first = get(address, "/bare/")
+    assert "Last-Modified" not in first.headers
+    assert get(address, "/bare/", If_None_Match=first.headers["ETag"]).status == 304
+    assert get(address, "/bare/", If_Modified_Since=formatdate(usegmt=True)).status == 200
+
+
+@pytest.mark.parametrize(
+    "date",
+    [
+        "Tue, 14 Nov 2023 22:13:20 GMT",
+        "Tuesday, 14-Nov-23 22:13:20 GMT",
+        "Tue Nov 14 22:13:20 2023",
+    ],
+)
+def test_all_three_formats_of_a_date_are_parsed(date: str) -> None:
+    """RFC 9110, section 5.6.7."""
+    assert http_date(date.encode()) == MODIFIED
+
+
+@pytest.mark.parametrize(
+    "date", [b"", b"0", b"Tue, 14 Nov 2023 22:13:20 +0200", b"\xff", b"now" * 99]
+)
+def test_other_format_is_no_date(date: bytes) -> None:
+    assert http_date(date) is None

@@ -1,0 +1,97 @@
+"""Responses, as a linter for HTTP sees them."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from time import time
+from typing import TYPE_CHECKING
+
+import pytest
+from httplint import HttpRequestLinter, HttpResponseLinter
+from httplint.note import levels
+
+from tests.support.httpd import MODIFIED, Address, get, show_headers
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TEXT = b"All work and no play makes Jack a dull boy.\n" * 500
+# The linter misses a field that RFC 9110 15.3.7.2 forbids in a response of several parts.
+FALSE_ALARM = "This response is partial, but doesn't have a Content-Range header."
+
+
+def lint(
+    address: Address, method: str, target: str, headers: dict[str, str]
+) -> tuple[int, set[str]]:
+    """Return the status of a response, and the linter's warnings and errors."""
+    request = HttpRequestLinter()
+    request.process_request_topline(method.encode(), b"http://here" + target.encode(), b"1.1")
+    request.process_headers(
+        [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    )
+    request.finish_content(complete=True)
+    started = time()
+    response = get(address, target, method, **headers)
+    linter = HttpResponseLinter(start_time=started)
+    linter.request = request
+    linter.base_uri = f"http://here{target}"
+    linter.is_head_response = method == "HEAD"
+    linter.process_response_topline(b"1.1", b"%d" % response.status)
+    linter.process_headers(
+        [(name.encode(), value.encode()) for name, value in response.headers.items()]
+    )
+    linter.feed_content(response.body)
+    linter.finish_content(complete=True)
+    assert any(note.level == levels.GOOD for note in linter.notes), (
+        "the linter has read the response"
+    )
+    notes = [each for note in linter.notes for each in (note, *note.subnotes)]
+    bad = {note.summary for note in notes if note.level in {levels.WARN, levels.BAD}}
+    if "multipart" in response.headers.get("Content-Type", ""):
+        bad -= {FALSE_ALARM}
+    return response.status, bad
+
+
+@pytest.mark.parametrize(
+    ("request_line", "headers", "status"),
+    [
+        ("GET /1024", {}, 200),
+        ("HEAD /1024", {}, 200),
+        ("OPTIONS /1024", {}, 204),
+        ("POST /1024", {}, 405),
+        ("GET /1024", {"Range": "bytes=1-5"}, 206),
+        ("GET /1024", {"Range": "bytes=1-5,7-9"}, 206),
+        ("GET /1024", {"Range": "bytes=2000-"}, 416),
+        ("GET /1024", {"If_None_Match": "*"}, 304),
+        ("GET /1024", {"If_Match": '"other"'}, 412),
+        ("GET /text.txt", {}, 200),
+        ("GET /text.txt", {"Accept_Encoding": "br, gzip"}, 200),
+        ("HEAD /text.txt", {"Accept_Encoding": "gzip"}, 200),
+        ("GET /text.txt", {"Accept_Encoding": "zstd"}, 200),
+        ("GET /text.txt", {"Accept_Encoding": "gzip", "If_None_Match": "*"}, 304),
+        ("GET /text.txt", {"Range": "bytes=1-5"}, 206),
+        ("GET /text.txt", {"Range": "bytes=1-5", "Accept_Encoding": "gzip"}, 200),
+        ("GET /beside.txt", {"Accept_Encoding": "gzip"}, 200),
+        ("GET /beside.txt", {"Accept_Encoding": "gzip", "Range": "bytes=1-5"}, 206),
+        ("GET /", {}, 200),
+        ("GET /bare/", {"Accept_Encoding": "gzip"}, 200),
+        ("GET /bare/", {}, 200),
+        ("GET /bare", {}, 301),
+        ("GET /nothing", {}, 404),
+    ],
+    ids=show_headers,
+)
+def test_linter_finds_no_fault_with_any_response(
+    site: Path, address: Address, request_line: str, headers: dict[str, str], status: int
+) -> None:
+    for name, content in (
+        ("text.txt", TEXT),
+        ("beside.txt", TEXT),
+        ("beside.txt.gz", gzip.compress(TEXT)),
+        ("bare/file", b""),
+    ):
+        (site / name).write_bytes(content)
+        os.utime(site / name, (MODIFIED, MODIFIED))
+    method, target = request_line.split()
+    assert lint(address, method, target, headers) == (status, set())

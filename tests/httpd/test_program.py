@@ -1,0 +1,106 @@
+"""The program: its output, and the errors that it reports."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.httpd import COMMAND, SMALL, program, receive_head, run_httpd
+from tests.support.programs import environment
+from tests.support.sockets import PATIENCE, receive
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def test_missing_directory_or_file_is_reported_in_one_line(site: Path) -> None:
+    for path, reason in (("nothing", "No such file or directory"), ("1", "Not a directory")):
+        result = run_httpd(site / path)
+        assert result.returncode == 2
+        assert result.stderr == f"iobatch.httpd: {site / path}: {reason}\n"
+
+
+def test_soft_limit_of_descriptors_is_raised_and_hard_one_reported(site: Path) -> None:
+    def limit(soft: int, hard: int) -> Callable[[], None]:
+        return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    with program(site, "--workers", "30", preexec_fn=limit(20, 200)) as (_, url):
+        assert url
+    for few in (5, 6):
+        result = run_httpd(site, "--port", "0", preexec_fn=limit(few, few))
+        assert result.returncode == 1
+        assert result.stderr == "iobatch.httpd: 127.0.0.1 port 0: Too many open files\n"
+
+
+@pytest.mark.parametrize("output", [">/dev/full", "| true", ">&-"])
+def test_program_serves_when_its_output_takes_nothing(site: Path, output: str) -> None:
+    folder = os.fsencode(site / "bare") + b"\xff"
+    Path(os.fsdecode(folder)).mkdir()
+    command = f'"$@" {output}'
+    with subprocess.Popen(
+        ["sh", "-c", command, "sh", *COMMAND, folder, "--unix", site / "socket"],
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(PATIENCE)
+            while client.connect_ex(os.fspath(site / "socket")):
+                assert process.poll() is None
+                os.sched_yield()
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert receive(client, 12) == b"HTTP/1.1 200"
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.stderr is not None
+        assert process.stderr.read().replace(b"Terminated\n", b"") == b""
+
+
+def test_directory_is_printed_with_the_bytes_of_its_name(site: Path) -> None:
+    folder = os.fsencode(site / "bare") + b"\xff"
+    Path(os.fsdecode(folder)).mkdir()
+    with subprocess.Popen(
+        [*COMMAND, folder, "--port", "0"],
+        stdout=subprocess.PIPE,
+        env=environment(PYTHONIOENCODING="utf-8:strict"),
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(b"Serving " + folder + b" on http://")
+        process.terminate()
+
+
+def test_log_without_an_output_is_refused(site: Path) -> None:
+    result = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *COMMAND, site, "--log", "common"],
+        stderr=subprocess.PIPE,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (
+        2,
+        b"iobatch.httpd: --log: the standard output is closed\n",
+    )
+
+
+def test_quiet_program_prints_no_url(site: Path, tmp_path: Path) -> None:
+    """It still writes the log."""
+    with subprocess.Popen(
+        [*COMMAND, site, "--quiet", "--unix", tmp_path / "socket", "--log", "common"],
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(PATIENCE)
+            while client.connect_ex(os.fspath(tmp_path / "socket")):
+                assert process.poll() is None
+                os.sched_yield()
+            client.sendall(SMALL)
+            receive_head(client)
+        process.terminate()
+        assert process.stdout.readline().startswith(b"unix - - ")
+        assert process.stdout.read() == b""

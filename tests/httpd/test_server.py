@@ -1,0 +1,129 @@
+"""The server's loop: accepting, errors, and the system calls of a request."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import subprocess
+from threading import Event
+from typing import TYPE_CHECKING
+
+import pytest
+
+from iobatch.httpd.connection import THROTTLED, Connection
+from tests.support.httpd import (
+    COMMAND,
+    SMALL,
+    children,
+    exchange,
+    new_server,
+    receive_head,
+    serving,
+)
+from tests.support.programs import tool
+from tests.support.sockets import PATIENCE, receive
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_connection_that_found_no_descriptor_is_accepted_later(site: Path) -> None:
+    refused = Event()
+
+    def accept(self: socket.socket) -> None:
+        refused.set()
+        raise OSError(errno.EMFILE, "")
+
+    with serving(site) as (_, address):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(socket.socket, "accept", accept)
+            sock = socket.create_connection(address, PATIENCE)
+            assert refused.wait(PATIENCE)
+        with sock:
+            sock.sendall(SMALL)
+            assert receive(sock, 12) == b"HTTP/1.1 200"
+
+
+def test_accepted_socket_has_tcp_nodelay(site: Path) -> None:
+    with serving(site) as (server, address), socket.create_connection(address) as sock:
+        sock.sendall(SMALL)
+        receive(sock, 10)
+        [connection] = server._connections
+        assert connection.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_unexpected_exception_ends_one_connection_and_is_printed(
+    site: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Other connections go on."""
+
+    def failing(*args: object) -> None:
+        raise ZeroDivisionError("unexpected")
+
+    with serving(site) as (_, address), socket.create_connection(address, PATIENCE) as other:
+        other.sendall(SMALL)
+        assert receive(other, 12) == b"HTTP/1.1 200"
+        receive_head(other)
+        with monkeypatch.context() as patch:
+            patch.setattr(Connection, "_answer", failing)
+            assert exchange(address, SMALL) == b""
+        other.sendall(SMALL)
+        assert receive(other, 13)[1:] == b"HTTP/1.1 200"
+    assert "ZeroDivisionError: unexpected" in capfd.readouterr().err
+
+
+def test_small_file_takes_one_wait_one_recv_and_one_send(site: Path, tmp_path: Path) -> None:
+    """A file that is not kept in memory takes one pread more, and a large one goes by sendfile."""
+    strace = tool("strace", "strace")
+    log = tmp_path / "log"
+    with subprocess.Popen(
+        [strace, "-qo", log, *COMMAND, site, "--port", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        [server] = children(process.pid)
+        port = int(line.partition("127.0.0.1:")[2].partition("/")[0])
+        with socket.create_connection(("127.0.0.1", port), PATIENCE) as sock:
+            for size in (1024,) * 5 + (32768,) * 5 + (1 << 20,) * 5:
+                sock.sendall(f"GET /{size} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                receive_head(sock)
+                receive(sock, size)
+        os.kill(server, signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
+    # The system calls between a wait that a request ended and the next wait.
+    turns = [
+        tuple(call.partition("(")[0] for call in turn.splitlines()[1:])
+        for turn in log.read_text().split("epoll_wait(")
+        if "GET /" in turn
+    ]
+    assert len(turns) == 15
+    # The first request opens the file; another one does if the file stops being fresh.
+    assert turns[:5].count(("recvfrom", "sendto")) >= 3
+    assert turns[5:10].count(("recvfrom", "pread64", "sendmsg")) >= 3
+    # A large file that the socket does not take at once continues in another turn.
+    large = turns[10:]
+    at_once = large.count(("recvfrom", "sendto", "sendfile"))
+    assert at_once + large.count(("recvfrom", "sendto", "sendfile", "epoll_ctl")) >= 3
+
+
+def test_throttled_connection_is_closed_at_its_deadline(site: Path) -> None:
+    """It is not in the selector."""
+    with new_server(site) as (server, address, _), socket.create_connection(address) as sock:
+        server._accept(0.0)
+        [connection] = server._connections
+        server._wait_for(connection, THROTTLED)
+        server._tick(connection.deadline)
+        assert not server._connections
+        assert not server._throttled
+        assert sock.recv(1) == b""
+
+
+def test_server_that_accepts_nothing_for_a_while_can_be_stopped(site: Path) -> None:
+    with new_server(site) as (server, _, stop):
+        server._pause()
+        stop.send(b"\0")
+        server.run()

@@ -1,0 +1,130 @@
+"""Precompressed files beside a file: which one is sent, its tag and its ranges."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from iobatch.httpd.codings import MIN_CODED
+from tests.support.httpd import MODIFIED, Address, get, serving
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+TEXT = b"All work and no play makes Jack a dull boy.\n" * 100
+
+
+@pytest.fixture(name="texts")
+def serve_texts(site: Path) -> Iterator[Address]:
+    """Serve text files with compressed files beside them, some with a marker as their content."""
+    for name, content in (
+        ("both.txt", TEXT),
+        ("both.txt.gz", b"gz of both" * 200),
+        ("both.txt.br", b"br of both"),
+        ("both.txt.zst", b"zst of both"),
+        ("only.txt", TEXT),
+        ("only.txt.gz", gzip.compress(TEXT)),
+        ("stale.txt", TEXT),
+        ("stale.txt.br", b"of an older text"),
+        ("link.txt", TEXT),
+        ("folder.txt", TEXT),
+        ("small.txt", TEXT[: MIN_CODED - 1]),
+        ("small.txt.br", b"br of small"),
+        ("data.bin", b"some data"),
+        ("data.bin.zst", b"zst of data"),
+        ("plain.txt", TEXT),
+    ):
+        (site / name).write_bytes(content)
+        os.utime(site / name, (MODIFIED, MODIFIED))
+    os.utime(site / "stale.txt.br", (MODIFIED - 1, MODIFIED - 1))
+    (site / "link.txt.br").symlink_to("../secret")
+    (site / "folder.txt.br").mkdir()
+    with serving(site) as (_, address):
+        yield address
+
+
+@pytest.mark.parametrize(
+    ("name", "accept", "sent"),
+    [
+        ("both.txt", "gzip, br, zstd", "both.txt.br"),
+        ("both.txt", "gzip, zstd", "both.txt.zst"),
+        ("both.txt", "gzip;q=1, *;q=0.5", "both.txt.gz"),
+        ("both.txt", "identity", "both.txt"),
+        ("both.txt", "br;q=0", "both.txt"),
+        ("only.txt", "br, gzip", "only.txt.gz"),
+        ("only.txt", "zstd, gzip", "only.txt.gz"),
+        ("only.txt", "*", "only.txt.gz"),
+        ("stale.txt", "br", "stale.txt"),
+        ("link.txt", "br", "link.txt"),
+        ("folder.txt", "br", "folder.txt"),
+        ("small.txt", "br", "small.txt.br"),
+        ("small.txt", "gzip", "small.txt"),
+        ("data.bin", "zstd", "data.bin.zst"),
+        ("data.bin", "br, gzip", "data.bin"),
+    ],
+)
+def test_compressed_sibling_is_preferred_if_it_is_not_older(
+    site: Path, texts: Address, name: str, accept: str, sent: str
+) -> None:
+    """It is sent for any type and size, and rather than a coding made on the fly."""
+    coding = {"": None, ".br": "br", ".gz": "gzip", ".zst": "zstd"}[sent.removeprefix(name)]
+    body = (site / sent).read_bytes()
+    text = name.endswith("txt")
+    for version in ("1.1", "1.0"):
+        response = get(texts, f"/{name}", version=version, Accept_Encoding=accept)
+        assert response.headers.get("Content-Encoding") == coding
+        assert response.headers["Content-Length"] == str(len(body))
+        assert response.headers["Content-Type"].startswith("text/plain" if text else "application/")
+        assert response.headers["Vary"] == "Accept-Encoding"
+        assert response.body == body
+
+
+def test_each_representation_has_its_own_tag_weak_only_if_made_on_the_fly(texts: Address) -> None:
+    tags = {}
+    for name in ("both", "plain"):
+        for accept in ("br", "gzip", "identity"):
+            headers = {"Accept_Encoding": accept}
+            response = get(texts, f"/{name}.txt", **headers)
+            tag = response.headers["ETag"]
+            on_the_fly = name == "plain" and accept == "gzip"
+            assert tag.startswith("W/") is on_the_fly
+            assert ("Accept-Ranges" in response.headers) is not on_the_fly
+            tags[name, accept] = tag
+            again = get(texts, f"/{name}.txt", If_None_Match=tag, **headers)
+            assert again.status == 304
+            assert again.headers["Vary"] == "Accept-Encoding"
+            assert again.headers["ETag"] == tag
+    assert tags["plain", "br"] == tags["plain", "identity"] != tags["plain", "gzip"]
+    assert len({tags["both", coding] for coding in ("br", "gzip", "identity")}) == 3
+    assert get(texts, "/both.txt", If_None_Match=tags["both", "br"]).status == 200
+
+
+def test_range_applies_to_sibling_or_file_but_not_to_coding_made_on_the_fly(
+    texts: Address,
+) -> None:
+    """A Range field has no influence on the choice of the representation (RFC 9110 14.2)."""
+    part: dict[str, Any] = {"Range": "bytes=3-9", "Accept_Encoding": "br, gzip"}
+    response = get(texts, "/both.txt", **part)
+    assert (response.status, response.body) == (206, b"of both")
+    assert response.headers["Content-Encoding"] == "br"
+    response = get(texts, "/plain.txt", Range="bytes=3-9", Accept_Encoding="identity")
+    assert (response.status, response.body) == (206, TEXT[3:10])
+    assert "Content-Encoding" not in response.headers
+    assert response.headers["Vary"] == "Accept-Encoding"
+    tag = response.headers["ETag"]
+    assert get(texts, "/plain.txt", If_Match=tag).body == TEXT
+    for method, headers in (
+        ("GET", part),
+        ("HEAD", part),
+        ("GET", {**part, "Range": "foo=3-9"}),
+        ("GET", {**part, "Accept_Encoding": "gzip, identity;q=0"}),
+        ("GET", {"If_Match": "*", "Accept_Encoding": "gzip, identity;q=0"}),
+    ):
+        response = get(texts, "/plain.txt", method, **headers)
+        assert response.status == 200
+        assert response.headers["Content-Encoding"] == "gzip"
+        assert method == "HEAD" or gzip.decompress(response.body) == TEXT

@@ -1,0 +1,121 @@
+"""Worker processes and their supervisor."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+from tests.support.batches import data
+from tests.support.httpd import address_of, children, get, program, run_httpd
+from tests.support.sockets import PATIENCE
+
+# Runs the program in a process whose second and fourth fork fail.
+FAILING_FORK = """
+import os, runpy, sys
+calls, fork = [], os.fork
+def failing():
+    calls.append(1)
+    if len(calls) in {2, 4}:
+        raise BlockingIOError(11, "no more processes")
+    return fork()
+os.fork = failing
+from iobatch.httpd import workers
+workers.RESPAWN_DELAY = 0.01
+runpy.run_module("iobatch.httpd", run_name="__main__", alter_sys=True)
+"""
+
+# Runs the program with a server that fails in each worker.
+FAILING_SERVER = """
+import runpy
+def failing(self):
+    raise ZeroDivisionError("unexpected")
+from iobatch.httpd import workers
+from iobatch.httpd.server import Server
+workers.RESPAWN_DELAY = 0.01
+Server.run = failing
+runpy.run_module("iobatch.httpd", run_name="__main__", alter_sys=True)
+"""
+
+DIED = "iobatch.httpd: a worker died; starting another one\n"
+
+
+def test_workers_share_a_port_and_a_killed_one_is_replaced(site: Path) -> None:
+    """A signal stops them all."""
+    with program(site, "--workers", "3", stderr=subprocess.PIPE) as (process, url):
+        address = address_of(url)
+        for _ in range(20):
+            assert get(address, "/1024").body == data(1024, seed=1024)
+        before = children(process.pid)
+        assert len(before) == 3
+        second = run_httpd(site, "--workers", "2", "--port", str(address[1]))
+        assert second.returncode == 1
+        assert "Address already in use" in second.stderr
+        os.kill(before[0], signal.SIGKILL)
+        assert process.stderr is not None
+        assert process.stderr.readline() == DIED
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+        assert not any(Path(f"/proc/{pid}/cmdline").exists() for pid in before)
+
+
+def test_worker_that_cannot_be_forked_is_tried_again_later(site: Path) -> None:
+    """The other worker serves meanwhile."""
+    with subprocess.Popen(
+        [sys.executable, "-c", FAILING_FORK, site, "--port", "0", "--workers", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        match = re.search(r" on (\S+) \(", process.stdout.readline())
+        assert match
+        failure = "iobatch.httpd: can't start a worker: no more processes\n"
+        assert process.stderr.readline() == failure
+        while len(children(process.pid)) < 2:
+            os.sched_yield()
+        os.kill(children(process.pid)[0], signal.SIGKILL)
+        assert process.stderr.readline() == DIED
+        assert process.stderr.readline() == failure
+        while len(children(process.pid)) < 2:
+            os.sched_yield()
+        assert get(address_of(match[1]), "/1").status == 200
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+        assert process.stderr.read() == ""
+
+
+def test_workers_end_when_the_supervisor_is_killed(site: Path) -> None:
+    with program(site, "--workers", "2", stderr=subprocess.DEVNULL) as (process, url):
+        assert get(address_of(url), "/1").status == 200
+        with ExitStack() as stack:
+            # The descriptor of a process becomes readable when the process ends (pidfd_open(2)).
+            fds = [os.pidfd_open(pid) for pid in children(process.pid)]
+            for fd in fds:
+                stack.callback(os.close, fd)
+            assert len(fds) == 2
+            process.kill()
+            for fd in fds:
+                assert select.select([fd], [], [], PATIENCE)[0]
+
+
+def test_exception_in_a_worker_is_printed_and_the_worker_replaced(site: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", FAILING_SERVER, site, "--port", "0", "--workers", "2"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        for expected in ("ZeroDivisionError: unexpected\n", DIED) * 3:
+            while process.stderr.readline() != expected:
+                assert process.poll() is None
+        process.terminate()
+        process.stderr.read()
+        assert process.wait(PATIENCE) == 0

@@ -1,0 +1,78 @@
+"""Signals that arrive during a system call."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from iobatch import IOB_ERROR, IOBatch, iob_send, iob_sendall
+from iobatch._core import COUNT_UNKNOWN
+from tests.support.batches import data
+from tests.support.interruptions import KINDS, alarm
+from tests.support.sockets import PATIENCE, clog, receive, stream_pair
+
+
+@pytest.mark.parametrize("error", [*KINDS, KeyboardInterrupt], ids=lambda error: error.__name__)
+@pytest.mark.parametrize("callback", [None, socket.socket.send], ids=["iob_send", "iob_write"])
+def test_deadline_raised_by_a_handler_leaves_iob_sendall(
+    error: type[BaseException], callback: Any
+) -> None:
+    """The exception isn't handled as one of the socket, such as a timeout.
+
+    The batch has failed, and no byte is sent twice.
+    """
+    content = data(3_000_000)
+
+    def deadline(_number: int, _frame: object) -> None:
+        raise error("deadline")
+
+    with stream_pair() as (sock, peer):
+        batch = IOBatch()
+        batch.addbuf(content)
+        with pytest.raises(error, match="deadline"), alarm(deadline):
+            iob_sendall(sock, batch, callback)
+        assert batch.error is not None
+        assert batch.error.errno == errno.EIO
+        assert iob_send(sock, batch) == IOB_ERROR
+        sock.close()
+        received = bytearray()
+        while piece := peer.recv(1 << 20):
+            received += piece
+        assert received == content[: len(received)]
+        assert len(received) >= batch.bytessent
+
+
+def test_ctrl_c_during_a_send_fails_the_batch_with_count_unknown() -> None:
+    """Its handler is written in C and has no frame, by which other handlers are known."""
+    with stream_pair() as (sock, _):
+        clog(sock)
+        sock.setblocking(True)
+        batch = IOBatch()
+        batch.addbuf(b"waits")
+        with pytest.raises(KeyboardInterrupt), alarm(signal.default_int_handler):
+            iob_send(sock, batch)
+        assert "unknown" in str(batch.error)
+        assert batch.error is not COUNT_UNKNOWN, "the batch must have an error of its own"
+        batch.reset()
+        assert batch.error is None
+
+
+def test_send_resumes_after_a_handler_that_returns() -> None:
+    """Python repeats the interrupted system call (PEP 475)."""
+    content = data(3_000_000)
+    with stream_pair() as (sock, peer), ThreadPoolExecutor(1) as pool:
+        batch = IOBatch()
+        batch.addbuf(content)
+        received = []
+
+        def handler(_number: int, _frame: object) -> None:
+            received.append(pool.submit(receive, peer, len(content)))
+
+        with alarm(handler):
+            assert iob_sendall(sock, batch) == len(content)
+        assert received[0].result(PATIENCE) == content

@@ -1,0 +1,157 @@
+"""The code under EXAMPLES runs as printed, and does what the page says."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import os
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+import trustme
+
+import iobatch
+from iobatch import IOBatch
+from tests.support.batches import batch_of, data
+from tests.support.http import unchunk
+from tests.support.loops import both_loops, full_writer, read, stream, writer_pair
+from tests.support.manpages import code, example, sent
+from tests.support.sockets import receive_all, stream_pair
+from tests.support.tls import tls_contexts
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CONTENT = data(200_000)
+WITH_LINE = f"{len(CONTENT)} bytes follow\n".encode() + CONTENT
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Make a file that the small buffers of two connected sockets can't hold."""
+    file = tmp_path / "file"
+    file.write_bytes(CONTENT)
+    return file
+
+
+def test_example_of_the_overview_sends_a_header_and_a_file(path: Path) -> None:
+    header = f"HTTP/1.0 200 OK\r\nContent-Length: {len(CONTENT)}\r\n\r\n".encode()
+    assert sent(lambda sock: example("iobatch.7")["answer"](sock, path)) == header + CONTENT
+
+
+def test_example_of_iobatch_gets_its_buffer_back_when_it_was_sent() -> None:
+    names = example("IOBatch.3")
+    batch = IOBatch()
+    names["add"](batch, b"some bytes")
+    assert names["pool"] == []
+    assert sent(lambda sock: iobatch.iob_send(sock, batch)) == b"some bytes"
+    assert [len(buffer) for buffer in names["pool"]] == [65536]
+
+
+def test_example_of_iob_send_sends_all_over_a_non_blocking_socket(path: Path) -> None:
+    def send(sock: socket.socket) -> None:
+        sock.setblocking(False)
+        with IOBatch() as batch:
+            batch.addfile(path)
+            example("iob_send.3")["send"](sock, batch)
+
+    assert sent(send) == CONTENT
+
+
+def test_example_of_iob_sendmsg_passes_an_open_file(path: Path) -> None:
+    with stream_pair("unix") as (ours, theirs):
+        with path.open("rb") as file:
+            assert example("iob_sendmsg.3")["pass_descriptor"](ours, file.fileno()) == 12
+        message, [fd], _, _ = socket.recv_fds(theirs, 64, 1)
+    with os.fdopen(fd, "rb") as passed:
+        assert (message, passed.read()) == (b"a descriptor", CONTENT)
+
+
+def test_example_of_iob_write_sends_all_over_a_non_blocking_tls_socket(path: Path) -> None:
+    server, client = tls_contexts(trustme.CA())
+
+    def send(sock: socket.socket) -> None:
+        with server.wrap_socket(sock, server_side=True) as conn, IOBatch() as batch:
+            conn.setblocking(False)
+            batch.addfile(path)
+            example("iob_write.3")["send"](conn, batch)
+
+    def receive(sock: socket.socket) -> bytes:
+        with client.wrap_socket(sock, server_hostname="localhost") as conn:
+            return receive_all(conn)
+
+    assert sent(send, receive) == CONTENT
+
+
+def test_example_of_iob_sendall_sends_a_line_and_a_file(path: Path) -> None:
+    assert sent(lambda sock: example("iob_sendall.3")["send_file"](sock, path)) == WITH_LINE
+
+
+def test_example_of_filter_sends_a_file_compressed_and_in_chunks(path: Path) -> None:
+    def send(sock: socket.socket) -> None:
+        sock.setblocking(False)
+        example("Filter.3")["send_body"](sock, path)
+
+    assert gzip.decompress(unchunk(sent(send))) == CONTENT
+
+
+def test_adapter_for_brotli_in_the_page_of_filter_is_a_transform() -> None:
+    brotli = pytest.importorskip("brotli", reason="brotli is missing: pip install brotli")
+    namespace: dict[str, object] = {"brotli": brotli}
+    exec("from types import SimpleNamespace\n" + code("Filter.3", "DESCRIPTION"), namespace)
+    transform = namespace["transform"]
+    coded = transform.compress(b"some text") + transform.flush()  # type: ignore[attr-defined]
+    assert brotli.decompress(coded) == b"some text"
+
+
+def test_example_of_chunked_makes_a_chunk_of_each_part() -> None:
+    """An empty part makes none: an empty chunk would end the body."""
+    parts = ["one", "", "three"]
+    raw = sent(lambda sock: example("Chunked.3")["send_chunks"](sock, parts))
+    assert raw == b"3\r\none\r\n5\r\nthree\r\n0\r\n\r\n"
+
+
+def test_example_of_tls_answers_a_request_and_ends_with_close_notify() -> None:
+    server, client = tls_contexts(trustme.CA())
+
+    def receive(sock: socket.socket) -> bytes:
+        # An end without close_notify raises here.
+        with client.wrap_socket(
+            sock, server_hostname="localhost", suppress_ragged_eofs=False
+        ) as conn:
+            conn.send(b"a question")
+            return receive_all(conn)
+
+    text = "an answer " * 10_000
+    got = sent(lambda sock: example("TLS.3")["answer"](sock, server, text), receive)
+    assert got == text.encode()
+
+
+@both_loops
+async def test_example_of_batch_writer_sends_a_line_and_a_file(path: Path) -> None:
+    with writer_pair(buffers=4096) as (writer, peer):
+        serving = asyncio.create_task(example("BatchWriter.3")["serve"](writer.sock, path))
+        assert await read(peer, len(WITH_LINE)) == WITH_LINE
+        assert await serving == len(WITH_LINE)
+
+
+@both_loops
+async def test_example_of_write_operation_sends_the_rest_after_its_timeout() -> None:
+    send_in_two = example("WriteOperation.3")["send_in_two"]
+    with full_writer() as (writer, peer):
+        sending = asyncio.create_task(send_in_two(writer, batch_of(b"abc")))
+        await asyncio.sleep(0)
+        [operation] = writer._sender.queue.writes
+        writer._sender.expire(operation)
+        assert await peer.read(3) == b"abc"
+        await sending
+        await send_in_two(writer, IOBatch())
+
+
+@both_loops
+async def test_example_of_send_to_stream_sends_a_line_and_a_file(path: Path) -> None:
+    async with stream(buffers=4096) as (writer, peer):
+        sending = asyncio.create_task(example("send_to_stream.3")["send_file"](writer, str(path)))
+        assert await read(peer, len(WITH_LINE)) == WITH_LINE
+        assert await sending == len(WITH_LINE)

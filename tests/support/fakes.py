@@ -1,0 +1,141 @@
+"""Scripted sockets and system calls."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import socket
+import sys
+from collections import deque
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from types import ModuleType
+
+    from typing_extensions import Buffer
+
+    Action = int | BaseException
+
+
+def again() -> BlockingIOError:
+    return BlockingIOError(errno.EAGAIN, "scripted")
+
+
+class Call(NamedTuple):
+    """A call of a fake: its name, buffers and flags."""
+
+    name: str
+    pieces: tuple[bytes, ...]
+    flags: int
+
+
+class Scripted(socket.socket):
+    """A stream socket whose calls follow a script; after its end they accept all bytes.
+
+    A number in the script is the most bytes that a call accepts; an exception is raised. The
+    accepted bytes are in `taken`. The socket is not connected, and nothing reaches the network.
+    """
+
+    def __init__(self, *script: Action) -> None:
+        super().__init__(socket.AF_INET, socket.SOCK_STREAM)
+        self.script = deque(script)
+        self.calls: list[Call] = []
+        self.taken = bytearray()
+
+    def _take(self, name: str, pieces: Iterable[Buffer], flags: int) -> int:
+        call = Call(name, tuple(bytes(piece) for piece in pieces), flags)
+        self.calls.append(call)
+        offered = b"".join(call.pieces)
+        action = self.script.popleft() if self.script else len(offered)
+        if isinstance(action, BaseException):
+            raise action
+        accepted = offered[:action]
+        self.taken += accepted
+        return len(accepted)
+
+    def send(self, buffer: Buffer, flags: int = 0, /) -> int:
+        return self._take("send", (buffer,), flags)
+
+    def sendmsg(
+        self,
+        buffers: Iterable[Buffer],
+        _ancdata: Iterable[Any] = (),
+        flags: int = 0,
+        _address: Any = None,
+        /,
+    ) -> int:
+        return self._take("sendmsg", buffers, flags)
+
+    @property
+    def sizes(self) -> list[int]:
+        """The number of bytes offered to each call."""
+        return [sum(map(len, call.pieces)) for call in self.calls]
+
+
+def patch_os(patch: pytest.MonkeyPatch, name: str, replacement: object) -> None:
+    """Replace a function of os, and each name of the library's modules that refers to it."""
+    real = getattr(os, name)
+    for module in [module for key, module in sys.modules.items() if key.startswith("iobatch.")]:
+        for attribute, value in list(vars(module).items()):
+            if value is real:
+                patch.setattr(module, attribute, replacement)
+    patch.setattr(os, name, replacement)
+
+
+class Read(NamedTuple):
+    """A pread that succeeded: the descriptor, the offset, and the number of bytes read."""
+
+    fd: int
+    offset: int
+    size: int
+
+
+def log_preads(patch: pytest.MonkeyPatch, log: list[Any] | None = None) -> list[Any]:
+    """Append a Read to a log for every pread that succeeds; return the log."""
+    reads: list[Any] = [] if log is None else log
+    pread = os.pread
+
+    def logged(fd: int, nbytes: int, offset: int) -> bytes:
+        piece = pread(fd, nbytes, offset)
+        reads.append(Read(fd, offset, len(piece)))
+        return piece
+
+    patch_os(patch, "pread", logged)
+    return reads
+
+
+def script_sendfile(patch: pytest.MonkeyPatch, sock: Scripted) -> list[int]:
+    """Have os.sendfile send to a scripted socket; return a list that collects its counts."""
+    counts: list[int] = []
+    pread = os.pread
+
+    def sendfile(_out: int, fd: int, offset: int, count: int) -> int:
+        counts.append(count)
+        return sock._take("sendfile", (pread(fd, count, offset),), 0)
+
+    patch_os(patch, "sendfile", sendfile)
+    return counts
+
+
+@contextmanager
+def bare_platform() -> Iterator[ModuleType]:
+    """Import a second copy of the library as on a system without the optional functions."""
+    names = [name for name in sys.modules if name.split(".")[0] == "iobatch"]
+    saved = {name: sys.modules.pop(name) for name in names}
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("sendfile", "pread", "posix_fadvise", "sysconf"):
+                patch.delattr(os, name)
+            for name in ("MSG_NOSIGNAL", "MSG_MORE", "TCP_CORK"):
+                patch.delattr(socket, name)
+            copy = importlib.import_module("iobatch")
+        yield copy
+    finally:
+        for name in [name for name in sys.modules if name.split(".")[0] == "iobatch"]:
+            del sys.modules[name]
+        sys.modules.update(saved)

@@ -1,0 +1,247 @@
+"""The file server in tests: run in a thread or as a program, and asked for files."""
+
+from __future__ import annotations
+
+import random
+import re
+import socket
+import ssl
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+import trustme
+
+from iobatch.httpd.cache import FileCache
+from iobatch.httpd.connection import Connection
+from iobatch.httpd.files import Files
+from iobatch.httpd.listeners import listen
+from iobatch.httpd.server import Server
+from iobatch.httpd.settings import Settings
+from tests.support.http import Response, split
+from tests.support.programs import environment
+from tests.support.sockets import PATIENCE, receive, stream_pair
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Address = tuple[str, int]
+
+# Runs the server as a program.
+COMMAND = (sys.executable, "-m", "iobatch.httpd")
+# The content of files that must not be served.
+SECRET = b"not for you"
+# When the files of the served directory were last modified, in seconds since 1970.
+MODIFIED = 1_700_000_000
+# Requests for a file of one byte, and for one of 1 MiB.
+SMALL = b"GET /1 HTTP/1.1\r\nHost: x\r\n\r\n"
+LARGE = b"GET /1048576 HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@contextmanager
+def new_server(
+    directory: Path, *, listing: bool = True, **settings: Any
+) -> Iterator[tuple[Server, Address, socket.socket]]:
+    """Yield a server that does not run, its address, and the socket whose bytes stop it."""
+    files = FileCache(Files(directory, listing=listing))
+    listener = listen("127.0.0.1", 0)
+    ours, stop = socket.socketpair()
+    server = Server(listener, files, Settings(**settings), stop)
+    try:
+        yield server, listener.getsockname(), ours
+    finally:
+        server.close()
+        ours.close()
+        files.close()
+
+
+@contextmanager
+def serving(
+    directory: Path, *, listing: bool = True, **settings: Any
+) -> Iterator[tuple[Server, Address]]:
+    """Run a server in a thread; yield the server and its address."""
+    with new_server(directory, listing=listing, **settings) as (server, address, ours):
+        thread = Thread(target=server.run)
+        thread.start()
+        try:
+            yield server, address
+        finally:
+            ours.send(b"\0\0")  # two bytes stop the server at once
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+
+
+@contextmanager
+def open_connection(
+    directory: Path, kind: str = "unix", *, now: float = 0.0, **settings: Any
+) -> Iterator[tuple[Connection, socket.socket]]:
+    """Yield a connection that no server runs, and its client's blocking socket.
+
+    Args:
+        directory: the directory to serve.
+        kind: of the sockets, as for stream_pair; "small buffers": TCP with small buffers.
+        now: the time at which the connection begins.
+        settings: fields of Settings.
+
+    """
+    files = FileCache(Files(directory))
+    configured = Settings(**settings)
+    small = kind == "small buffers"
+    with stream_pair("tcp4" if small else kind, buffers=4096 if small else None) as (ours, theirs):
+        ours.setblocking(False)
+        connection = Connection(ours, files, configured, now + configured.timeout)
+        try:
+            yield connection, theirs
+        finally:
+            connection.close()
+            files.close()
+
+
+@contextmanager
+def program(
+    directory: Path, *options: str, **kwargs: object
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run the server as a program; yield its process and the URL that it prints."""
+    with subprocess.Popen(
+        [*COMMAND, directory, "--port", "0", *options],
+        stdout=subprocess.PIPE,
+        text=True,
+        **kwargs,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            match = re.search(r" on (\S+) \(", process.stdout.readline())
+            assert match
+            yield process, match[1]
+        finally:
+            process.terminate()
+
+
+def run_httpd(*args: str | Path, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    """Run the server as a program that ends by itself."""
+    return subprocess.run(
+        [*COMMAND, *args],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+        **{"env": environment(), **kwargs},
+    )
+
+
+def children(pid: int) -> list[int]:
+    """Return the process ids of a process's children."""
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def address_of(url: str) -> Address:
+    """Return the address in a URL."""
+    match = re.fullmatch(r"https?://(.+):(\d+)/", url)
+    assert match
+    return match[1].strip("[]"), int(match[2])
+
+
+class Keys:
+    """A certificate for 127.0.0.1 and its key, in files."""
+
+    def __init__(self, folder: Path) -> None:
+        self._authority = trustme.CA()
+        issued = self._authority.issue_cert("127.0.0.1")
+        self.certificate, self.key = folder / "cert.pem", folder / "key.pem"
+        for blob in issued.cert_chain_pems:
+            blob.write_to_path(self.certificate, append=True)
+        issued.private_key_pem.write_to_path(self.key)
+
+    @property
+    def client(self) -> ssl.SSLContext:
+        """A new context of a client that trusts the certificate."""
+        context = ssl.create_default_context()
+        self._authority.configure_trust(context)
+        return context
+
+
+def prose(nbytes: int, seed: int = 0) -> bytes:
+    """Return text that gzip compresses to a third to a half of its size."""
+    words = [random.Random(i).randbytes(3).hex().encode() for i in range(500)]
+    rng = random.Random(seed)
+    text = b" ".join(rng.choices(words, k=nbytes // 7 + 1))
+    return text[:nbytes]
+
+
+def etag_of(path: Path) -> str:
+    """Return the entity tag of a file."""
+    status = path.stat()
+    return f'"{status.st_ctime_ns:x}-{status.st_size:x}"'
+
+
+# Stands for a file's entity tag in the parameters of a test, which exist before the file does.
+TAG = '"TAG"'
+
+
+def replace_tag(headers: dict[str, str], path: Path) -> dict[str, str]:
+    """Return header fields with TAG replaced by a file's entity tag."""
+    tag = etag_of(path).strip('"')
+    return {name: value.replace("TAG", tag) for name, value in headers.items()}
+
+
+def show_headers(value: object) -> str | None:
+    """Return the id of a test's parameter that is a dict of header fields; None: the default."""
+    if not isinstance(value, dict):
+        return None
+    return ", ".join(f"{name.replace('_', '-')}: {content}" for name, content in value.items())
+
+
+def get(
+    address: Address, target: str, method: str = "GET", version: str = "1.1", **headers: str
+) -> Response:
+    """Send one request, and return its response.
+
+    Args:
+        address: the server's.
+        target: the request target, sent unchanged.
+        method: of the request.
+        version: of HTTP.
+        headers: header fields; a name has "_" in place of "-".
+
+    """
+    lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
+    request = f"{method} {target} HTTP/{version}\r\nHost: here\r\n{lines}\r\n"
+    [response] = split(exchange(address, request.encode("latin-1")), method)
+    return response
+
+
+def exchange(address: Address, request: bytes) -> bytes:
+    """Send requests and the end of stream, and return everything that the server sends."""
+    with socket.create_connection(address, PATIENCE) as sock:
+        sock.sendall(request)
+        sock.shutdown(socket.SHUT_WR)
+        return read_all(sock)
+
+
+def read_all(sock: socket.socket) -> bytes:
+    """Read up to the end of stream; a reset raises ConnectionResetError."""
+    received = bytearray()
+    while piece := sock.recv(1 << 16):
+        received += piece
+    return bytes(received)
+
+
+def receive_head(sock: socket.socket) -> bytes:
+    """Read the head of a response, and nothing after it."""
+    head = bytearray()
+    while not head.endswith(b"\r\n\r\n"):
+        head += receive(sock, 1)
+    return bytes(head)
+
+
+def send_until_reset(sock: socket.socket, piece: bytes = bytes(1000)) -> bool:
+    """Send without reading; return whether the server ends the connection."""
+    try:
+        for _ in range(10_000):
+            sock.sendall(piece * 1000)
+    except ConnectionError:
+        return True
+    return False

@@ -1,0 +1,79 @@
+"""Programs that tests run: Python, command-line tools, a browser."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import iobatch
+
+ROOT = Path(__file__).parents[2]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Return this process's environment with changes; a Python program imports this library."""
+    return {**os.environ, "PYTHONPATH": str(Path(iobatch.__file__).parent.parent), **changes}
+
+
+def run_python(code: str, *args: str) -> subprocess.CompletedProcess[str]:
+    """Run code in an interpreter of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *args],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=environment(),
+    )
+
+
+def tool(name: str, package: str) -> str:
+    """Return the path of a program, or skip the test.
+
+    A test calls this first, so that it skips before any thread, server or process is running.
+    """
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"{name} is missing: install it (Debian: apt-get install {package})")
+    return path
+
+
+def browse(url: str, home: Path) -> str:
+    """Load a page in a browser, and return its DOM as HTML after its scripts have run.
+
+    The browser's profile, caches and settings are written to `home`, never to the user's own.
+    """
+    chromium = tool("chromium", "chromium")
+    home.mkdir(exist_ok=True)
+    folders = {name: str(home / name) for name in ("CONFIG", "CACHE", "DATA", "STATE")}
+    result = subprocess.run(
+        [
+            chromium,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--disable-dev-shm-usage",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--no-first-run",
+            f"--user-data-dir={home / 'profile'}",
+            "--dump-dom",
+            url,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+        env=environment(
+            HOME=str(home),
+            **{f"XDG_{name}_HOME": folder for name, folder in folders.items()},
+        ),
+    )
+    return result.stdout

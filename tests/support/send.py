@@ -1,0 +1,65 @@
+"""Sending in tests: repeated calls, responses, TCP_CORK, a sendfile that fails."""
+
+from __future__ import annotations
+
+import fcntl
+import socket
+import struct
+from typing import TYPE_CHECKING, Any
+
+from iobatch import COPY_LIMIT, IOBatch, iob_send
+from tests.support.batches import check_invariants, data
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.support.batches import MakeFile
+
+# Plain ints, as flags are compared with what a system call was given.
+NOSIGNAL = int(socket.MSG_NOSIGNAL)
+MORE = int(socket.MSG_MORE)
+LARGE = 5 * COPY_LIMIT  # the length of a range that goes by sendfile
+SIOCOUTQNSD = 0x894B  # linux/sockios.h
+
+
+def unsent(sock: socket.socket) -> int:
+    """Return how many bytes TCP has accepted and not yet sent."""
+    return int(struct.unpack("i", fcntl.ioctl(sock, SIOCOUTQNSD, bytes(4)))[0])
+
+
+def get_cork(sock: socket.socket) -> int:
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK)
+
+
+def set_cork(sock: socket.socket, value: int) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, value)
+
+
+def send_repeatedly(sock: Any, batch: IOBatch, **options: Any) -> list[int]:
+    """Call iob_send until it returns 0 or a negative code; return all that it returned."""
+    results = []
+    for _ in range(100_000):
+        results.append(iob_send(sock, batch, **options))
+        check_invariants(batch)
+        if results[-1] <= 0:
+            return results
+    raise AssertionError("iob_send never returned 0 or a negative code")
+
+
+def failing_sendfile(number: int) -> Callable[..., int]:
+    """Return a sendfile that raises an OSError with this errno."""
+
+    def sendfile(*_args: int) -> int:
+        raise OSError(number, "scripted")
+
+    return sendfile
+
+
+def make_response(make_file: MakeFile, size: int = LARGE) -> tuple[IOBatch, bytes]:
+    """Return a batch of a header, a file range of size bytes and a trailer, and its bytes."""
+    content = data(size)
+    batch = IOBatch()
+    batch.addbuf(b"h" * 200)
+    batch.addfile(make_file(content))
+    batch.addbuf(b"t" * 300)
+    return batch, b"h" * 200 + content + b"t" * 300

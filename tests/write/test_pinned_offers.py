@@ -1,0 +1,103 @@
+"""Pinned offers: after again the next offer is the same bytes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from iobatch import IOB_AGAIN, IOBatch, iob_send, iob_write
+from tests.support.batches import batch_of, check_invariants, data
+from tests.support.sockets import is_silent, receive, stream_pair
+from tests.support.write import Sink, write_repeatedly
+
+if TYPE_CHECKING:
+    from tests.support.batches import MakeFile
+
+
+@pytest.mark.parametrize("first", [1, 4, 100, None])
+@pytest.mark.parametrize("second", [1, 3, 7, 200_000, None])
+@pytest.mark.parametrize("kind", ["buffer", "file", "small pieces"])
+def test_retry_offers_the_same_bytes_in_the_same_length(
+    make_file: MakeFile, first: int | None, second: int | None, kind: str
+) -> None:
+    """OpenSSL ends the connection otherwise (SSL_write(3): bad write retry)."""
+    content = data(1000)
+    batch, sink = IOBatch(), Sink(-1, None, BlockingIOError(), -1)
+    if kind == "buffer":
+        batch.addbuf(content)
+    elif kind == "file":
+        batch.addfile(make_file(content))
+    else:
+        for i in range(0, 1000, 10):
+            batch.addbuf(content[i : i + 10])
+    assert iob_write(None, batch, sink, limit=first) == IOB_AGAIN
+    for limit in (second, first, second):
+        batch.addbuf(b"more")  # bytes added later don't lengthen the offer
+        assert iob_write(None, batch, sink, limit=limit) == IOB_AGAIN
+    assert iob_write(None, batch, sink, limit=second) > 0
+    assert len({*sink.offers[:5]}) == 1
+    write_repeatedly(batch, sink)
+    assert sink.taken == content + b"more" * 3
+
+
+def test_short_count_removes_the_pin() -> None:
+    batch, sink = batch_of(b"0123456789"), Sink(-1, 2, -1, 3)
+    assert iob_write(None, batch, sink, limit=5) == IOB_AGAIN
+    assert iob_write(None, batch, sink, limit=9) == 2
+    assert iob_write(None, batch, sink, limit=4) == IOB_AGAIN
+    assert iob_write(None, batch, sink, limit=1) == 3
+    assert sink.offers == [b"01234", b"01234", b"2345", b"2345"]
+    write_repeatedly(batch, sink)
+    assert sink.taken == b"0123456789"
+
+
+def test_exception_of_the_callback_keeps_an_earlier_pin() -> None:
+    batch, sink = batch_of(b"0123456789"), Sink(-1, KeyError(), 11)
+    assert iob_write(None, batch, sink, limit=4) == IOB_AGAIN
+    for error in (KeyError, ValueError):
+        with pytest.raises(error):
+            iob_write(None, batch, sink, limit=7)
+    assert write_repeatedly(batch, sink) == [10, 0]
+    assert sink.offers[:4] == [b"0123"] * 4
+
+
+def test_pin_moves_with_its_batch_into_an_empty_one() -> None:
+    batch, other, sink = batch_of(b"0123456789"), IOBatch(), Sink(-1)
+    assert iob_write(None, batch, sink, limit=4) == IOB_AGAIN
+    other.extend(batch)
+    check_invariants(other)
+    with pytest.raises(RuntimeError):
+        other.prepend(b"x")
+    batch.prepend(b"y")
+    write_repeatedly(other, sink)
+    assert sink.offers[:2] == [b"0123", b"0123"]
+
+
+def test_pin_ends_when_its_batch_is_moved_after_other_entries() -> None:
+    batch, other, sink = batch_of(b"0123456789"), batch_of(b"first "), Sink(-1)
+    assert iob_write(None, batch, sink, limit=4) == IOB_AGAIN
+    other.extend(batch)
+    write_repeatedly(other, sink)
+    assert sink.taken == b"first 0123456789"
+
+
+def test_iob_send_removes_the_pin() -> None:
+    batch = IOBatch()
+    batch.addbuf(b"0123456789")
+    assert iob_write(None, batch, lambda _sock, _view: None, limit=4) == IOB_AGAIN
+    with stream_pair() as (one, other):
+        assert iob_send(one, batch, limit=2) == 2
+        batch.prepend(b"+")
+        assert iob_send(one, batch) == 9
+        assert receive(other, 11) == b"01+23456789"
+
+
+def test_iob_send_sends_the_pinned_bytes_and_the_rest() -> None:
+    batch = batch_of(b"0123456789")
+    with stream_pair() as (one, other):
+        assert iob_write(one, batch, lambda _sock, _view: -1, limit=3) == IOB_AGAIN
+        assert is_silent(other)
+        assert iob_send(one, batch) == 10
+        assert receive(other, 10) == b"0123456789"
+    check_invariants(batch)

@@ -1,0 +1,129 @@
+"""The callbacks socket.socket.send, os.write and ssl.SSLSocket.send."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import socket
+import ssl
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trustme
+
+from iobatch import IOB_AGAIN, IOB_DONE, IOB_ERROR, IOBatch, iob_write
+from tests.support.batches import batch_of, data
+from tests.support.drivers import pump
+from tests.support.sockets import PATIENCE, stream_pair
+from tests.support.tls import tls_contexts
+from tests.support.write import LARGE
+
+if TYPE_CHECKING:
+    from tests.support.batches import MakeFile
+
+
+def test_socket_send_and_os_write_are_callbacks(pair: Any, make_file: MakeFile) -> None:
+    one, other = pair
+    one.setblocking(False)
+    content = data(LARGE)
+    for step in (
+        lambda sock, batch: iob_write(sock, batch, socket.socket.send),
+        lambda sock, batch: iob_write(sock.fileno(), batch, os.write),
+    ):
+        batch = IOBatch()
+        batch.addbuf(b"header")
+        batch.addfile(make_file(content))
+        assert pump(step, one, other, batch) == b"header" + content
+
+
+def handshake(*sides: ssl.SSLSocket) -> None:
+    """Complete the handshake of two non-blocking sides in one thread."""
+    waiting = set(sides)
+    for _ in range(1000):
+        for side in list(waiting):
+            try:
+                side.do_handshake()
+                waiting.discard(side)
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                pass
+        if not waiting:
+            return
+    raise AssertionError("the handshake did not complete")
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_16_mib_arrive_over_tls_at_a_slow_reader(
+    make_file: MakeFile, version: ssl.TLSVersion
+) -> None:
+    server, client = tls_contexts(trustme.CA(), version)
+    content = data(16 * 1024 * 1024)
+    wanted = bytearray()
+    batch = IOBatch()
+    fd = make_file(content)
+    for i in range(1000):
+        piece = data(i % 90 + 1, seed=i)
+        batch.addbuf(piece if i % 2 else bytearray(piece))
+        wanted += piece
+        if i == 500:
+            batch.addfile(fd)
+            wanted += content
+    received = bytearray()
+    results = set()
+    with stream_pair("tcp4", buffers=30_000) as (one, other):
+        one.setblocking(False)
+        other.setblocking(False)
+        with (
+            server.wrap_socket(one, server_side=True, do_handshake_on_connect=False) as conn,
+            client.wrap_socket(
+                other, server_hostname="localhost", do_handshake_on_connect=False
+            ) as peer,
+            selectors.DefaultSelector() as selector,
+        ):
+            handshake(conn, peer)
+            selector.register(conn, selectors.EVENT_WRITE)
+            selector.register(peer, selectors.EVENT_READ)
+            buffer = bytearray(1 << 16)
+            while len(received) < len(wanted):
+                events = selector.select(PATIENCE)
+                assert events, "neither side makes progress"
+                for key, _ in events:
+                    if key.fileobj is conn:
+                        nbytes = iob_write(conn, batch, ssl.SSLSocket.send)
+                        results.add(min(nbytes, 1))
+                        assert nbytes != IOB_ERROR, batch.error
+                        if nbytes == IOB_DONE:
+                            selector.unregister(conn)
+                        else:
+                            selector.modify(conn, batch.wants)
+                        continue
+                    try:
+                        count = peer.recv_into(buffer)
+                    except ssl.SSLWantReadError:
+                        continue
+                    received += buffer[:count]
+                    while peer.pending():
+                        count = peer.recv_into(buffer)
+                        received += buffer[:count]
+            # The peer may have read everything before iob_write was called once more.
+            assert iob_write(conn, batch, ssl.SSLSocket.send) == IOB_DONE
+    assert received == wanted
+    assert results - {IOB_DONE} == {IOB_AGAIN, 1}
+
+
+def test_closed_tls_peer_is_a_permanent_error() -> None:
+    server, client = tls_contexts(trustme.CA())
+    with stream_pair() as (one, other):
+        one.setblocking(False)
+        other.setblocking(False)
+        with (
+            server.wrap_socket(one, server_side=True, do_handshake_on_connect=False) as conn,
+            client.wrap_socket(
+                other, server_hostname="localhost", do_handshake_on_connect=False
+            ) as peer,
+        ):
+            handshake(conn, peer)
+            peer.close()
+            batch = batch_of(data(1000))
+            results = [iob_write(conn, batch, ssl.SSLSocket.send) for _ in range(3)]
+    assert results[-1] == IOB_ERROR
+    assert isinstance(batch.error, OSError)
