@@ -100,7 +100,8 @@ def test_http_server_answers_404_outside_the_directory_or_without_a_file(
             [405, 200],
         ),
         (b"nonsense\r\n\r\n", [400]),
-        (b"GET /" + bytes(b"a" * 40_000) + b" HTTP/1.1\r\n\r\n", [400]),
+        # No longer than two reads: closing with unread input would reset the connection.
+        (b"GET /" + b"a" * 17_000 + b" HTTP/1.1\r\n\r\n", [400]),
         (b"GET / HTTP/1.0\r\n\r\nGET / HTTP/1.0\r\n\r\n", [200]),
         (b"GET / HTTP/1.1\r\nConnection: close\r\n\r\nnonsense\r\n\r\n", [200]),
         (b"GET / HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: a\r\n\r\nbinary", [200]),
