@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from copy import copy
 from ssl import SSLWantReadError, SSLWantWriteError
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final, TypeVar, final
 
 from attrs import define
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from types import FrameType, TracebackType
     from typing import Self
 
+
+Raised = TypeVar("Raised", bound=Exception)
 
 # EAGAIN and EWOULDBLOCK are the same number on Linux; POSIX allows two numbers.
 _AGAIN: Final = (errno.EAGAIN, errno.EWOULDBLOCK)
@@ -124,12 +126,33 @@ def drop_traceback(exc: OSError) -> None:
     exc.__traceback__ = exc.__context__ = exc.__cause__ = None
 
 
-def copy_to_raise(error: OSError) -> OSError:
-    """Return a copy to raise, so that the stored error never gains a traceback."""
+def copy_to_raise(error: Raised) -> Raised:
+    """Return a copy to raise, so that the traceback of the stored error does not grow.
+
+    Frames in that traceback would refer to the object that stores the error, and keep it alive.
+    """
     try:
-        return copy(error)
+        raised = copy(error)
     except Exception:  # noqa: BLE001 # a class of the caller may raise anything when copied
-        return error
+        raised = error
+    raised.__cause__ = error.__cause__
+    return raised.with_traceback(error.__traceback__)
+
+
+def traceback_of_caller(exc: BaseException | None) -> TracebackType | None:
+    """Return the part of an exception's traceback after the frames of this library.
+
+    That is the part in the callback or transform that raised the exception. The frames of this
+    library refer to the batch that was being sent, and would keep it alive.
+    """
+    traceback = None if exc is None else exc.__traceback__
+    while traceback is not None and _is_own(traceback.tb_frame):
+        traceback = traceback.tb_next
+    return traceback
+
+
+def _is_own(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).partition(".")[0] == "iobatch"
 
 
 @define(eq=False)

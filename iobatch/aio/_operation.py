@@ -31,10 +31,10 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, final
 from attrs import define, frozen
 
 from iobatch._batch import IOBatch
+from iobatch._errors import copy_to_raise, traceback_of_caller
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-    from types import TracebackType
 
 
 class WriteStatus(Enum):
@@ -116,8 +116,6 @@ class PostedWrite:
     # At most this number of bytes may be sent.
     max_bytes: int = 0
     error: Exception | None = None
-    # The error's traceback at the end of the write, without the frames of tasks that awaited it.
-    traceback: TracebackType | None = None
     # The bytes not sent yet. None: there are none, and no batch was requested.
     batch: IOBatch | None = None
     flags: int = 0
@@ -171,18 +169,27 @@ class PostedWrite:
             self.done_callbacks = []
         self.done_callbacks.append(done_callback)
 
+    def remove_done_callback(self, callback: Callable[..., object]) -> int:
+        """Remove all additions of a callback; return their number."""
+        callbacks = self.done_callbacks or []
+        kept = [each for each in callbacks if not isinstance(each, tuple) or each[0] != callback]
+        removed = len(callbacks) - len(kept)
+        if removed:
+            self.done_callbacks = kept
+        return removed
+
     def end(self, status: WriteStatus, error: Exception | None) -> None:
         """Set the final status; complete the futures and schedule the callbacks, in their order.
 
         A second call continues where a signal handler's exception stopped the first.
         """
         if self.status is PENDING:
+            if error is not None:
+                error.__traceback__ = traceback_of_caller(error)
             sent = self.transferred
-            traceback = None if error is None else error.__traceback__
             self.sent = sent
             self.status = status
             self.error = error
-            self.traceback = traceback
         if self.timer is not None:
             self.timer.stop()
             self.timer = None
@@ -275,6 +282,8 @@ class WriteOperation:
             TypeError: callback is not callable, or is a coroutine function.
 
         """
+        if callback is None:
+            raise TypeError("callback must not be None")
         check_callable(callback)
         context = copy_context()
         write = self._posted_write
@@ -283,6 +292,30 @@ class WriteOperation:
         else:
             write.sender.mark_retrieved(write.error)
             write.sender.loop.call_soon(callback, self, context=context)
+
+    def remove_done_callback(self, callback: DoneCallback) -> int:
+        """Remove a callback that the loop has not scheduled yet; return how often it was added."""
+        return self._posted_write.remove_done_callback(callback)
+
+    def cancelled(self) -> bool:
+        """Return whether the operation was cancelled."""
+        return self._posted_write.status is WriteStatus.CANCELLED
+
+    def exception(self) -> Exception | None:
+        """Return `error`. With this method asyncio.wait() accepts operations.
+
+        Raises:
+            asyncio.InvalidStateError: the operation is pending.
+            asyncio.CancelledError: the operation was cancelled.
+
+        """
+        if not self.done():
+            raise asyncio.InvalidStateError("the operation is pending")
+        if self.cancelled():
+            raise asyncio.CancelledError
+        write = self._posted_write
+        write.sender.mark_retrieved(write.error)
+        return write.error
 
     def cancel(self, kind: CancellationType = CancellationType.PARTIAL) -> bool:
         """Cancel the operation.
@@ -321,12 +354,11 @@ class WriteOperation:
         if write.status is DONE:
             return write.sent
         write.sender.mark_retrieved(write.error)
-        error = write.error or asyncio.CancelledError()
         try:
-            raise error.with_traceback(write.traceback)
+            raise asyncio.CancelledError if write.error is None else copy_to_raise(write.error)
         finally:
             # Break the cycle of frame, error and traceback: it would keep the batch alive.
-            del self, write, error
+            del self, write
 
     def __repr__(self) -> str:
         error = "" if self.error is None else f": {self.error!r}"

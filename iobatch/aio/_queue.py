@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, final
 
 from attrs import define, field
 
+from iobatch._errors import copy_to_raise
 from iobatch.aio._operation import ENDINGS, PENDING, PostedWrite, WriteStatus
 
 if TYPE_CHECKING:
@@ -100,8 +101,4 @@ class WriteQueue:
         """Raise the first unretrieved error, once."""
         error, self._unretrieved = self._unretrieved, None
         if error is not None:
-            try:
-                raise error
-            finally:
-                # Break the cycle of frame, error and traceback: it would keep the error alive.
-                del self, error
+            raise copy_to_raise(error)

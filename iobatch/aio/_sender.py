@@ -102,7 +102,7 @@ class WriteSender:
         self.sends_messages = self.through is None and self.sock.type != socket.SOCK_STREAM
         self._direct = self.through is None and not self.sends_messages
         self.queue = WriteQueue(self._write_ended)
-        self._watch = SocketWatch(self.loop, self.sock, self.resume)
+        self._watch = SocketWatch(self.loop, self.sock, self.resume, self.close)
         self._probe = PageCacheProbe(whole=self.sends_messages)
         if hasattr(self.through, "drain"):
             self._filter = self.through

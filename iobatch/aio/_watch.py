@@ -1,17 +1,32 @@
-"""Watching a socket until the event loop reports it writable."""
+"""Watching a socket until the event loop reports it writable, or its owner closes it.
+
+A loop must not watch a descriptor that the caller can close: asyncio would never call back, and
+uvloop ends the process. So the loop watches a duplicate, which only this module closes. While the
+duplicate is open, closing the socket does not close the connection; one timer for each loop looks
+for sockets that were closed meanwhile.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, final
+import errno
+import os
+from typing import TYPE_CHECKING, Final, final
+from weakref import WeakKeyDictionary, WeakSet
 
 from attrs import define, field
 
-from iobatch._errors import suppress_call_error
+from iobatch._errors import is_interruption, suppress_call_error
 
 if TYPE_CHECKING:
     import asyncio
     import socket
     from collections.abc import Callable
+
+# Seconds between two checks for closed sockets.
+CHECK_INTERVAL: Final = 0.5
+# Seconds until the next attempt to send if no descriptor is available for the duplicate.
+RETRY_INTERVAL: Final = 0.01
+_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE)
 
 
 @final
@@ -21,26 +36,112 @@ class SocketWatch:
 
     loop: asyncio.AbstractEventLoop
     _sock: socket.socket
-    _callback: Callable[[], None]
-    # The descriptor that the loop watches, or -1.
+    _on_writable: Callable[[], None]
+    # Called once if the socket is closed while it is watched; the watch has stopped then.
+    _on_closed: Callable[[], None]
+    # The duplicate that the loop watches, or -1.
     _fd: int = field(init=False, default=-1)
+    # Set while no descriptor is available for a duplicate.
+    _retry: asyncio.TimerHandle | None = field(init=False, default=None)
 
     def start(self) -> None:
         """Watch the socket, if it is not watched yet.
 
         Raises:
-            Exception: raised by the loop: the socket is closed, or belongs to a transport.
+            Exception: the socket is closed; or raised by the loop: it belongs to a transport.
 
         """
-        if self._fd < 0:
-            fd = self._sock.fileno()
-            self.loop.add_writer(fd, self._callback)
-            self._fd = fd
+        if self._fd >= 0 or self._retry is not None:
+            return
+        loop = self.loop
+        # The loop refuses the descriptor of a transport. It would not recognize the duplicate.
+        loop.remove_writer(self._sock.fileno())
+        try:
+            self._fd = os.dup(self._sock.fileno())
+        except OSError as exc:
+            if is_interruption(exc) or exc.errno not in _EXHAUSTED:
+                raise
+            self._retry = loop.call_later(RETRY_INTERVAL, self._try_again)
+            return
+        try:
+            loop.add_writer(self._fd, self._on_writable)
+        except BaseException:
+            self.stop()
+            raise
+        checks = _checks_of(loop)
+        checks.watches.add(self)
+        checks.schedule(loop)
 
     def stop(self) -> None:
-        """Stop watching the socket."""
+        """Stop watching the socket. A call after an exception resumes."""
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
         if self._fd >= 0:
-            # A socket that the caller has closed is not watched any more.
+            _checks_of(self.loop).watches.discard(self)
             with suppress_call_error(OSError):
                 self.loop.remove_writer(self._fd)
-            self._fd = -1
+            # No handler runs between these statements: the descriptor is closed once.
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+    def _try_again(self) -> None:
+        self._retry = None
+        self._on_writable()
+
+    def __del__(self) -> None:
+        if self._fd >= 0:  # the loop was closed without the writer
+            os.close(self._fd)
+
+    def check(self) -> None:
+        """Stop, and call back, if the socket was closed."""
+        if not self._is_open():
+            self.stop()
+            self._on_closed()
+
+    def _is_open(self) -> bool:
+        fd = self._sock.fileno()
+        if fd < 0:
+            return False
+        try:
+            # After os.close() of its descriptor the socket still has the number, which may belong
+            # to another file.
+            return os.path.samestat(os.fstat(fd), os.fstat(self._fd))
+        except OSError:
+            return False
+
+
+@final
+@define(eq=False)
+class _Checks:
+    """Checks the watched sockets of one loop, by one timer that runs while there are any.
+
+    It has no reference to the loop, and only weak ones to the watches: it keeps nothing alive that
+    a closed loop leaves behind.
+    """
+
+    watches: WeakSet[SocketWatch] = field(init=False, factory=WeakSet)
+    _scheduled: bool = field(init=False, default=False)
+
+    def schedule(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start the timer, if it is not running."""
+        if not self._scheduled:
+            self._scheduled = True
+            loop.call_later(CHECK_INTERVAL, self._check, loop)
+
+    def _check(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._scheduled = False
+        for watch in list(self.watches):
+            watch.check()
+        if self.watches:
+            self.schedule(loop)
+
+
+_checks: WeakKeyDictionary[asyncio.AbstractEventLoop, _Checks] = WeakKeyDictionary()
+
+
+def _checks_of(loop: asyncio.AbstractEventLoop) -> _Checks:
+    checks = _checks.get(loop)
+    if checks is None:
+        checks = _checks[loop] = _Checks()
+    return checks

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import socket
 from collections.abc import Callable
 from contextvars import copy_context
+from math import inf
+from operator import index
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -28,7 +31,6 @@ from iobatch.aio._operation import (
 from iobatch.aio._sender import CLOSED, STATE_NAMES, WAITING, WriteSender
 
 if TYPE_CHECKING:
-    import socket
     from types import TracebackType
     from typing import Self
 
@@ -65,13 +67,16 @@ class BatchWriter:
 
     Attributes:
         sock: as above.
-        timeout, stall_timeout, user_info: as above; they may be set for later operations.
+        timeout, stall_timeout, user_info: as above; they may be set for later operations. An
+            infinite timeout reads None.
         status: the final status of the operation whose write_buffer() callback was called last.
 
     Raises:
         ValueError: sock is blocking, or has a timeout; limit or high_water is below 1; a timeout is
             negative or NaN.
-        TypeError: sock is a TLS socket and through is None; a timeout is `...`.
+        TypeError: sock is not a socket object, or is a TLS socket and through is None; a timeout
+            is not a number of seconds.
+        OverflowError: a timeout doesn't fit a float.
         RuntimeError: no loop is running.
 
     """
@@ -79,17 +84,15 @@ class BatchWriter:
     __slots__ = (
         "__weakref__",
         "_sender",
+        "_stall_timeout",
         "_through",
+        "_timeout",
         "sock",
-        "stall_timeout",
         "status",
-        "timeout",
         "user_info",
     )
 
     sock: socket.socket
-    timeout: float | None
-    stall_timeout: float | None
     user_info: Any
     status: WriteStatus
 
@@ -106,26 +109,43 @@ class BatchWriter:
     ) -> None:
         """Create a writer with an empty queue."""
         loop = asyncio.get_running_loop()
+        if not isinstance(sock, socket.socket):
+            raise TypeError(f"sock must be a socket object, not {type(sock).__name__!r}")
         if sock.gettimeout() != 0:
             raise ValueError("sock must be non-blocking")
         if through is None and hasattr(sock, "do_handshake"):
             raise TypeError("a TLS socket needs through=ssl.SSLSocket.send")
         if high_water < 1:
             raise ValueError(f"high_water must be at least 1, not {high_water}")
-        for seconds in (timeout, stall_timeout):
-            if _resolve_timeout(seconds, None) is not seconds:
-                raise TypeError("a writer's timeout must be a number of seconds or None")
         if limit is None:
             limit = SEND_LIMIT if through is None else WRITE_LIMIT
         self.sock = sock
-        self.timeout = timeout
-        self.stall_timeout = stall_timeout
+        self._timeout = _check_timeout(timeout)
+        self._stall_timeout = _check_timeout(stall_timeout)
         self.user_info = user_info
         self.status = PENDING
         self._through = through
         self._sender = WriteSender(
             loop, sock, through, TurnBudget(loop, check_limit(limit)), high_water
         )
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds from the posting of an operation until it must be done; None: no bound."""
+        return self._timeout
+
+    @timeout.setter
+    def timeout(self, seconds: float | None) -> None:
+        self._timeout = _check_timeout(seconds)
+
+    @property
+    def stall_timeout(self) -> float | None:
+        """Seconds within which the writer must send some bytes; None: no bound."""
+        return self._stall_timeout
+
+    @stall_timeout.setter
+    def stall_timeout(self, seconds: float | None) -> None:
+        self._stall_timeout = _check_timeout(seconds)
 
     @property
     def pending(self) -> int:
@@ -183,9 +203,9 @@ class BatchWriter:
             ValueError: exactly is negative, more than the batch has, less than the offer that a
                 callback must be given again (see iob_write), or given for a message; a timeout is
                 negative or NaN; flags are given with through.
-            TypeError: batch is not an IOBatch; a callback is not callable, or is a coroutine
-                function.
-            OverflowError: flags don't fit a C int.
+            TypeError: batch is not an IOBatch; a timeout is not a number of seconds; a callback is
+                not callable, or is a coroutine function.
+            OverflowError: flags don't fit a C int; a timeout doesn't fit a float.
             RuntimeError: a call on the batch is in progress, as during its hooks and callbacks.
 
         Source: WSASend; Boost.Asio, async_write.
@@ -201,8 +221,8 @@ class BatchWriter:
             operation = self._sender.send_at_once(
                 batch,
                 self.user_info if user_info is ... else user_info,
-                self.timeout,
-                self.stall_timeout,
+                self._timeout,
+                self._stall_timeout,
             )
             if operation is not None:
                 return operation
@@ -264,15 +284,16 @@ class BatchWriter:
         Args:
             data: a C-contiguous buffer; held, not copied, until it is sent.
             callback: as above.
-            start: the offset of the first byte.
-            end: the offset after the last byte; None: the end of data.
+            start: the offset of the first byte, in bytes whatever the item size.
+            end: the offset after the last byte, in bytes; None: the end of data.
             timeout: as for write(), but kept for later operations.
             error_callback: called instead of callback if the operation failed, was cancelled or was
                 aborted.
             user_info: as for write(), but kept for later operations.
 
         Raises:
-            OSError, ValueError: as for write().
+            OSError: as for write().
+            ValueError: as for write(); or start or end is outside data, or end is before start.
             TypeError: data does not support the buffer protocol; a callback is not callable, or is
                 a coroutine function.
             BufferError: data is not C-contiguous.
@@ -291,10 +312,16 @@ class BatchWriter:
             else:
                 error_callback(self, data, operation.bytes_transferred)
 
+        view = memoryview(as_byte_view(data))
+        size = len(view)
+        end = size if end is None else index(end)
+        if not 0 <= index(start) <= end <= size:
+            raise ValueError(f"0 <= start <= end <= {size} is required, not {start} and {end}")
         batch = IOBatch()
-        batch.addbuf(memoryview(as_byte_view(data))[start:end])
+        batch.addbuf(view[start:end])
         operation = self._post(batch, timeout=timeout, done_callback=notify, user_info=user_info)
-        self.timeout = _resolve_timeout(timeout, self.timeout)
+        if timeout is not ...:
+            self.timeout = timeout
         self.user_info = operation.user_info
         return operation
 
@@ -400,8 +427,10 @@ class BatchWriter:
             raise ValueError("flags must be 0 when through is given")
         if exactly is not None:
             exactly = self._check_exactly(exactly, batch)
-        timeout = _resolve_timeout(timeout, self.timeout)
-        stall_timeout = _resolve_timeout(stall_timeout, self.stall_timeout)
+        timeout = self._timeout if timeout is ... else _check_timeout(timeout)
+        stall_timeout = (
+            self._stall_timeout if stall_timeout is ... else _check_timeout(stall_timeout)
+        )
         write = PostedWrite(sender, self.user_info if user_info is ... else user_info)
         write.flags = flags
         write.finishes = finishes
@@ -438,10 +467,22 @@ class BatchWriter:
         return exactly
 
 
-def _resolve_timeout(seconds: Seconds, default: float | None) -> float | None:
-    """Return a timeout; `...` stands for default."""
-    if seconds is ...:
-        return default
-    if seconds is not None and not seconds >= 0:  # NaN included
+def _check_timeout(seconds: Any) -> float | None:
+    """Return a timeout as a float; None: no bound.
+
+    Raises:
+        TypeError: seconds is not a number, or one that can't be added to a loop's time.
+        OverflowError: seconds doesn't fit a float.
+        ValueError: seconds is negative or NaN.
+
+    """
+    if seconds is None:
+        return None
+    try:
+        number = 0.0 + seconds
+    except TypeError:
+        kind = type(seconds).__name__
+        raise TypeError(f"a timeout must be a number of seconds or None, not {kind!r}") from None
+    if not number >= 0:  # NaN included
         raise ValueError(f"a timeout must not be negative or NaN: {seconds}")
-    return seconds
+    return None if number == inf else number

@@ -30,7 +30,7 @@ async def test_write_buffer_sends_a_slice_and_calls_back_with_its_length() -> No
         numbers = array.array("H", [1, 2, 3])
         writer.write_buffer(text, callback)
         writer.write_buffer(text, callback, start=2, end=5)
-        writer.write_buffer(text, callback, start=-1)
+        writer.write_buffer(text, callback, start=9)
         operation = writer.write_buffer(numbers, callback, end=4)
         assert await operation == 4
         text.clear()  # a held bytearray could not be resized

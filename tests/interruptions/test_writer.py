@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import suppress
 from functools import partial
 from itertools import count
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -142,7 +142,7 @@ async def test_oserror_of_a_handler_in_add_writer_closes_the_writer() -> None:
     """The exception leaves the call: it isn't the loop's refusal, which leaves the writer open."""
     with full_writer() as (writer, _):
         with pytest.MonkeyPatch.context() as patch:
-            loop: Any = SimpleNamespace(add_writer=raise_from_handler)
+            loop: Any = Mock(add_writer=raise_from_handler)
             patch.setattr(writer._sender._watch, "loop", loop)
             with pytest.raises(BlockingIOError, match="handler"):
                 writer.write(batch_of(b"abc"))
