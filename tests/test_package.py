@@ -32,6 +32,7 @@ IMPORT_ORDER = (
     "_sendall",
     "_tls",
     "filters",
+    "aio._pipelines",
     "aio._budget",
     "aio._readahead",
     "aio._operation",

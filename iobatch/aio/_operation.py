@@ -34,7 +34,9 @@ from iobatch._batch import IOBatch
 from iobatch._errors import copy_to_raise, traceback_of_caller
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
+
+    from iobatch.aio._pipelines import Through
 
 
 class WriteStatus(Enum):
@@ -119,8 +121,17 @@ class PostedWrite:
     # The bytes not sent yet. None: there are none, and no batch was requested.
     batch: IOBatch | None = None
     flags: int = 0
-    # The write ends the filter's stream.
+    # The arguments of sendmsg(2), for a message.
+    ancdata: Sequence[tuple[int, int, bytes]] = ()
+    address: Any = None
+    # The pipeline of its bytes, and the same if it is a filter.
+    through: Through = None
+    filter: Any = None
+    # The write ends the stream of its pipeline, up to the filter `until`.
     finishes: bool = False
+    until: Any = None
+    # The stream is a codec's, so no other bytes may follow unless this write is done.
+    ends_codec: bool = False
     # A callback that is not a Filter answered "again": OpenSSL may have sent a part of the offer.
     offer_pending: bool = False
     # The argument of callbacks; None when the write has ended, so that there is no cycle.
@@ -158,8 +169,12 @@ class PostedWrite:
 
     @property
     def part_way(self) -> bool:
-        """Whether some bytes, but not all, were sent or may have been sent."""
-        return self.started and self.incomplete
+        """Whether nothing may follow the write if it ends now.
+
+        That is when some bytes, but not all, were sent or may have been sent; and when the stream
+        of a codec would stay without its end.
+        """
+        return (self.started and (self.incomplete or self.offer_pending)) or self.ends_codec
 
     def add_done_callback(
         self, done_callback: asyncio.Future[None] | tuple[Callable[..., object], Context]

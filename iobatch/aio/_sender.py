@@ -38,14 +38,13 @@ from iobatch.aio._operation import (
     WriteOperation,
     WriteStatus,
 )
+from iobatch.aio._pipelines import Pipelines, bytes_held
 from iobatch.aio._queue import WriteQueue
 from iobatch.aio._readahead import finish_read_ahead, start_read_ahead
 from iobatch.aio._watch import SocketWatch
-from iobatch.filters import Filter
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
 
     from iobatch._core import BatchCore
     from iobatch.aio._budget import TurnBudget
@@ -74,49 +73,42 @@ class WriteSender:
 
     loop: asyncio.AbstractEventLoop
     sock: socket.socket
-    # The callback of iob_write that all bytes go through before the socket, or None.
-    through: Callable[[Any, memoryview], int | None] | None
+    pipelines: Pipelines
     budget: TurnBudget
     # drain() waits while at least this number of bytes is pending.
     high_water: int
     state: int = field(init=False, default=EMPTY)
     # The loop's time when bytes of a queued write were last sent; 0: none yet.
     last_progress: float = field(init=False, default=0)
-    # Whether sock is a message socket and `through` is None: each write is one message.
+    # Whether sock is a message socket and the writer has no pipeline: each write is one message.
     sends_messages: bool = field(init=False)
-    # Whether sock is a stream socket and `through` is None.
+    # Whether the bytes of a write that has no pipeline of its own go straight to a stream socket.
     _direct: bool = field(init=False)
-    # `through`, if it can hold bytes that it took (a Filter), else None.
-    _filter: Any = field(init=False, default=None)
     queue: WriteQueue = field(init=False)
     _probe: PageCacheProbe = field(init=False)
     # The head, while it waits for a thread to read from its file; else None.
     _awaiting_read: PostedWrite | None = field(init=False, default=None)
-    # A write ended early, so the filter may hold bytes of that write.
-    _filter_has_leftovers: bool = field(init=False, default=False)
+    # The filter of a write that ended early, which may hold bytes of that write; else None.
+    _leftovers: Any = field(init=False, default=None)
+    # The offer that a callback without drain() must be given again, after the write that made it
+    # has ended: the head of its batch, and the length. None: there is no such offer.
+    _owed_offer: tuple[object, int] | None = field(init=False, default=None)
     _watch: SocketWatch = field(init=False)
     # The futures of tasks in wait_for_change().
     _waiters: list[asyncio.Future[None]] = field(init=False, factory=list)
 
     def __attrs_post_init__(self) -> None:
-        self.sends_messages = self.through is None and self.sock.type != socket.SOCK_STREAM
-        self._direct = self.through is None and not self.sends_messages
+        own = self.pipelines.through
+        self.sends_messages = own is None and self.sock.type != socket.SOCK_STREAM
+        self._direct = own is None and not self.sends_messages
         self.queue = WriteQueue(self._write_ended)
         self._watch = SocketWatch(self.loop, self.sock, self.resume, self.close)
         self._probe = PageCacheProbe(whole=self.sends_messages)
-        if hasattr(self.through, "drain"):
-            self._filter = self.through
 
     @property
     def pending(self) -> int:
         """The number of bytes posted and not sent yet, including those that filters hold."""
-        pending = self.queue.bytesleft
-        each: Any = self._filter
-        if each is not None:
-            pending += each.bytesleft
-            while isinstance(each, Filter) and isinstance(each := each.then, Filter):
-                pending += each.bytesleft
-        return pending
+        return self.queue.bytesleft + self.pipelines.held()
 
     # Posting
 
@@ -138,6 +130,7 @@ class WriteSender:
         if (
             self.state != EMPTY
             or not self._direct
+            or self.pipelines.codec is not None
             or core.activity
             or core.release_pending
             or core.error is not None
@@ -209,6 +202,7 @@ class WriteSender:
         write.complete_at = write.max_bytes = size
         write.operation = operation = WriteOperation(write)
         self.queue.prepend(write)  # hooks may have posted other writes
+        self.pipelines.posted(None, finishes=False)
         if code == IOB_ERROR:
             self._end_early(write, WriteStatus.ERROR, rest.error)
             self.state = EMPTY
@@ -224,6 +218,7 @@ class WriteSender:
     def post(self, write: PostedWrite, timeout: float | None, stall_timeout: float | None) -> None:
         """Queue a write, send what can be sent at once, and start its timer."""
         self.queue.append(write)
+        self.pipelines.posted(write.through, finishes=write.finishes)
         if self.state == EMPTY:
             self._send_queued()
         self._set_timer(write, timeout, stall_timeout)
@@ -273,26 +268,29 @@ class WriteSender:
         """Advance the head by one step; return whether another step may follow."""
         head = self.queue.head
         if head is None:
-            return self._filter_has_leftovers and self._drain_leftovers()
-        before = 0 if self._filter is None else self.pending
+            return self._leftovers is not None and self._drain_leftovers()
+        before = bytes_held(head.filter)
         try:
             code, source = self._advance_write(head)
         except Exception as exc:
-            if self.through is None or is_interruption(exc):
+            if (head.through is None and not self.sends_messages) or is_interruption(exc):
                 raise
-            # The callback raised the exception, and the write reports it.
+            # The callback raised the exception, or sendmsg refused an argument: the write reports
+            # it.
             self._end_early(head, WriteStatus.ERROR, exc)
             return True
         # A full filter returns IOB_AGAIN even if it has sent some of the bytes it holds.
-        if code > 0 or (self._filter is not None and self.pending < before):
+        if code > 0 or bytes_held(head.filter) < before:
             self.last_progress = self.loop.time()
         if code > 0:
             self.budget.spend(code)
             # A write does not end while a callback must be offered the same bytes again.
-            if self._filter is not None or head.incomplete or head.offer_pending:
+            if head.filter is not None or head.incomplete or head.offer_pending:
                 return True
             code = IOB_DONE
         if code == IOB_DONE:
+            if head.finishes:
+                self.pipelines.finished(head.through, head.until)
             self.queue.end_one(head, DONE)
         elif code == IOB_ERROR:
             self._end_early(head, WriteStatus.ERROR, source.error)
@@ -313,29 +311,33 @@ class WriteSender:
         """
         if head.incomplete or head.offer_pending:
             return self._send_batch(head), head.batch
-        if self._filter is None:
+        if head.filter is None:
             return IOB_DONE, head.batch
-        step = self._filter.finish if head.finishes else self._filter.drain
-        return step(self.sock), self._filter
+        if not head.finishes:
+            return head.filter.drain(self.sock), head.filter
+        options = {} if head.until is None else {"until": head.until}
+        return head.filter.finish(self.sock, **options), head.filter
 
     def _send_batch(self, head: PostedWrite) -> int:
         """Send some bytes of a write's batch."""
         batch: Any = head.batch
         core = core_of(batch)
-        if self.sends_messages:
+        if self.sends_messages and head.through is None:
             if not self._make_ready(head, core.left, core.left):
                 return IOB_AGAIN
-            return iob_sendmsg(self.sock, batch, (), head.flags)
+            return iob_sendmsg(self.sock, batch, head.ancdata, head.flags, head.address)
         # One call probes and sends at most SEND_LIMIT bytes, however many a turn may send.
         max_bytes = min(head.max_bytes - head.transferred, self.budget.left, SEND_LIMIT)
         limit = self._make_ready(head, 1, max_bytes)
         if not limit:
             return IOB_AGAIN
-        if self.through is None:
+        if head.through is None:
             return iob_send(self.sock, batch, flags=head.flags, limit=limit)
-        code = iob_write(self.sock, batch, self.through, limit=limit)
+        code = iob_write(self.sock, batch, head.through, limit=limit)
+        if code > 0:
+            self.pipelines.took(head.filter)
         if code != IOB_ERROR:  # else an earlier offer stays pending
-            head.offer_pending = core.pinned > 0 and self._filter is None
+            head.offer_pending = core.pinned > 0 and head.filter is None
         return code
 
     def _make_ready(self, head: PostedWrite, min_bytes: int, max_bytes: int) -> int:
@@ -369,7 +371,7 @@ class WriteSender:
         """Drain, by one step, the bytes that ended writes have left in the filter."""
         code = IOB_ERROR
         try:
-            code = self._filter.drain(self.sock)
+            code = self._leftovers.drain(self.sock)
         except Exception as exc:
             if is_interruption(exc):
                 raise
@@ -378,8 +380,9 @@ class WriteSender:
             self.budget.spend(code)
             return True
         if code == IOB_ERROR:
-            self.queue.keep_unretrieved(self._filter.error)
-        self._filter_has_leftovers = code == IOB_AGAIN and self._filter.wants != EVENT_READ
+            self.queue.keep_unretrieved(self._leftovers.error)
+        if code != IOB_AGAIN or self._leftovers.wants == EVENT_READ:
+            self._leftovers = None
         return False
 
     # Waiting
@@ -388,7 +391,7 @@ class WriteSender:
         """Watch the socket while anything waits for it, and wake tasks that can go on."""
         if self.state == CLOSED:
             return
-        waits = bool(self.queue.order) or self._filter_has_leftovers
+        waits = bool(self.queue.order) or self._leftovers is not None
         if waits and self._awaiting_read is None:
             waits = self._start_watch()
         else:
@@ -416,7 +419,7 @@ class WriteSender:
             # The socket is closed, or belongs to a transport.
             for write in self.queue.writes:
                 self._end_early(write, WriteStatus.ERROR, exc)
-            self._filter_has_leftovers = False
+            self._leftovers = None
             return False
         return True
 
@@ -473,7 +476,7 @@ class WriteSender:
         """Abort all writes, and accept no more."""
         self.state = CLOSED
         self.queue.abort_all()
-        self._filter_has_leftovers = False
+        self._leftovers = None
         self._watch.stop()
         self._wake_waiters()
 
@@ -505,9 +508,33 @@ class WriteSender:
         if self._awaiting_read is write:
             self._awaiting_read = None
         self._probe.forget()
+        self.pipelines.ended(write.through, ends_codec=write.ends_codec and status is not DONE)
+        if write.offer_pending:
+            core = core_of(write.batch)  # type: ignore[arg-type]
+            self._owed_offer = core.head, core.pinned
         # A failed filter sends nothing more.
-        self._filter_has_leftovers = (
-            self._filter is not None
-            and ENDINGS[status].leaves_bytes_in_filter
-            and self._filter.error is None
-        )
+        if write.filter is not None and write.filter.error is not None:
+            self._leftovers = None
+        elif ENDINGS[status].leaves_bytes_in_filter:
+            self._leftovers = write.filter or self._leftovers
+        elif not bytes_held(self._leftovers):
+            self._leftovers = None
+
+    def check_owed_offer(self, batch: IOBatch) -> None:
+        """Refuse bytes in place of those that a callback must be offered again.
+
+        OpenSSL may have sent a part of the record that it made of them.
+
+        Raises:
+            RuntimeError: batch does not begin with the offer that is owed.
+
+        """
+        if self._owed_offer is not None and batch:
+            core = core_of(batch)
+            owed, length = self._owed_offer
+            if core.pinned != length or core.head is not owed:
+                raise RuntimeError(
+                    "the callback must be offered the bytes of an earlier operation again: post "
+                    "the batch of that operation first"
+                )
+            self._owed_offer = None

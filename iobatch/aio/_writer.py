@@ -28,18 +28,23 @@ from iobatch.aio._operation import (
     check_callable,
     combine_callbacks,
 )
+from iobatch.aio._pipelines import Pipelines, Through, filter_of, filters_of
 from iobatch.aio._sender import CLOSED, STATE_NAMES, WAITING, WriteSender
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import TracebackType
     from typing import Self
 
     from typing_extensions import Buffer
 
+    from iobatch.filters import Filter
+
 BufferDoneCallback = Callable[["BatchWriter", Any, int], object]
 # A number of seconds; None: no bound; `...`: the writer's value.
 Seconds = float | EllipsisType | None
 _NO_FLAGS: Final = 0
+_NO_ANCDATA: Final = ()
 
 
 @final
@@ -54,9 +59,9 @@ class BatchWriter:
         sock: a non-blocking socket. On a message socket (datagram, seqpacket) each write is one
             message.
         through: a callback of iob_write, normally a Filter, that all bytes go through. An operation
-            is done when the filter has passed on all of its bytes, or another callback has taken
-            them. A writer does not read: if the filter or callback must read (a TLS handshake), the
-            operation ends with SSLWantReadError.
+            is done when the filters have passed on all bytes that they held, or another callback
+            has taken the operation's bytes. A writer does not read: if the filter or callback must
+            read (a TLS handshake), the operation ends with SSLWantReadError.
         timeout: seconds from the posting of an operation until it must be done; None: no bound.
         stall_timeout: seconds within which the writer must send some bytes while an operation is
             pending; None: no bound.
@@ -85,7 +90,6 @@ class BatchWriter:
         "__weakref__",
         "_sender",
         "_stall_timeout",
-        "_through",
         "_timeout",
         "sock",
         "status",
@@ -100,7 +104,7 @@ class BatchWriter:
         self,
         sock: socket.socket,
         *,
-        through: Callable[[Any, memoryview], int | None] | None = None,
+        through: Through = None,
         timeout: float | None = None,
         stall_timeout: float | None = None,
         limit: int | None = None,
@@ -124,9 +128,8 @@ class BatchWriter:
         self._stall_timeout = _check_timeout(stall_timeout)
         self.user_info = user_info
         self.status = PENDING
-        self._through = through
         self._sender = WriteSender(
-            loop, sock, through, TurnBudget(loop, check_limit(limit)), high_water
+            loop, sock, Pipelines(through), TurnBudget(loop, check_limit(limit)), high_water
         )
 
     @property
@@ -149,7 +152,10 @@ class BatchWriter:
 
     @property
     def pending(self) -> int:
-        """The number of bytes posted and not sent yet, including those that filters hold."""
+        """The number of bytes posted and not sent yet.
+
+        It includes the bytes in each filter that the queued writes go through.
+        """
         return self._sender.pending
 
     def __repr__(self) -> str:
@@ -165,7 +171,10 @@ class BatchWriter:
         batch: IOBatch,
         *,
         flags: int = 0,
+        through: Through | EllipsisType = ...,
         exactly: int | None = None,
+        ancdata: Iterable[tuple[int, int, Buffer]] = _NO_ANCDATA,
+        address: Any = None,
         timeout: Seconds = ...,
         stall_timeout: Seconds = ...,
         on_complete: DoneCallback | None = None,
@@ -188,8 +197,13 @@ class BatchWriter:
         Args:
             batch: the batch to send.
             flags: MSG_* flags for every send(2); not with through.
+            through: the pipeline of this write, such as the codings of one response; `...`: the
+                writer's. It must lead to the writer's. All bytes through a Filter of its own are
+                one stream: end it by finish(through=...) before bytes of another pipeline.
             exactly: the number of bytes to send; the rest stays in the operation's batch. Not for
                 messages.
+            ancdata: ancillary data of a message, as for socket.sendmsg.
+            address: the destination of a message; None: the connected one.
             timeout: seconds until the operation must be done; None: no bound; `...`: the writer's.
             stall_timeout: seconds within which the writer must send some bytes; None: no bound;
                 `...`: the writer's.
@@ -202,18 +216,26 @@ class BatchWriter:
             OSError: ECANCELED: the writer was closed, or cancelled as TERMINAL.
             ValueError: exactly is negative, more than the batch has, less than the offer that a
                 callback must be given again (see iob_write), or given for a message; a timeout is
-                negative or NaN; flags are given with through.
-            TypeError: batch is not an IOBatch; a timeout is not a number of seconds; a callback is
-                not callable, or is a coroutine function.
+                negative or NaN; flags are given with through; through does not lead to the writer's
+                own; ancdata or address is given for a stream.
+            TypeError: batch is not an IOBatch; through is not callable; ancdata is malformed; a
+                timeout is not a number of seconds; a callback is not callable, or is a coroutine
+                function.
             OverflowError: flags don't fit a C int; a timeout doesn't fit a float.
-            RuntimeError: a call on the batch is in progress, as during its hooks and callbacks.
+            RuntimeError: a call on the batch is in progress, as during its hooks and callbacks; the
+                stream of another Filter that was given as through is open; an operation that ended
+                early has left an offer that a callback must be given again.
+            None of these changes the batch or the writer.
 
         Source: WSASend; Boost.Asio, async_write.
         """
         if (
             timeout is ...
             and stall_timeout is ...
+            and through is ...
             and exactly is None
+            and ancdata is _NO_ANCDATA
+            and address is None
             and on_complete is on_error is None
             and flags is _NO_FLAGS
             and type(batch) is IOBatch
@@ -229,7 +251,10 @@ class BatchWriter:
         return self._post(
             batch,
             flags=flags,
+            through=through,
             exactly=exactly,
+            ancdata=ancdata,
+            address=address,
             timeout=timeout,
             stall_timeout=stall_timeout,
             done_callback=combine_callbacks(on_complete, on_error),
@@ -241,6 +266,7 @@ class BatchWriter:
         batch: IOBatch,
         *,
         flags: int = 0,
+        through: Through | EllipsisType = ...,
         timeout: Seconds = ...,
         stall_timeout: Seconds = ...,
         on_complete: DoneCallback | None = None,
@@ -258,6 +284,7 @@ class BatchWriter:
             batch,
             some=True,
             flags=flags,
+            through=through,
             timeout=timeout,
             stall_timeout=stall_timeout,
             done_callback=combine_callbacks(on_complete, on_error),
@@ -325,18 +352,42 @@ class BatchWriter:
         self.user_info = operation.user_info
         return operation
 
-    def finish(self) -> WriteOperation:
-        """Post the end of the stream: the final output of the filter, such as TLS's close_notify.
+    def finish(
+        self, *, through: Through | EllipsisType = ..., until: Filter | None = None
+    ) -> WriteOperation:
+        """Post the end of a stream: the final output of filters, such as TLS's close_notify.
 
         The operation has no bytes of its own. It is done when all writes posted before have ended
-        and the filter's final output is sent. The filter takes no writes after it. Without a filter
-        there is no stream to end, and the operation is done when it reaches the head of the queue.
+        and the final output is sent. The filters take no writes after it. Without a filter there is
+        no stream to end, and the operation is done when it reaches the head of the queue.
+
+        Args:
+            through: the pipeline whose stream ends; `...`: the writer's.
+            until: a filter of that pipeline that stays open; for example, the TLS filter of a
+                connection, after the codings of one response.
 
         Raises:
-            OSError: as for write().
+            OSError, TypeError, RuntimeError: as for write().
+            ValueError: as for write(); or until is not in the pipeline.
 
         """
-        return self._post(IOBatch(), finishes=True)
+        return self._post(IOBatch(), through=through, finishes=True, until=until)
+
+    def flush(self, *, through: Through | EllipsisType = ...) -> WriteOperation:
+        """Post a push of the bytes that filters hold, without bytes of its own.
+
+        Call it after receiving on a connection with TLS: it sends the messages that TLS makes by
+        itself, such as those of a handshake or a key update. The operation is done when they are
+        sent. It ends no stream: bytes inside a compressor stay there.
+
+        Args:
+            through: the pipeline to push; `...`: the writer's.
+
+        Raises:
+            OSError, TypeError, ValueError: as for write().
+
+        """
+        return self._post(IOBatch(), through=through)
 
     async def drain(self) -> None:
         """Wait until fewer than high_water bytes are pending.
@@ -392,25 +443,36 @@ class BatchWriter:
     ) -> None:
         """Close the writer. First wait until nothing is pending, unless the block raised.
 
-        Raises: as for drain().
+        Raises:
+            Exception: as for drain().
+            RuntimeError: a filter has taken bytes, and was neither finished nor left open by
+                finish(until=...): its stream would be truncated. Not after close().
+
         """
         sender = self._sender
         try:
             while exc_type is None and sender.state == WAITING:
                 await sender.wait_for_change()
+            was_closed = sender.state == CLOSED
         finally:
             sender.close()
         if exc_type is None:
             sender.queue.raise_unretrieved()
+            if not was_closed:
+                sender.pipelines.check_finished()
 
     def _post(
         self,
         batch: IOBatch,
         *,
         flags: int = 0,
+        through: Through | EllipsisType = ...,
         exactly: int | None = None,
+        ancdata: Iterable[tuple[int, int, Buffer]] = (),
+        address: Any = None,
         some: bool = False,
         finishes: bool = False,
+        until: Filter | None = None,
         timeout: Seconds = ...,
         stall_timeout: Seconds = ...,
         done_callback: DoneCallback | None = None,
@@ -423,17 +485,36 @@ class BatchWriter:
         if not isinstance(batch, IOBatch):
             raise TypeError(f"batch must be an IOBatch, not {type(batch).__name__!r}")
         flags = check_flags(flags)
-        if flags and self._through is not None:
+        pipelines = sender.pipelines
+        pipeline = pipelines.resolve(through)
+        if flags and pipeline is not None:
             raise ValueError("flags must be 0 when through is given")
+        if until is not None and all(each is not until for each in filters_of(pipeline)):
+            raise ValueError("until must be a filter of the pipeline")
         if exactly is not None:
             exactly = self._check_exactly(exactly, batch)
+        control = [
+            (index(level), index(kind), bytes(memoryview(data))) for level, kind, data in ancdata
+        ]
+        is_message = sender.sends_messages and pipeline is None
+        if (control or address is not None) and not is_message:
+            raise ValueError("ancdata and address are for messages")
         timeout = self._timeout if timeout is ... else _check_timeout(timeout)
         stall_timeout = (
             self._stall_timeout if stall_timeout is ... else _check_timeout(stall_timeout)
         )
+        if batch or finishes:
+            pipelines.check_order(pipeline)
+        sender.check_owed_offer(batch)
         write = PostedWrite(sender, self.user_info if user_info is ... else user_info)
         write.flags = flags
+        write.ancdata = control
+        write.address = address
+        write.through = pipeline
+        write.filter = filter_of(pipeline)
         write.finishes = finishes
+        write.until = until
+        write.ends_codec = finishes and pipeline is not pipelines.through
         write.operation = operation = WriteOperation(write)
         if done_callback is not None:
             write.add_done_callback((done_callback, copy_context()))
