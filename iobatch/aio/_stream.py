@@ -63,6 +63,7 @@ async def send_to_stream(writer: asyncio.StreamWriter, batch: IOBatch) -> int:
     core.check_idle()
     start = core.sent
     read_limit = READ_LIMIT
+    is_tls = writer.get_extra_info("sslcontext") is not None
     probe = PageCacheProbe()
     turn_start = start
     core.activity = SENDING
@@ -82,7 +83,7 @@ async def send_to_stream(writer: asyncio.StreamWriter, batch: IOBatch) -> int:
                 await _wait_for_read_ahead(probe)
             elif isinstance(ready, bytes):
                 _write_to_transport(writer.write, ready, core, len(ready))
-                await writer.drain()
+                await _drain(writer, is_tls=is_tls)
             elif large:
                 if not await _loop_send_range(writer.transport, core, ready):
                     read_limit = MAX_BYTES  # every range is read from here on
@@ -92,7 +93,7 @@ async def send_to_stream(writer: asyncio.StreamWriter, batch: IOBatch) -> int:
                 pieces = [buffer if type(buffer) is bytes else bytes(buffer) for buffer in buffers]
                 _write_to_transport(writer.writelines, pieces, core, size)
                 _recheck_high_water(writer.transport)
-                await writer.drain()
+                await _drain(writer, is_tls=is_tls)
     except OSError as exc:
         if is_interruption(exc):
             raise
@@ -102,6 +103,20 @@ async def send_to_stream(writer: asyncio.StreamWriter, batch: IOBatch) -> int:
     if core.error is not None:
         raise copy_to_raise(core.error)
     return core.sent - start
+
+
+async def _drain(writer: asyncio.StreamWriter, *, is_tls: bool) -> None:
+    """Wait while the stream is full.
+
+    Raises:
+        OSError: the connection is lost.
+
+    """
+    if is_tls:
+        # A TLS transport learns in the next turn of the loop that its connection is lost. Until
+        # then it drops what is written, without an error.
+        await asyncio.sleep(0)
+    await writer.drain()
 
 
 def _write_to_transport(
