@@ -1,13 +1,14 @@
-"""Arguments, checked and normalised: descriptors, offsets, limits, flags, buffers."""
+"""Arguments, checked and normalised: descriptors, offsets, limits, timeouts, flags, buffers."""
 
 from __future__ import annotations
 
 import errno
 import os
+from math import inf
 from operator import index
 from pickle import PickleBuffer
 from stat import S_ISDIR, S_ISREG
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from typing import Protocol
@@ -133,3 +134,24 @@ def file_size(fd: int) -> int:
     if not S_ISREG(status.st_mode):
         raise ValueError("count is required: file is not a regular file")
     return status.st_size
+
+
+def check_timeout(seconds: Any) -> float | None:
+    """Return a timeout as a float; None: no bound.
+
+    Raises:
+        TypeError: seconds is not a number, or one that can't be added to a loop's time.
+        OverflowError: seconds doesn't fit a float.
+        ValueError: seconds is negative or NaN.
+
+    """
+    if seconds is None:
+        return None
+    try:
+        number = 0.0 + seconds
+    except TypeError:
+        kind = type(seconds).__name__
+        raise TypeError(f"a timeout must be a number of seconds or None, not {kind!r}") from None
+    if not number >= 0:  # NaN included
+        raise ValueError(f"a timeout must not be negative or NaN: {seconds}")
+    return None if number == inf else number

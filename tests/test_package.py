@@ -35,6 +35,7 @@ IMPORT_ORDER = (
     "aio._pipelines",
     "aio._budget",
     "aio._readahead",
+    "aio._posted",
     "aio._operation",
     "aio._queue",
     "aio._watch",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, final
 from attrs import define, field
 
 from iobatch._errors import copy_to_raise
-from iobatch.aio._operation import ENDINGS, PENDING, PostedWrite, WriteStatus
+from iobatch.aio._posted import ENDINGS, PENDING, PostedWrite, WriteStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable

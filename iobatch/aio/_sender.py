@@ -28,17 +28,17 @@ from iobatch._errors import is_interruption
 from iobatch._pagecache import PageCacheProbe
 from iobatch._send import SEND_LIMIT, iob_send, iob_sendmsg, send_joined
 from iobatch._write import iob_write
-from iobatch.aio._operation import (
+from iobatch.aio._operation import WriteOperation
+from iobatch.aio._pipelines import Pipelines, bytes_held
+from iobatch.aio._posted import (
     DONE,
     ENDINGS,
     PENDING,
     CancellationType,
     PostedWrite,
     Timer,
-    WriteOperation,
     WriteStatus,
 )
-from iobatch.aio._pipelines import Pipelines, bytes_held
 from iobatch.aio._queue import WriteQueue
 from iobatch.aio._readahead import finish_read_ahead, start_read_ahead
 from iobatch.aio._watch import SocketWatch

@@ -7,28 +7,24 @@ import errno
 import socket
 from collections.abc import Callable
 from contextvars import copy_context
-from math import inf
 from operator import index
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Final, final
 
-from iobatch._arguments import as_byte_view, check_flags, check_limit, check_nonnegative
+from iobatch._arguments import (
+    as_byte_view,
+    check_flags,
+    check_limit,
+    check_nonnegative,
+    check_timeout,
+)
 from iobatch._batch import IOBatch, core_of
 from iobatch._send import SEND_LIMIT
 from iobatch._write import WRITE_LIMIT
 from iobatch.aio._budget import TurnBudget
-from iobatch.aio._operation import (
-    DONE,
-    PENDING,
-    CancellationType,
-    DoneCallback,
-    PostedWrite,
-    WriteOperation,
-    WriteStatus,
-    check_callable,
-    combine_callbacks,
-)
+from iobatch.aio._operation import DoneCallback, WriteOperation, check_callable, combine_callbacks
 from iobatch.aio._pipelines import Pipelines, Through, filter_of, filters_of
+from iobatch.aio._posted import DONE, PENDING, CancellationType, PostedWrite, WriteStatus
 from iobatch.aio._sender import CLOSED, STATE_NAMES, WAITING, WriteSender
 
 if TYPE_CHECKING:
@@ -124,8 +120,8 @@ class BatchWriter:
         if limit is None:
             limit = SEND_LIMIT if through is None else WRITE_LIMIT
         self.sock = sock
-        self._timeout = _check_timeout(timeout)
-        self._stall_timeout = _check_timeout(stall_timeout)
+        self._timeout = check_timeout(timeout)
+        self._stall_timeout = check_timeout(stall_timeout)
         self.user_info = user_info
         self.status = PENDING
         self._sender = WriteSender(
@@ -139,7 +135,7 @@ class BatchWriter:
 
     @timeout.setter
     def timeout(self, seconds: float | None) -> None:
-        self._timeout = _check_timeout(seconds)
+        self._timeout = check_timeout(seconds)
 
     @property
     def stall_timeout(self) -> float | None:
@@ -148,7 +144,7 @@ class BatchWriter:
 
     @stall_timeout.setter
     def stall_timeout(self, seconds: float | None) -> None:
-        self._stall_timeout = _check_timeout(seconds)
+        self._stall_timeout = check_timeout(seconds)
 
     @property
     def pending(self) -> int:
@@ -499,9 +495,9 @@ class BatchWriter:
         is_message = sender.sends_messages and pipeline is None
         if (control or address is not None) and not is_message:
             raise ValueError("ancdata and address are for messages")
-        timeout = self._timeout if timeout is ... else _check_timeout(timeout)
+        timeout = self._timeout if timeout is ... else check_timeout(timeout)
         stall_timeout = (
-            self._stall_timeout if stall_timeout is ... else _check_timeout(stall_timeout)
+            self._stall_timeout if stall_timeout is ... else check_timeout(stall_timeout)
         )
         if batch or finishes:
             pipelines.check_order(pipeline)
@@ -546,24 +542,3 @@ class BatchWriter:
                 f"exactly must be at least the length to offer again ({pinned}), not {exactly}"
             )
         return exactly
-
-
-def _check_timeout(seconds: Any) -> float | None:
-    """Return a timeout as a float; None: no bound.
-
-    Raises:
-        TypeError: seconds is not a number, or one that can't be added to a loop's time.
-        OverflowError: seconds doesn't fit a float.
-        ValueError: seconds is negative or NaN.
-
-    """
-    if seconds is None:
-        return None
-    try:
-        number = 0.0 + seconds
-    except TypeError:
-        kind = type(seconds).__name__
-        raise TypeError(f"a timeout must be a number of seconds or None, not {kind!r}") from None
-    if not number >= 0:  # NaN included
-        raise ValueError(f"a timeout must not be negative or NaN: {seconds}")
-    return None if number == inf else number
