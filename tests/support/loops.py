@@ -162,8 +162,10 @@ async def turns(count: int = 5) -> None:
 
 
 def is_watched(writer: BatchWriter) -> bool:
-    """Return whether the loop watches a writer's socket, and end that watch."""
-    return asyncio.get_running_loop().remove_writer(writer.sock.fileno())
+    """Return whether the loop watches a writer's socket, by a duplicate; stop it from doing so."""
+    fd = writer._sender._watch._fd
+    return fd >= 0 and asyncio.get_running_loop().remove_writer(fd)
+
 
 
 @asynccontextmanager
