@@ -129,10 +129,11 @@ def refuse_dup(patch: pytest.MonkeyPatch, *errnos: int) -> list[int]:
 
 
 @both_loops
-async def test_write_waits_even_if_no_descriptor_is_available_at_first() -> None:
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE], ids=errno.errorcode.get)
+async def test_write_waits_even_if_no_descriptor_is_available_at_first(number: int) -> None:
     """Sending is tried again after a while, until a duplicate can be made."""
     with full_writer() as (writer, peer), pytest.MonkeyPatch.context() as patch:
-        left = refuse_dup(patch, errno.EMFILE, errno.ENFILE)
+        left = refuse_dup(patch, number)
         operation = writer.write(batch_of(b"abc"))
         assert operation.status is WriteStatus.PENDING
         async with asyncio.timeout(PATIENCE):
