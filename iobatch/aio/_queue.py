@@ -76,14 +76,19 @@ class WriteQueue:
         ending = ENDINGS[status]
         if ending.reported_by_drain and write.done_callbacks is None and self._unretrieved is None:
             self._unretrieved = error
-        aborts = write.part_way and ending.aborts_later_writes
+        later: list[PostedWrite] = []
+        if write.part_way and ending.aborts_later_writes:
+            writes = self.writes
+            later = writes[writes.index(write) + 1 :]
         self.end_one(write, status, error)
-        if aborts:
-            self.abort_all()
+        self._abort(later)
 
     def abort_all(self) -> None:
         """End every write as ABORTED."""
-        for write in self.writes:
+        self._abort(self.writes)
+
+    def _abort(self, writes: list[PostedWrite]) -> None:
+        for write in writes:
             error = OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
             self.end_one(write, WriteStatus.ABORTED, error)
 

@@ -27,7 +27,7 @@ from iobatch._core import IDLE, IOB_AGAIN, IOB_DONE, IOB_ERROR, SENDING
 from iobatch._errors import is_interruption
 from iobatch._pagecache import PageCacheProbe
 from iobatch._send import SEND_LIMIT, iob_send, iob_sendmsg, send_joined
-from iobatch._write import iob_write
+from iobatch._write import WRITE_LIMIT, iob_write
 from iobatch.aio._operation import WriteOperation
 from iobatch.aio._pipelines import Pipelines, bytes_held
 from iobatch.aio._posted import (
@@ -326,8 +326,9 @@ class WriteSender:
             if not self._make_ready(head, core.left, core.left):
                 return IOB_AGAIN
             return iob_sendmsg(self.sock, batch, head.ancdata, head.flags, head.address)
-        # One call probes and sends at most SEND_LIMIT bytes, however many a turn may send.
-        max_bytes = min(head.max_bytes - head.transferred, self.budget.left, SEND_LIMIT)
+        # One call probes and sends at most this number of bytes, however many a turn may send.
+        most = SEND_LIMIT if head.through is self.pipelines.through else WRITE_LIMIT
+        max_bytes = min(head.max_bytes - head.transferred, self.budget.left, most)
         limit = self._make_ready(head, 1, max_bytes)
         if not limit:
             return IOB_AGAIN

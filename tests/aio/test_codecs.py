@@ -1,0 +1,345 @@
+"""Writes with a pipeline of their own: the codings of one response, above the connection's TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import os
+import socket
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from iobatch import IOB_AGAIN, IOBatch
+from iobatch.aio import BatchWriter, CancellationType, WriteStatus
+from iobatch.filters import Chunked, Filter
+from tests.support.aio import statuses
+from tests.support.batches import batch_of, data
+from tests.support.filters import Identity
+from tests.support.http import split
+from tests.support.loops import both_loops, full_writer, read, turns, writer_pair
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+BODY = b"The same again and again. " * 1000
+HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+ABORTED, CANCELLED, DONE = WriteStatus.ABORTED, WriteStatus.CANCELLED, WriteStatus.DONE
+
+
+def codec(then: Filter | None) -> Filter:
+    """Return the codings of a response: gzip, then chunks."""
+    return Filter(zlib.compressobj(wbits=31), Filter(Chunked(), then))
+
+
+class Xor:
+    """A transform that can be seen in its output, as TLS's can."""
+
+    def compress(self, data: Any) -> bytes:
+        return bytes(byte ^ 0x55 for byte in memoryview(data).cast("B"))
+
+    def flush(self) -> bytes:
+        return b"\0"  # for close_notify
+
+
+async def receive_xor(sock: Any) -> bytes:
+    received = bytearray()
+    while not received.endswith(b"\0"):
+        received += await asyncio.get_running_loop().sock_recv(sock, 1 << 16)
+    return Xor().compress(received[:-1])
+
+
+@both_loops
+async def test_each_response_has_its_head_over_tls_and_its_body_through_a_codec() -> None:
+    secure = Filter(Xor())
+    with writer_pair(through=secure) as (writer, peer):
+        arriving = asyncio.create_task(receive_xor(peer))
+        async with writer:
+            for _ in range(3):
+                coded = codec(secure)
+                writer.write(batch_of(HEAD))
+                writer.write(batch_of(BODY), through=coded)
+                writer.write(batch_of(BODY), through=coded)
+                operation = writer.finish(through=coded, until=secure)
+            assert await operation == 0
+            assert writer.pending == 0
+            await writer.finish()
+        responses = split(await arriving)
+        assert [gzip.decompress(response.body) for response in responses] == [BODY * 2] * 3
+
+
+@both_loops
+async def test_codec_needs_no_pipeline_of_the_writer() -> None:
+    with writer_pair() as (writer, peer):
+        coded = codec(None)
+        writer.write(batch_of(HEAD))
+        writer.write(batch_of(BODY), through=coded)
+        writer.finish(through=coded)
+        assert await writer.write(batch_of(b"next")) == 4
+        raw = await read(peer, len(HEAD))
+        while not raw.endswith(b"0\r\n\r\nnext"):
+            raw += await read(peer, 1)
+        [response] = split(raw.removesuffix(b"next"))
+        assert gzip.decompress(response.body) == BODY
+
+
+@both_loops
+async def test_posting_other_bytes_into_an_open_codec_raises_and_changes_nothing() -> None:
+    secure = Filter(Xor())
+    with writer_pair(through=secure) as (writer, peer):
+        coded = codec(secure)
+        await writer.write(batch_of(BODY), through=coded)
+        batch = batch_of(b"between")
+        for post in (
+            lambda: writer.write(batch),
+            lambda: writer.write_some(batch),
+            lambda: writer.write(batch, through=codec(secure)),
+            lambda: writer.write_buffer(b"between", print),
+            writer.finish,
+        ):
+            with pytest.raises(RuntimeError, match="codec is open"):
+                post()
+        assert batch.bytesleft == 7
+        assert writer.flush().status is DONE
+        await writer.finish(through=coded, until=secure)
+        assert await writer.write(batch) == 7
+        await writer.finish()
+        assert (await receive_xor(peer)).endswith(b"0\r\n\r\nbetween")
+
+
+@both_loops
+async def test_codec_that_has_taken_no_bytes_is_not_open() -> None:
+    """Its only write was cancelled before its first byte."""
+    secure = Filter(Identity())
+    with full_writer(through=secure) as (writer, peer):
+        first = writer.write(batch_of(b"first"))
+        coded = writer.write(batch_of(BODY), through=codec(secure))
+        assert coded.cancel(CancellationType.TOTAL)
+        second = writer.write(batch_of(b"second"))
+        assert await peer.read(11) == b"firstsecond"
+        assert await first == 5
+        assert await second == 6
+
+
+@both_loops
+@pytest.mark.parametrize("kind", [CancellationType.PARTIAL, CancellationType.TOTAL])
+async def test_cancelled_end_of_a_codec_aborts_what_was_posted_after_it(
+    kind: CancellationType,
+) -> None:
+    """The bytes would be taken for a part of the body."""
+    with full_writer() as (writer, peer):
+        coded = codec(None)
+        body = writer.write(batch_of(BODY), through=coded)
+        end = writer.finish(through=coded)
+        after = writer.write(batch_of(b"after"))
+        assert end.cancel(kind)
+        assert statuses([end, after]) == [CANCELLED, ABORTED]
+        assert after.batch.bytesleft == 5
+        with pytest.raises(RuntimeError, match="codec is open"):
+            writer.write(after.batch)
+        await peer.clear()
+        await body
+        end = writer.finish(through=coded)
+        operation = writer.write(after.batch)
+        raw = b""
+        while not raw.endswith(b"0\r\n\r\nafter"):
+            raw += await read(peer.sock, 1)
+        assert await end == 0
+        assert await operation == 5
+
+
+@both_loops
+@pytest.mark.parametrize(
+    "make",
+    [lambda _: None, lambda _: codec(None), lambda _: Filter(Identity(), bytes.__len__)],
+    ids=["None", "to the socket", "to another callback"],
+)
+async def test_pipeline_that_bypasses_the_writers_is_refused(
+    make: Callable[[Filter], Any],
+) -> None:
+    """Its bytes would leave as plain text under TLS."""
+    secure = Filter(Xor())
+    with writer_pair(through=secure) as (writer, _):
+        batch = batch_of(b"secret")
+        for post in (
+            lambda through: writer.write(batch, through=through),
+            lambda through: writer.write_some(batch, through=through),
+            lambda through: writer.finish(through=through),
+            lambda through: writer.flush(through=through),
+        ):
+            with pytest.raises(ValueError, match="lead to the writer's own"):
+                post(make(secure))
+        assert batch.bytesleft == 6
+
+
+@both_loops
+async def test_bad_pipelines_and_ends_are_refused() -> None:
+    with writer_pair() as (writer, _):
+        with pytest.raises(TypeError, match="through must be callable, not 'int'"):
+            writer.write(batch_of(b"x"), through=7)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="until must be a filter"):
+            writer.finish(until=Filter(Identity()))
+        with pytest.raises(ValueError, match="flags must be 0"):
+            writer.write(batch_of(b"x"), through=codec(None), flags=1)
+        assert writer.finish().status is DONE
+
+
+@both_loops
+async def test_pending_counts_each_filter_once() -> None:
+    secure = Filter(Identity(), lambda *_: IOB_AGAIN)
+    with writer_pair(through=secure) as (writer, _):
+        first, second = Filter(Identity(), secure), Filter(Identity(), secure)
+        writer.write(batch_of(bytes(10)))
+        writer.write(batch_of(bytes(100)), through=first)
+        writer.finish(through=first, until=secure)
+        writer.write(batch_of(bytes(1000)), through=second)
+        assert secure.bytesleft == 10
+        assert writer.pending == 1110
+        writer.cancel()
+        assert writer.pending == 10
+
+
+@both_loops
+async def test_leftovers_of_a_codec_are_sent_on_after_its_write_was_cancelled() -> None:
+    with full_writer() as (writer, peer):
+        coded = Filter(Identity())
+        operation = writer.write(batch_of(bytes(600_000)), through=coded)
+        held = coded.bytesleft
+        assert 0 < held < 600_000
+        assert operation.cancel()
+        await peer.read(operation.bytes_transferred)
+        await turns()
+        assert writer.pending == 0
+
+
+@both_loops
+@pytest.mark.parametrize("ends", ["finish", "until", "close", "raise"])
+async def test_async_with_accepts_a_stream_that_was_ended(ends: str) -> None:
+    secure = Filter(Xor())
+    coded = codec(secure)
+    with writer_pair(through=secure) as (writer, _):
+        try:
+            async with writer:
+                await writer.write(batch_of(BODY), through=coded)
+                if ends == "finish":
+                    await writer.finish(through=coded)
+                elif ends == "until":
+                    await writer.finish(through=coded, until=secure)
+                elif ends == "close":
+                    writer.close()
+                else:
+                    raise ZeroDivisionError
+        except ZeroDivisionError:
+            assert ends == "raise"
+
+
+@both_loops
+@pytest.mark.parametrize("unfinished", ["codec", "TLS"])
+async def test_async_with_refuses_to_leave_a_stream_without_its_end(unfinished: str) -> None:
+    """The peer would get a truncated body, or no close_notify."""
+    secure = Filter(Xor())
+    coded = codec(secure)
+
+    async def respond(writer: BatchWriter) -> None:
+        async with writer:
+            if unfinished == "TLS":
+                await writer.write(batch_of(BODY))
+            else:
+                await writer.write(batch_of(BODY), through=coded)
+
+    with writer_pair(through=secure) as (writer, _):
+        with pytest.raises(RuntimeError, match="stream of a filter was not ended"):
+            await respond(writer)
+        with pytest.raises(OSError, match="closed"):
+            writer.write(batch_of(b"x"))
+
+
+@both_loops
+async def test_async_with_reports_a_filters_error_and_not_its_missing_end() -> None:
+    def broken(*_: object) -> int:
+        raise ConnectionResetError
+
+    with (
+        writer_pair(through=Filter(Identity(), broken)) as (writer, _),
+        pytest.raises(ConnectionResetError),
+    ):
+        async with writer:
+            writer.write(batch_of(BODY))
+
+
+@both_loops
+async def test_async_with_needs_no_end_of_a_filter_that_took_nothing() -> None:
+    with writer_pair(through=Filter(Xor())) as (writer, _):
+        async with writer:
+            await writer.write(IOBatch())
+            await writer.flush()
+
+
+@both_loops
+async def test_offer_that_openssl_may_have_begun_is_made_again_before_other_bytes() -> None:
+    """The end of its operation leaves it owed: cancelled, timed out, or failed."""
+    offers: list[bytes] = []
+    script = [IOB_AGAIN, IOB_AGAIN]
+
+    def callback(_sock: Any, view: memoryview) -> int:
+        offers.append(bytes(view))
+        return script.pop() if script else len(view)
+
+    with writer_pair(through=callback) as (writer, _):
+        first = writer.write(batch_of(b"first"))
+        after = writer.write(batch_of(b"after"))
+        assert not first.cancel(CancellationType.TOTAL)
+        assert first.cancel()
+        assert statuses([first, after]) == [CANCELLED, ABORTED]
+        other = batch_of(b"other")
+        with pytest.raises(RuntimeError, match="offered the bytes of an earlier operation again"):
+            writer.write(other)
+        assert other.bytesleft == 5
+        again = writer.write(first.batch)
+        operation = writer.write(other)
+        await turns(50)
+        writer._sender.resume()
+        assert statuses([again, operation]) == [DONE, DONE]
+        assert set(offers[:-1]) == {b"first"}
+        assert offers[-1] == b"other"
+
+
+@both_loops
+async def test_messages_have_ancillary_data_and_an_address(
+    make_file: Callable[[bytes], int],
+) -> None:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ours,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as theirs,
+    ):
+        ours.setblocking(False)
+        theirs.bind(("127.0.0.1", 0))
+        writer = BatchWriter(ours)
+        assert await writer.write(batch_of(b"datagram"), address=theirs.getsockname()) == 8
+        assert theirs.recv(99) == b"datagram"
+        batch = batch_of(b"x")
+        operation = writer.write(batch, address=7)
+        with pytest.raises(TypeError):
+            await operation
+        assert await writer.write(operation.batch, address=theirs.getsockname()) == 1
+    with writer_pair() as (writer, _):
+        for options in ({"address": ("127.0.0.1", 9)}, {"ancdata": [(1, 1, b"")]}):
+            with pytest.raises(ValueError, match="are for messages"):
+                writer.write(batch_of(b"x"), **options)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        ours.setblocking(False)
+        writer = BatchWriter(ours)
+        fd = make_file(data(10))
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, fd.to_bytes(4, "little"))
+        assert await writer.write(batch_of(b"a file"), ancdata=iter([rights])) == 6
+        message, [passed], _, _ = socket.recv_fds(theirs, 99, 1)
+        assert os.pread(passed, 99, 0) == data(10)
+        os.close(passed)
+        assert message == b"a file"
+        batch = batch_of(b"x")
+        for bad in ([(1, 1)], [(1, "1", b"")], [(1, 1, 5)], 7):
+            with pytest.raises((TypeError, ValueError)):
+                writer.write(batch, ancdata=bad)  # type: ignore[arg-type]
+        assert batch.bytesleft == 1
