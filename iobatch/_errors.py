@@ -139,22 +139,6 @@ def copy_to_raise(error: Raised) -> Raised:
     return raised.with_traceback(error.__traceback__)
 
 
-def traceback_of_caller(exc: BaseException | None) -> TracebackType | None:
-    """Return the part of an exception's traceback after the frames of this library.
-
-    That is the part in the callback or transform that raised the exception. The frames of this
-    library refer to the batch that was being sent, and would keep it alive.
-    """
-    traceback = None if exc is None else exc.__traceback__
-    while traceback is not None and _is_own(traceback.tb_frame):
-        traceback = traceback.tb_next
-    return traceback
-
-
-def _is_own(frame: FrameType) -> bool:
-    return str(frame.f_globals.get("__name__")).partition(".")[0] == "iobatch"
-
-
 @define(eq=False)
 class _Unraisable:
     """Raise an exception in a finalizer, so that the interpreter calls sys.unraisablehook.

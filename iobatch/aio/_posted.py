@@ -26,8 +26,6 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from attrs import define, frozen
 
-from iobatch._errors import traceback_of_caller
-
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Sequence
@@ -202,8 +200,6 @@ class PostedWrite:
         A second call continues where a signal handler's exception stopped the first.
         """
         if self.status is PENDING:
-            if error is not None:
-                error.__traceback__ = traceback_of_caller(error)
             sent = self.transferred
             self.sent = sent
             self.status = status

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from typing import Any
 
@@ -110,3 +111,21 @@ async def test_cancel_with_an_unknown_kind_raises_and_changes_nothing() -> None:
             with pytest.raises(ValueError, match="partly"):
                 cancel(wrong)
         assert operation.status is WriteStatus.PENDING
+
+
+@both_loops
+@pytest.mark.parametrize("sock", [7, None, "socket"])
+async def test_writer_refuses_what_is_no_socket_object(sock: Any) -> None:
+    with pytest.raises(TypeError, match="sock must be a socket object"):
+        BatchWriter(sock)
+
+
+@both_loops
+async def test_writer_refuses_the_socket_of_a_transport() -> None:
+    """Asyncio gives out a TransportSocket, which has no send."""
+    with stream_pair("tcp4") as (ours, _):
+        _, stream = await asyncio.open_connection(sock=ours.dup())
+        with pytest.raises(TypeError, match="sock must be a socket object"):
+            BatchWriter(stream.get_extra_info("socket"))
+        stream.close()
+        await stream.wait_closed()

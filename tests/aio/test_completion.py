@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import threading
-from typing import TYPE_CHECKING
+import weakref
+from typing import TYPE_CHECKING, Any
 
+import pytest
+
+from iobatch.aio import BatchWriter
 from tests.support.batches import batch_of
 from tests.support.loops import (
     both_loops,
@@ -15,7 +20,7 @@ from tests.support.loops import (
     turns,
     writer_pair,
 )
-from tests.support.sockets import PATIENCE
+from tests.support.sockets import PATIENCE, stream_pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,3 +139,128 @@ async def test_gather_and_wait_for_take_operations() -> None:
         await peer.read(6)
         assert await gathered == [1, 2, 3]
         assert await asyncio.wait_for(writer.write(batch_of(b"x")), PATIENCE) == 1
+
+
+@both_loops
+async def test_asyncio_wait_accepts_operations() -> None:
+    with full_writer() as (writer, peer):
+        operations = [writer.write(batch_of(b"abc")) for _ in range(3)]
+        done, pending = await asyncio.wait(operations, timeout=0)
+        assert (done, pending) == (set(), set(operations))
+        await peer.clear()
+        done, pending = await asyncio.wait(operations, return_when=asyncio.FIRST_COMPLETED)
+        assert operations[0] in done
+        done, pending = await asyncio.wait(operations, return_when=asyncio.FIRST_EXCEPTION)
+        assert (done, pending) == (set(operations), set())
+        assert all(operation._posted_write.done_callbacks is None for operation in operations)
+
+
+@both_loops
+async def test_exception_is_that_of_a_future() -> None:
+    with full_writer() as (writer, _):
+        cancelled, aborted = writer.write(batch_of(b"x")), writer.write(batch_of(b"x"))
+        with pytest.raises(asyncio.InvalidStateError):
+            cancelled.exception()
+        assert not cancelled.cancelled()
+        cancelled.cancel()
+        assert cancelled.cancelled()
+        with pytest.raises(asyncio.CancelledError):
+            cancelled.exception()
+        writer.close()
+        assert aborted.exception() is aborted.error is not None
+        assert not aborted.cancelled()
+    with writer_pair() as (writer, _):
+        assert writer.write(batch_of(b"x")).exception() is None
+
+
+@both_loops
+async def test_removed_callback_is_not_called() -> None:
+    with full_writer() as (writer, peer):
+        ended: list[WriteOperation] = []
+        kept: list[WriteOperation] = []
+        remove, keep = ended.append, kept.append
+        operation = writer.write(batch_of(b"x"), on_complete=remove)
+        operation.add_done_callback(remove)
+        operation.add_done_callback(keep)
+        waiting = asyncio.ensure_future(operation)
+        await turns()
+        assert operation.remove_done_callback(remove) == 2
+        assert operation.remove_done_callback(remove) == 0
+        assert await peer.read(1) == b"x"
+        assert await waiting == 1
+        await turns()
+        assert (ended, kept) == ([], [operation])
+        assert operation.remove_done_callback(keep) == 0
+
+
+@both_loops
+async def test_done_callback_that_is_none_is_refused() -> None:
+    with full_writer() as (writer, _):
+        operation = writer.write(batch_of(b"x"))
+        with pytest.raises(TypeError, match="callback must not be None"):
+            operation.add_done_callback(None)  # type: ignore[arg-type]
+        assert operation.cancel()
+
+
+def break_socket(sock: object, view: object) -> int:
+    raise BrokenPipeError
+
+
+def break_with_cause(sock: object, view: object) -> int:
+    raise ZeroDivisionError("of a callback") from KeyError("the cause")
+
+
+@both_loops
+@pytest.mark.parametrize("through", [None, break_socket])
+@pytest.mark.parametrize("retrieve", ["await", "drain", "wait"])
+async def test_failed_operation_is_freed_without_the_collector(through: Any, retrieve: str) -> None:
+    """No traceback refers to the operation, its batch or its buffers."""
+    gc.collect()
+    gc.disable()
+    try:
+        with stream_pair() as (ours, theirs):
+            ours.setblocking(False)
+            theirs.close()
+            writer = BatchWriter(ours, through=through)
+            batch = batch_of(b"abc")
+            buffer = Buffer(b"x")
+            batch.addbuf(buffer)
+            freed = [weakref.ref(buffer)]
+            del buffer
+            operation = writer.write(batch)
+            freed += [weakref.ref(operation), weakref.ref(operation.batch)]
+            try:
+                if retrieve == "await":
+                    await operation
+                elif retrieve == "drain":
+                    await writer.drain()
+                else:
+                    await asyncio.wait([operation])
+                    raise operation.exception() or AssertionError
+            except OSError:
+                pass
+            del operation
+            writer.close()
+            del writer
+            assert [reference() for reference in freed] == [None] * 3
+    finally:
+        gc.enable()
+
+
+@both_loops
+async def test_exception_of_a_callback_keeps_its_traceback_and_cause() -> None:
+    """Also if it is retrieved twice: each time a copy is raised."""
+    with writer_pair(through=break_with_cause) as (writer, _):
+        operation = writer.write(batch_of(b"abc"))
+        lengths = set()
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError) as raised:
+                await operation
+            assert isinstance(raised.value.__cause__, KeyError)
+            lengths.add(len(raised.traceback))
+            assert raised.traceback[-1].name == "break_with_cause"
+        assert len(lengths) == 1
+
+
+class Buffer(bytearray):
+    """A buffer that can be referred to weakly."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from iobatch import IOBatch
+from iobatch._pagecache import ReadAhead
 from iobatch.aio import send_to_stream
 from tests.support.batches import batch_of, data
 from tests.support.fakes import again, log_preads, patch_os
@@ -152,3 +153,50 @@ async def test_file_that_is_not_ready_is_tried_again_by_a_writer_only(
             async with stream() as (sending, _):
                 with pytest.raises(BlockingIOError):
                     await send_to_stream(sending, batch)
+
+
+def fail_to_start() -> None:
+    raise ZeroDivisionError("the executor's initializer")
+
+
+@both_loops
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("over", ["writer", "stream"])
+@pytest.mark.parametrize("broken", ["initializer", "close"])
+async def test_loop_reads_the_file_if_the_thread_fails(
+    over: str, broken: str, make_file: MakeFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The executor is broken, or close(2) of the duplicate fails."""
+    fd = make_file(data(LARGE))
+    loop = asyncio.get_running_loop()
+    initializer = fail_to_start if broken == "initializer" else None
+    with (
+        slow_disk() as disk,
+        writer_pair() as (writer, writer_peer),
+        ThreadPoolExecutor(1, initializer=initializer) as pool,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        loop.set_default_executor(pool)
+        if broken == "close":
+            call = ReadAhead.__call__
+
+            def fail_to_close(read_ahead: ReadAhead) -> int | OSError:
+                call(read_ahead)
+                raise OSError(errno.EIO, "scripted")
+
+            patch.setattr(ReadAhead, "__call__", fail_to_close)
+        async with stream() as (sending, stream_peer):
+            disk.evict(fd)
+            batch = batch_of(b"header")
+            batch.addfile(fd)
+            peer = writer_peer if over == "writer" else stream_peer
+            arriving = asyncio.create_task(read(peer, 6 + LARGE))
+            if over == "writer":
+                operation = writer.write(batch)
+                after = writer.write(batch_of(b"after"))
+                assert await operation == 6 + LARGE
+                assert await after == 5
+            else:
+                assert await send_to_stream(sending, batch) == 6 + LARGE
+            assert await arriving == b"header" + data(LARGE)
+    caplog.clear()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from decimal import Decimal
+from typing import Any
 
 import pytest
 
-from iobatch.aio import WriteOperation, WriteStatus
+from iobatch.aio import BatchWriter, WriteOperation, WriteStatus
 from tests.support.aio import statuses
 from tests.support.batches import batch_of
 from tests.support.loops import (
@@ -166,3 +168,42 @@ async def test_stall_timeout_of_zero_ends_a_write_that_has_to_wait() -> None:
     with full_writer() as (writer, _):
         operation = writer.write(batch_of(b"some"), stall_timeout=0)
         assert operation.status is TIMEOUT
+
+
+@both_loops
+@pytest.mark.parametrize(
+    ("seconds", "error"),
+    [
+        (Decimal(1), TypeError),
+        ("1", TypeError),
+        (10**400, OverflowError),
+        (-1, ValueError),
+        (float("nan"), ValueError),
+    ],
+    ids=["Decimal", "str", "10**400", "negative", "NaN"],
+)
+async def test_bad_timeout_is_refused_before_anything_is_taken(
+    seconds: Any, error: type[Exception]
+) -> None:
+    with full_writer() as (writer, _):
+        batch = batch_of(b"abc")
+        for options in ({"timeout": seconds}, {"stall_timeout": seconds}):
+            with pytest.raises(error):
+                writer.write(batch, **options)
+            with pytest.raises(error):
+                BatchWriter(writer.sock, **options)
+            with pytest.raises(error):
+                setattr(writer, *options, seconds)
+        with pytest.raises(error):
+            writer.write_buffer(b"abc", print, timeout=seconds)
+        assert batch.bytesleft == 3
+        assert (writer.timeout, writer.stall_timeout, writer.pending) == (None, None, 0)
+
+
+@both_loops
+async def test_infinite_timeout_is_no_bound() -> None:
+    with full_writer(timeout=float("inf")) as (writer, peer):
+        assert writer.timeout is None
+        operation = writer.write(batch_of(b"abc"), timeout=float("inf"), stall_timeout=10**300)
+        assert await peer.read(3) == b"abc"
+        assert await operation == 3

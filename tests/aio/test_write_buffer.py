@@ -90,3 +90,23 @@ async def test_timeouts_go_to_callback_and_failures_to_error_callback(
             (name, 0, WriteStatus.CANCELLED),
             (name, 0, WriteStatus.ERROR),
         ]
+
+
+@both_loops
+@pytest.mark.parametrize(
+    ("start", "end"), [(-1, None), (4, 3), (7, None), (0, 7), (2, -1), (0, -(10**30))]
+)
+async def test_write_buffer_refuses_a_slice_outside_the_data(start: int, end: int | None) -> None:
+    """The unit is bytes: the data has three items of two."""
+    with writer_pair() as (writer, _):
+        numbers = array.array("H", [1, 2, 3])
+        with pytest.raises(ValueError, match="<= 6"):
+            writer.write_buffer(numbers, ignore, start=start, end=end, timeout=9)
+        assert writer.timeout is None
+        assert writer.write_buffer(numbers, ignore, start=6).bytes_transferred == 0
+
+
+@both_loops
+async def test_write_buffer_refuses_what_is_no_index() -> None:
+    with writer_pair() as (writer, _), pytest.raises(TypeError, match="integer"):
+        writer.write_buffer(b"abc", ignore, start=1.0)  # type: ignore[arg-type]
