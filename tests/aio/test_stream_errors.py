@@ -6,10 +6,13 @@ import asyncio
 import errno
 import gc
 import os
+import socket
+import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
+import trustme
 
 from iobatch import COPY_LIMIT, SEND_LIMIT, IOBatch, TruncatedFileError
 from iobatch.aio import send_to_stream
@@ -17,8 +20,11 @@ from iobatch.aio._stream import READ_LIMIT
 from tests.support.batches import batch_of, check_invariants, data
 from tests.support.loops import both_loops, read, stream, turns
 from tests.support.sockets import PATIENCE, receive_all
+from tests.support.tls import tls_contexts
 
 if TYPE_CHECKING:
+    import ssl
+
     from tests.support.batches import MakeFile
 
 LARGE = READ_LIMIT + COPY_LIMIT
@@ -186,3 +192,34 @@ def test_transport_closed_during_sendfile_is_an_error(method: str, make_file: Ma
             assert batch.bytessent == 0
 
     asyncio.run(main())
+
+
+@both_loops
+@pytest.mark.parametrize("size", [1000, 1_600_000])
+async def test_lost_connection_under_tls_raises(size: int) -> None:
+    """A TLS transport drops what is written until it learns of the loss."""
+    authority = trustme.CA()
+    server_context, client_context = tls_contexts(authority)
+    connected: asyncio.Future[asyncio.StreamWriter] = asyncio.get_running_loop().create_future()
+
+    async def accept(_reader: object, writer: asyncio.StreamWriter) -> None:
+        connected.set_result(writer)
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=server_context)
+    async with server:
+        address = server.sockets[0].getsockname()
+
+        def connect() -> ssl.SSLSocket:
+            sock = socket.create_connection(address, PATIENCE)
+            return client_context.wrap_socket(sock, server_hostname="localhost")
+
+        client = await asyncio.to_thread(connect)
+        sending = await connected
+        # A reset, of which the server's loop has not heard when the send begins.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        with pytest.raises(ConnectionError):
+            await send_to_stream(sending, batch_of(bytes(size)))
+        sending.close()
+        with suppress(OSError):
+            await sending.wait_closed()

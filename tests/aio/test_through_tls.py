@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -117,3 +118,76 @@ async def test_ssl_socket_is_written_through_its_own_send(contexts: Contexts) ->
             async with BatchWriter(conn, through=ssl.SSLSocket.send) as writer:
                 assert await writer.write(batch_of(b"header", content)) == (1 << 20) + 6
         assert await client == b"header" + content
+
+
+@both_loops
+async def test_flush_drives_a_handshake_and_a_server_may_speak_first(contexts: Contexts) -> None:
+    """do_handshake() of the SSLObject returns when the handshake is over."""
+    server_context, client_context = contexts
+    loop = asyncio.get_running_loop()
+    with stream_pair("tcp4") as (ours, theirs):
+        ours.setblocking(False)
+        client = asyncio.create_task(asyncio.to_thread(receive_over_tls, theirs, client_context))
+        server = TLSServer(ours, server_context)
+        async with BatchWriter(ours, through=Filter(server.tls)) as writer:
+            while True:
+                assert server.tls.receive(await loop.sock_recv(ours, 1 << 16)) == b""
+                await writer.flush()
+                try:
+                    server.conn.do_handshake()
+                except ssl.SSLWantReadError:
+                    continue
+                break
+            assert await writer.write(batch_of(b"greeting")) == 8
+            await writer.finish()
+        assert await client == b"greeting"
+
+
+@both_loops
+async def test_response_goes_out_after_the_client_has_ended_its_direction(
+    contexts: Contexts,
+) -> None:
+    """In TLS 1.3 close_notify ends one direction only (RFC 8446, section 6.1)."""
+    server_context, client_context = contexts
+    loop = asyncio.get_running_loop()
+
+    def ask(sock: socket.socket) -> bytes:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        conn = client_context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+        received = b""
+        for step in (conn.do_handshake, lambda: conn.write(b"request"), conn.unwrap):
+            while True:
+                try:
+                    step()
+                except ssl.SSLWantReadError:
+                    sock.sendall(outgoing.read())
+                    if step == conn.unwrap:
+                        break
+                    incoming.write(sock.recv(1 << 16))
+                else:
+                    sock.sendall(outgoing.read())
+                    break
+        while raw := sock.recv(1 << 16):
+            incoming.write(raw)
+        try:
+            while piece := conn.read(1 << 16):
+                received += piece
+        except ssl.SSLZeroReturnError:
+            pass
+        return received
+
+    with stream_pair("tcp4") as (ours, theirs):
+        ours.setblocking(False)
+        client = asyncio.create_task(asyncio.to_thread(ask, theirs))
+        server = TLSServer(ours, server_context)
+        await server.handshake()
+        async with BatchWriter(ours, through=Filter(server.tls)) as writer:
+            request = b""
+            with suppress(ssl.SSLZeroReturnError):
+                while True:
+                    request += server.tls.receive(await loop.sock_recv(ours, 1 << 16))
+            assert request == b"request"
+            assert await writer.write(batch_of(b"response")) == 8
+            await writer.finish()
+        ours.close()
+        assert await client == b"response"
