@@ -54,12 +54,12 @@ from collections import deque
 from itertools import islice
 from selectors import EVENT_READ, EVENT_WRITE
 from ssl import SSLWantReadError
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from attrs import define
 
-from iobatch._arguments import MAX_BYTES
-from iobatch._entries import IOV_MAX, Entry, Release, Releases, pread
+from iobatch._arguments import MAX_BYTES, release_views
+from iobatch._entries import IOV_MAX, Entry, Release, Releases
 from iobatch._errors import (
     TruncatedFileError,
     drop_traceback,
@@ -68,6 +68,10 @@ from iobatch._errors import (
     is_interruption,
     report_unraisable,
 )
+from iobatch._files import pread
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 IOB_DONE: Final = 0
 IOB_AGAIN: Final = -1
@@ -162,7 +166,7 @@ class BatchCore:
         entries = (entry, *releases)
         left = self.left + count
         if left > MAX_BYTES:
-            raise OverflowError(TOO_LONG)
+            raise _too_long(entries)
         if count:
             self.left = left
             self.ranges += is_range
@@ -170,6 +174,25 @@ class BatchCore:
             self.queue.extend(entries)
         else:
             self._release_empty(entry, releases)
+
+    def append_buffers(self, buffers: list[bytes | memoryview], releasable: int) -> None:
+        """Add buffers at the end of the batch.
+
+        Args:
+            buffers: the buffers, none of them empty.
+            releasable: the number of views among them.
+
+        Raises:
+            OverflowError: as for append().
+
+        """
+        count = sum(map(len, buffers))
+        left = self.left + count
+        if left > MAX_BYTES:
+            raise _too_long(buffers)
+        self.left = left
+        self.releasable += releasable
+        self.queue.extend(buffers)
 
     def prepend(self, entry: bytes | memoryview, releases: Releases = ()) -> None:
         """Add a buffer before the head of the batch; otherwise as append().
@@ -191,7 +214,7 @@ class BatchCore:
         entries = (*releases, entry)
         left = self.left + count
         if left > MAX_BYTES:
-            raise OverflowError(TOO_LONG)
+            raise _too_long(entries)
         if count:
             self.left = left
             self.releasable += releasable
@@ -205,7 +228,8 @@ class BatchCore:
         The other core keeps its error and its count of sent bytes.
 
         Raises:
-            RuntimeError: a call on the other batch is in progress.
+            RuntimeError: a call on the other batch is in progress; or its head is pinned, and would
+                not become the head of this batch.
             OverflowError: as for append().
 
         """
@@ -214,9 +238,14 @@ class BatchCore:
         left = self.left + other.left
         if left > MAX_BYTES:
             raise OverflowError(TOO_LONG)
+        pinned = other.pinned
+        if pinned and (self.queue or self.activity):
+            raise RuntimeError(
+                "the first bytes of the other batch must be offered to its callback again, so they "
+                "can be moved only into an empty batch"
+            )
         # From here to the call of `self.queue.extend` is one step.
         moved, other.queue = other.queue, empty
-        pinned = other.pinned
         self.left = left
         self.ranges += other.ranges
         self.releasable += other.releasable
@@ -557,3 +586,9 @@ class BatchCore:
             self.release_pending = True
             self._due_releases.extend(releases)
             self.release_entries()
+
+
+def _too_long(entries: Iterable[Entry]) -> OverflowError:
+    """Release the views of refused entries, which a traceback would hold; return the error."""
+    release_views(entries)
+    return OverflowError(TOO_LONG)
