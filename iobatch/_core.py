@@ -39,7 +39,7 @@ handler or finalizer sees such a step half done. The library keeps five rules ab
 3. Before each call that can take bytes, such a function stores `error = COUNT_UNKNOWN`. This error
    is removed as soon as the number of bytes taken is known. So if a handler raises an exception
    between the system call and its accounting, the batch has failed permanently and cannot send the
-   same bytes twice.
+   same bytes twice. A MemoryError there, or in a callback, has the same effect.
 4. snapshot() returns a copy of the queue. A function that sends locks the batch first (rule 2) and
    takes the snapshot second. Other code can only append to a locked queue, so the copy stays equal
    to the first entries of the queue until the function itself changes the queue.
@@ -416,30 +416,32 @@ class BatchCore:
         left = self.left - nbytes
         self.left = left
         self.sent += nbytes
-        self.error = None
         self.pinned = 0
         if not left and not self.releasable:
+            self.error = None
             self.ranges = 0
             # The last statement, since a handler may run after this call and add entries.
             self.queue.clear()
             return
         self._to_remove += nbytes
+        self.error = None  # the counts are complete: each sum could have raised a MemoryError
         self.release_pending = True
         self.release_entries()
 
     def call_raised(self, exc: BaseException) -> int | None:
         """Account for a call that raised an exception.
 
-        Such a call has taken no bytes, unless a signal handler interrupted it.
+        Such a call has taken no bytes, unless a signal handler interrupted it, or a MemoryError
+        did, which may come from the accounting itself.
 
         Returns:
             IOB_AGAIN: `wants` is the event to wait for. IOB_ERROR: `error` is stored. None: the
             caller must re-raise the exception. The exception is not an OSError, or a signal handler
-            raised it; if the handler interrupted a call that can take bytes, `error` stays
-            COUNT_UNKNOWN.
+            raised it; if the handler or a MemoryError interrupted a call that can take bytes,
+            `error` stays COUNT_UNKNOWN.
 
         """
-        if is_interruption(exc):
+        if isinstance(exc, MemoryError) or is_interruption(exc):
             return None
         self.error = None
         if not isinstance(exc, OSError):

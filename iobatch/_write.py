@@ -79,8 +79,8 @@ def iob_write(
         Exception: any other exception of the callback. After an exception that the callback caused,
             the batch is as it was before that call of the callback; bytes taken by its earlier
             calls are counted in batch.bytessent.
-        BaseException: the exception of a signal handler. If the number of bytes taken is unknown,
-            the batch has failed, and batch.error states that.
+        BaseException: a MemoryError, or the exception of a signal handler. If the number of bytes
+            taken is unknown, the batch has failed, and batch.error states that.
 
     Source: write(2), SSL_write(3).
     """

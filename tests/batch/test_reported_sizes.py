@@ -46,11 +46,9 @@ def test_generated_file_needs_a_count(path: str, kind: str, offset: int) -> None
     batch = IOBatch()
     with Path(path).open("rb") as file:
         added: Any = {"path": path, "bytes": path.encode(), "descriptor": file.fileno()}
+        add = batch.addfile_close if kind == "owned" else batch.addfile
         with pytest.raises(ValueError, match="count is required"):
-            if kind == "owned":
-                batch.addfile_close(file, offset)
-            else:
-                batch.addfile(added.get(kind, file), offset)
+            add(added.get(kind, file), offset)
         assert file.closed is (kind == "owned")
     assert not batch
     batch.addfile(path, 0, 1)
