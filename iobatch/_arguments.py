@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from math import inf
 from operator import index
 from pickle import PickleBuffer
-from stat import S_ISDIR, S_ISREG
 from typing import TYPE_CHECKING, Any, Final
 
+from iobatch._errors import is_interruption
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Protocol
 
     from typing_extensions import Buffer
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 MAX_BYTES: Final = 2**63 - 1  # the largest off_t
 MAX_INT: Final = 2**31 - 1  # the largest C int, the type of descriptors and flags
 
+# What memoryview() raises for an object: ValueError if it is a released view.
+_BUFFER_ERRORS: Final = (TypeError, BufferError, ValueError)
+
 
 def as_byte_view(data: Buffer) -> bytes | memoryview:
     """Return bytes as they are, and any other buffer as a one-dimensional view of its bytes.
@@ -38,18 +41,45 @@ def as_byte_view(data: Buffer) -> bytes | memoryview:
     Raises:
         TypeError: data does not support the buffer protocol.
         BufferError: data is not C-contiguous.
+        ValueError: data is a view that was released.
 
     """
     if type(data) is bytes:
         return data
     view = memoryview(data)
     if not view.c_contiguous:
+        view.release()  # else the traceback would hold it
         raise BufferError("data must be a C-contiguous buffer")
     if view.format == "B" and view.ndim == 1:
         return view
     # memoryview.cast refuses some formats and an empty dimension; PickleBuffer accepts them all. It
     # exports `view`, not `data`: if `data` is a memoryview, its owner can still release it.
     return PickleBuffer(view).raw()
+
+
+def as_byte_views(buffers: list[Buffer]) -> list[bytes | memoryview]:
+    """Return all buffers as as_byte_view() does.
+
+    Raises:
+        TypeError, BufferError, ValueError: as for as_byte_view(). The message has the position.
+
+    """
+    views: list[bytes | memoryview] = []
+    try:
+        views.extend(map(as_byte_view, buffers))
+    except BaseException as exc:
+        release_views(views)
+        if type(exc) not in _BUFFER_ERRORS or is_interruption(exc):
+            raise
+        raise type(exc)(f"buffers[{len(views)}]: {exc}") from exc
+    return views
+
+
+def release_views(entries: Iterable[object]) -> None:
+    """Release those of some refused entries that are views."""
+    for entry in entries:
+        if type(entry) is memoryview:
+            entry.release()
 
 
 def check_nonnegative(number: int, name: str) -> int:
@@ -117,23 +147,6 @@ def fileno(file: object) -> int:
     if fd > MAX_INT:
         raise OverflowError(f"a file descriptor must fit a C int, not {fd}")
     return fd
-
-
-def file_size(fd: int) -> int:
-    """Return the current size of a regular file in bytes.
-
-    Raises:
-        IsADirectoryError: fd is a directory.
-        ValueError: fd is neither a regular file nor a directory.
-        OSError: fstat(2) failed.
-
-    """
-    status = os.fstat(fd)
-    if S_ISDIR(status.st_mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    if not S_ISREG(status.st_mode):
-        raise ValueError("count is required: file is not a regular file")
-    return status.st_size
 
 
 def check_timeout(seconds: Any) -> float | None:

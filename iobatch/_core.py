@@ -39,7 +39,7 @@ handler or finalizer sees such a step half done. The library keeps five rules ab
 3. Before each call that can take bytes, such a function stores `error = COUNT_UNKNOWN`. This error
    is removed as soon as the number of bytes taken is known. So if a handler raises an exception
    between the system call and its accounting, the batch has failed permanently and cannot send the
-   same bytes twice.
+   same bytes twice. A MemoryError there, or in a callback, has the same effect.
 4. snapshot() returns a copy of the queue. A function that sends locks the batch first (rule 2) and
    takes the snapshot second. Other code can only append to a locked queue, so the copy stays equal
    to the first entries of the queue until the function itself changes the queue.
@@ -54,12 +54,12 @@ from collections import deque
 from itertools import islice
 from selectors import EVENT_READ, EVENT_WRITE
 from ssl import SSLWantReadError
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from attrs import define
 
-from iobatch._arguments import MAX_BYTES
-from iobatch._entries import IOV_MAX, Entry, Release, Releases, pread
+from iobatch._arguments import MAX_BYTES, release_views
+from iobatch._entries import IOV_MAX, Entry, Release, Releases
 from iobatch._errors import (
     TruncatedFileError,
     drop_traceback,
@@ -68,6 +68,10 @@ from iobatch._errors import (
     is_interruption,
     report_unraisable,
 )
+from iobatch._files import pread
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 IOB_DONE: Final = 0
 IOB_AGAIN: Final = -1
@@ -162,7 +166,7 @@ class BatchCore:
         entries = (entry, *releases)
         left = self.left + count
         if left > MAX_BYTES:
-            raise OverflowError(TOO_LONG)
+            raise _too_long(entries)
         if count:
             self.left = left
             self.ranges += is_range
@@ -170,6 +174,25 @@ class BatchCore:
             self.queue.extend(entries)
         else:
             self._release_empty(entry, releases)
+
+    def append_buffers(self, buffers: list[bytes | memoryview], releasable: int) -> None:
+        """Add buffers at the end of the batch.
+
+        Args:
+            buffers: the buffers, none of them empty.
+            releasable: the number of views among them.
+
+        Raises:
+            OverflowError: as for append().
+
+        """
+        count = sum(map(len, buffers))
+        left = self.left + count
+        if left > MAX_BYTES:
+            raise _too_long(buffers)
+        self.left = left
+        self.releasable += releasable
+        self.queue.extend(buffers)
 
     def prepend(self, entry: bytes | memoryview, releases: Releases = ()) -> None:
         """Add a buffer before the head of the batch; otherwise as append().
@@ -191,7 +214,7 @@ class BatchCore:
         entries = (*releases, entry)
         left = self.left + count
         if left > MAX_BYTES:
-            raise OverflowError(TOO_LONG)
+            raise _too_long(entries)
         if count:
             self.left = left
             self.releasable += releasable
@@ -205,7 +228,8 @@ class BatchCore:
         The other core keeps its error and its count of sent bytes.
 
         Raises:
-            RuntimeError: a call on the other batch is in progress.
+            RuntimeError: a call on the other batch is in progress; or its head is pinned, and would
+                not become the head of this batch.
             OverflowError: as for append().
 
         """
@@ -214,9 +238,14 @@ class BatchCore:
         left = self.left + other.left
         if left > MAX_BYTES:
             raise OverflowError(TOO_LONG)
+        pinned = other.pinned
+        if pinned and (self.queue or self.activity):
+            raise RuntimeError(
+                "the first bytes of the other batch must be offered to its callback again, so they "
+                "can be moved only into an empty batch"
+            )
         # From here to the call of `self.queue.extend` is one step.
         moved, other.queue = other.queue, empty
-        pinned = other.pinned
         self.left = left
         self.ranges += other.ranges
         self.releasable += other.releasable
@@ -387,30 +416,32 @@ class BatchCore:
         left = self.left - nbytes
         self.left = left
         self.sent += nbytes
-        self.error = None
         self.pinned = 0
         if not left and not self.releasable:
+            self.error = None
             self.ranges = 0
             # The last statement, since a handler may run after this call and add entries.
             self.queue.clear()
             return
         self._to_remove += nbytes
+        self.error = None  # the counts are complete: each sum could have raised a MemoryError
         self.release_pending = True
         self.release_entries()
 
     def call_raised(self, exc: BaseException) -> int | None:
         """Account for a call that raised an exception.
 
-        Such a call has taken no bytes, unless a signal handler interrupted it.
+        Such a call has taken no bytes, unless a signal handler interrupted it, or a MemoryError
+        did, which may come from the accounting itself.
 
         Returns:
             IOB_AGAIN: `wants` is the event to wait for. IOB_ERROR: `error` is stored. None: the
             caller must re-raise the exception. The exception is not an OSError, or a signal handler
-            raised it; if the handler interrupted a call that can take bytes, `error` stays
-            COUNT_UNKNOWN.
+            raised it; if the handler or a MemoryError interrupted a call that can take bytes,
+            `error` stays COUNT_UNKNOWN.
 
         """
-        if is_interruption(exc):
+        if isinstance(exc, MemoryError) or is_interruption(exc):
             return None
         self.error = None
         if not isinstance(exc, OSError):
@@ -557,3 +588,9 @@ class BatchCore:
             self.release_pending = True
             self._due_releases.extend(releases)
             self.release_entries()
+
+
+def _too_long(entries: Iterable[Entry]) -> OverflowError:
+    """Release the views of refused entries, which a traceback would hold; return the error."""
+    release_views(entries)
+    return OverflowError(TOO_LONG)

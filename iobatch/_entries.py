@@ -55,16 +55,3 @@ def describe(entry: Entry) -> str:
         fd, offset, count, _, _ = entry
         return f"{count} bytes of descriptor {fd} from offset {offset}"
     return f"a buffer of {len(entry)} bytes"  # type: ignore[arg-type]  # never a Release
-
-
-def _seek_and_read(fd: int, nbytes: int, offset: int) -> bytes:
-    """Read as pread(2) does, on systems without it (Windows); restore the file position."""
-    position = os.lseek(fd, 0, os.SEEK_CUR)
-    try:
-        os.lseek(fd, offset, os.SEEK_SET)
-        return os.read(fd, nbytes)
-    finally:
-        os.lseek(fd, position, os.SEEK_SET)
-
-
-pread = getattr(os, "pread", _seek_and_read)

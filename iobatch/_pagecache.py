@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from attrs import define, field
 
-from iobatch._entries import Release, pread
+from iobatch._entries import Release
 from iobatch._errors import is_interruption
+from iobatch._files import pread
 
 if TYPE_CHECKING:
     from iobatch._core import BatchCore

@@ -97,8 +97,8 @@ def iob_send(
             a socket object.
         OverflowError: flags or the descriptor does not fit a C int.
         RuntimeError: a call on the batch is in progress, as during its hooks and callbacks.
-        BaseException: the exception of a signal handler. If the number of bytes sent is unknown,
-            the batch has failed, and batch.error reports this.
+        BaseException: a MemoryError, or the exception of a signal handler. If the number of bytes
+            sent is unknown, the batch has failed, and batch.error reports this.
 
     Source: sendmsg(2), sendfile(2), tcp(7).
     """

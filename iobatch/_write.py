@@ -79,8 +79,8 @@ def iob_write(
         Exception: any other exception of the callback. After an exception that the callback caused,
             the batch is as it was before that call of the callback; bytes taken by its earlier
             calls are counted in batch.bytessent.
-        BaseException: the exception of a signal handler. If the number of bytes taken is unknown,
-            the batch has failed, and batch.error states that.
+        BaseException: a MemoryError, or the exception of a signal handler. If the number of bytes
+            taken is unknown, the batch has failed, and batch.error states that.
 
     Source: write(2), SSL_write(3).
     """
@@ -111,7 +111,8 @@ def iob_write(
     except BaseException as exc:
         code = core.call_raised(exc)
         if code is None:
-            core.pinned = pin_before
+            # A batch that has failed has no pin: see BatchCore.fail().
+            core.pinned = 0 if core.error is COUNT_UNKNOWN else pin_before
             raise
         return written or code
     finally:

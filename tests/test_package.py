@@ -23,6 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 IMPORT_ORDER = (
     "_errors",
     "_arguments",
+    "_files",
     "_entries",
     "_core",
     "_batch",
@@ -155,7 +156,7 @@ def test_modules_of_the_server_import_each_other_without_a_cycle() -> None:
     TopologicalSorter(graph).prepare()  # raises CycleError
 
 
-@pytest.mark.parametrize("module", ["_arguments", "_entries", "_core", "_batch"])
+@pytest.mark.parametrize("module", ["_arguments", "_files", "_entries", "_core", "_batch"])
 def test_modules_of_the_batch_import_no_socket(module: str) -> None:
     source = (PACKAGE / f"{module}.py").read_text()
     assert not re.search(r"^\s*(import|from) socket\b", source, re.MULTILINE)

@@ -20,6 +20,16 @@ if TYPE_CHECKING:
     from tests.support.batches import MakeFile
 
 
+class BytesPath:
+    """A path object whose path is bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = bytes(path)
+
+    def __fspath__(self) -> bytes:
+        return self.path
+
+
 @pytest.mark.parametrize("size", [1, COPY_LIMIT, 3 * COPY_LIMIT])
 def test_borrowed_descriptor_stays_open_and_keeps_its_position(
     make_file: MakeFile, size: int
@@ -84,8 +94,8 @@ def test_batch_keeps_a_file_object_alive_until_its_last_byte(make_file: MakeFile
     assert reference() is None
 
 
-@pytest.mark.parametrize("kind", [str, Path])
-def test_path_is_opened_at_once_and_closed_after_its_last_byte(tmp_path: Path, kind: type) -> None:
+@pytest.mark.parametrize("kind", [str, os.fsencode, Path, BytesPath])
+def test_path_is_opened_at_once_and_closed_after_its_last_byte(tmp_path: Path, kind: Any) -> None:
     """Child processes don't inherit the descriptor."""
     path = tmp_path / "file"
     path.write_bytes(b"0123456789")

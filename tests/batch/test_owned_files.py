@@ -62,9 +62,33 @@ def test_addfile_close_opens_and_closes_a_path_as_addfile_does(tmp_path: Path) -
     batch = IOBatch()
     batch.addfile_close(path, 1, 3)
     batch.addfile_close(str(path), 5)
-    assert fd_count() == before + 2
-    assert take(batch) == b"12356789"
+    batch.addfile_close(os.fsencode(path), 9)
+    assert fd_count() == before + 3
+    assert take(batch) == b"123567899"
     assert fd_count() == before
+
+
+@pytest.mark.parametrize("count", [4, 0, -1, None], ids=str)
+def test_addfile_close_closes_an_open_file_that_also_has_a_path(
+    tmp_path: Path, count: int | None
+) -> None:
+    """The object is taken as an open file, as by addfile(), and is closed on every path."""
+
+    class File(io.FileIO):
+        def __fspath__(self) -> str:
+            raise AssertionError("the path of an open file is not used")
+
+    path = tmp_path / "file"
+    path.write_bytes(b"0123456789")
+    file = File(path)
+    with IOBatch() as batch:
+        if count == -1:
+            with pytest.raises(ValueError):
+                batch.addfile_close(file, 0, count)
+        else:
+            batch.addfile_close(file, 0, count)
+            assert take(batch) == b"0123456789"[:count]
+        assert file.closed
 
 
 def test_close_that_raises_is_unraisable_and_sending_goes_on(

@@ -78,8 +78,8 @@ def test_bad_offset_or_count_is_refused_and_closes_only_owned_files(
 
 @pytest.mark.parametrize(
     "bad",
-    [b"path", None, 1.5, object(), io.BytesIO],
-    ids=["bytes", "None", "float", "object", "class"],
+    [bytearray(b"path"), None, 1.5, object(), io.BytesIO],
+    ids=["bytearray", "None", "float", "object", "class"],
 )
 def test_object_that_is_no_file_is_refused(bad: Any) -> None:
     batch = IOBatch()

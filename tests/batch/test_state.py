@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import gc
 import pickle
 import selectors
@@ -49,6 +50,40 @@ def test_constructor_refuses_arguments(unraisable: list[BaseException | None]) -
         IOBatch(b"data")  # type: ignore[call-arg]
     gc.collect()
     assert unraisable == []
+
+
+def test_raise_for_error_raises_a_copy_of_the_error() -> None:
+    """The stored error gains no traceback, whose frames would hold views and batches."""
+    batch = IOBatch()
+    batch.raise_for_error()
+    batch.addbuf(b"0123456789")
+    error = ConnectionResetError(errno.ECONNRESET, "scripted")
+
+    def callback(_sock: None, _view: memoryview) -> int:
+        raise error
+
+    assert iob_write(None, batch, callback) == IOB_ERROR
+    for _ in range(2):
+        with pytest.raises(ConnectionResetError, match="scripted") as caught:
+            batch.raise_for_error()
+        assert caught.value is not batch.error
+        assert caught.value.errno == errno.ECONNRESET
+    assert batch.error is error
+    assert error.__traceback__ is None
+    batch.reset()
+    batch.raise_for_error()
+
+
+def test_raise_for_error_raises_nothing_during_a_call() -> None:
+    """The error that is stored meanwhile is the state of a call in progress."""
+    batch = IOBatch()
+    batch.addbuf(b"0123456789")
+
+    def callback(_sock: None, view: memoryview) -> int:
+        batch.raise_for_error()
+        return len(view)
+
+    assert iob_write(None, batch, callback) == 10
 
 
 def test_reset_drops_entries_and_clears_counts_error_and_wants() -> None:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
-from iobatch import IOB_AGAIN, IOBatch, iob_send, iob_write
-from tests.support.batches import batch_of, check_invariants, data
+from iobatch import (
+    IOB_AGAIN,
+    IOB_ERROR,
+    IOBatch,
+    iob_send,
+    iob_sendall,
+    iob_sendmsg,
+    iob_write,
+)
+from tests.support.batches import batch_of, check_invariants, data, take
+from tests.support.loops import both_loops, writer_pair
 from tests.support.sockets import is_silent, receive, stream_pair
 from tests.support.write import Sink, write_repeatedly
 
@@ -74,12 +84,115 @@ def test_pin_moves_with_its_batch_into_an_empty_one() -> None:
     assert sink.offers[:2] == [b"0123", b"0123"]
 
 
-def test_pin_ends_when_its_batch_is_moved_after_other_entries() -> None:
+def test_pin_does_not_move_after_other_entries() -> None:
+    """OpenSSL holds the record of the offer, and would send it before them. Nothing changes."""
     batch, other, sink = batch_of(b"0123456789"), batch_of(b"first "), Sink(-1)
     assert iob_write(None, batch, sink, limit=4) == IOB_AGAIN
+    with pytest.raises(RuntimeError):
+        other.extend(batch)
+    assert (other.bytesleft, batch.bytesleft) == (6, 10)
+    check_invariants(other)
+    check_invariants(batch)
+    write_repeatedly(other, Sink())
     other.extend(batch)
     write_repeatedly(other, sink)
-    assert sink.taken == b"first 0123456789"
+    assert sink.offers[:2] == [b"0123", b"0123"]
+    assert sink.taken == b"0123456789"
+
+
+def test_pin_does_not_move_into_a_batch_with_a_pin_of_its_own() -> None:
+    one, two = batch_of(b"one"), batch_of(b"two")
+    for batch in (one, two):
+        assert iob_write(None, batch, Sink(-1)) == IOB_AGAIN
+    with pytest.raises(RuntimeError):
+        one.extend(two)
+    assert (one.bytesleft, two.bytesleft) == (3, 3)
+
+
+def test_pin_does_not_move_into_a_batch_that_is_written_or_reset() -> None:
+    """Its last entry may have been removed, so that it looks empty."""
+    pinned, refused = batch_of(b"pinned"), []
+    assert iob_write(None, pinned, Sink(-1)) == IOB_AGAIN
+
+    def extend() -> None:
+        with pytest.raises(RuntimeError):
+            batch.extend(pinned)
+        refused.append(batch.bytesleft)
+
+    batch = IOBatch()
+    for _ in range(2):
+        batch.addbuf(b"last", on_release=extend)
+        assert iob_write(None, batch, Sink()) == 4
+        batch.addbuf(b"dropped", on_release=extend)
+        batch.reset()
+    assert refused == [0, 0, 0, 0]
+    assert pinned.bytesleft == 6
+
+
+def test_pinned_batch_takes_entries_at_its_end() -> None:
+    """addbuf(), addbufs() and extend() leave the pin; a batch so filled moves as one."""
+    batch, other, sink = batch_of(b"0123456789"), batch_of(b" extended"), Sink(-1, -1, -1)
+    assert iob_write(None, batch, sink, limit=4) == IOB_AGAIN
+    batch.addbuf(b" added")
+    batch.addbufs([b" buffers", bytearray(b"!")])
+    batch.extend(other)
+    assert iob_write(None, batch, sink) == IOB_AGAIN
+    other.extend(batch)
+    check_invariants(other)
+    write_repeatedly(other, sink)
+    write_repeatedly(other, sink)
+    assert sink.offers[:4] == [b"0123"] * 4
+    assert sink.taken == b"0123456789 added buffers! extended"
+
+
+@pytest.mark.parametrize("code", [-3, OSError("scripted"), MemoryError()], ids=repr)
+def test_failed_batch_has_no_pin_and_moves_after_other_entries(code: int | Exception) -> None:
+    """Its connection is lost, so its bytes are for another one."""
+    batch, other = batch_of(b"pinned"), batch_of(b"first ")
+    sink = Sink(-1, code)
+    assert iob_write(None, batch, sink) == IOB_AGAIN
+    with suppress(MemoryError):
+        assert iob_write(None, batch, sink) == IOB_ERROR
+    other.extend(batch)
+    assert take(other) == b"first pinned"
+
+
+def test_reset_drops_the_pin_with_its_bytes() -> None:
+    batch = batch_of(b"0123456789")
+    assert iob_write(None, batch, Sink(-1), limit=4) == IOB_AGAIN
+    batch.reset()
+    batch.addbuf(b"new")
+    batch.prepend(b"even ")
+    assert take(batch) == b"even new"
+
+
+def test_iob_sendall_repeats_the_pinned_offer() -> None:
+    batch, sink = batch_of(b"0123456789", b" more"), Sink(-1)
+    with stream_pair() as (one, _):
+        assert iob_write(one, batch, sink, limit=4) == IOB_AGAIN
+        assert iob_sendall(one, batch, sink) == 15
+    assert sink.offers[:2] == [b"0123", b"0123"]
+    assert sink.taken == b"0123456789 more"
+
+
+@both_loops
+async def test_batch_writer_repeats_the_pinned_offer() -> None:
+    """write() moves the entries into a batch of its own, and the pin with them."""
+    batch, sink = batch_of(b"0123456789", b" more"), Sink(-1)
+    with writer_pair(through=sink) as (writer, _):
+        assert iob_write(writer.sock, batch, sink, limit=4) == IOB_AGAIN
+        assert await writer.write(batch) == 15
+    assert sink.offers[:2] == [b"0123", b"0123"]
+    assert sink.taken == b"0123456789 more"
+
+
+def test_iob_sendmsg_removes_the_pin() -> None:
+    batch = batch_of(b"0123456789")
+    assert iob_write(None, batch, Sink(-1), limit=4) == IOB_AGAIN
+    with stream_pair() as (one, other):
+        assert iob_sendmsg(one, batch) == 10
+        assert receive(other, 10) == b"0123456789"
+    check_invariants(batch)
 
 
 def test_iob_send_removes_the_pin() -> None:
