@@ -28,7 +28,7 @@ BODY = data(150_000) + b"The same again and again. " * 8_000
 def run_program(*command: str, stdin: bytes = b"") -> bytes:
     """Run an installed program, and return its output; skip the test if it is missing."""
     if not shutil.which(command[0]):
-        pytest.skip(f"{command[0]} is missing: install it")
+        pytest.skip(f"{command[0]} is missing: install it (Debian: apt-get install {command[0]})")
     return subprocess.run(
         command, input=stdin, capture_output=True, timeout=PATIENCE, check=True
     ).stdout
