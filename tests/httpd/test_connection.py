@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import gc
 import http.client
 import os
 import socket
 import struct
+import weakref
 from selectors import EVENT_READ
 from threading import Thread
 from typing import TYPE_CHECKING
@@ -18,6 +20,7 @@ from tests.support.batches import data
 from tests.support.http import split
 from tests.support.httpd import (
     LARGE,
+    SMALL,
     Address,
     exchange,
     get,
@@ -29,6 +32,7 @@ from tests.support.httpd import (
 from tests.support.sockets import PATIENCE, receive
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 HOST = b"Host: x\r\n"
@@ -145,3 +149,42 @@ def test_connection_reset_after_the_last_response_is_over(
         assert connection.step(0.0) == CLOSE
         [response] = split(theirs.recv(4096))
         assert response.status == 200
+
+
+def test_connection_lingers_for_linger_bytes_at_most(site: Path) -> None:
+    with open_connection(site) as (connection, theirs):
+        theirs.sendall(b"GET /1 HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n")
+        assert connection.step(0.0) == EVENT_READ
+        for _ in range(LINGER_BYTES // READ_SIZE - 1):
+            theirs.sendall(bytes(READ_SIZE))
+            assert connection.step(0.0) == EVENT_READ
+        theirs.sendall(bytes(READ_SIZE - 1))
+        assert connection.step(0.0) == EVENT_READ
+        theirs.sendall(b"x")
+        assert connection.step(0.0) == CLOSE
+
+
+@pytest.fixture
+def no_collections() -> Iterator[None]:
+    """Disable the collection of cycles."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collections")
+@pytest.mark.parametrize(
+    "received",
+    [b"", SMALL[:20], SMALL, b"nonsense\r\n\r\n"],
+    ids=["nothing", "part of a request", "request", "nonsense"],
+)
+def test_closed_connection_is_freed_without_a_collection_of_cycles(
+    site: Path, received: bytes
+) -> None:
+    with open_connection(site) as (connection, theirs):
+        if received:
+            theirs.sendall(received)
+        connection.step(0.0)
+        references = [weakref.ref(connection), weakref.ref(connection._parser)]
+    del connection
+    assert [reference() for reference in references] == [None, None]

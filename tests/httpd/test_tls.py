@@ -10,6 +10,7 @@ import socket
 import ssl
 import subprocess
 from contextlib import suppress
+from selectors import EVENT_READ, EVENT_WRITE
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +20,7 @@ from iobatch.httpd.tls import tls_context
 from tests.support.batches import data
 from tests.support.http import split
 from tests.support.httpd import (
+    LARGE,
     SMALL,
     Address,
     Keys,
@@ -86,6 +88,15 @@ class MemoryClient:
             while piece := self.drive(lambda: self.tls.read(1 << 14), 1 << 16):
                 received += piece
         return bytes(received)
+
+    def has_received_close_notify(self) -> bool:
+        """Discard the plain bytes that have arrived; return whether close_notify follows them."""
+        try:
+            while self.tls.read(1 << 14):
+                pass
+        except ssl.SSLWantReadError:
+            return False
+        return True
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
@@ -288,3 +299,26 @@ def test_client_that_closes_during_the_handshake_ends_the_connection(
         theirs.sendall(client.outgoing.read())
         theirs.close()
         assert connection.step(0.0) == CLOSE
+
+
+def test_response_that_is_cut_off_is_not_followed_by_close_notify(site: Path, keys: Keys) -> None:
+    """Otherwise the client could not see that it is incomplete (RFC 9112, section 9.8)."""
+    context = tls_context(str(keys.certificate), str(keys.key))
+    with open_connection(site, "tcp4", tls=context) as (connection, theirs):
+        client = MemoryClient(theirs, keys.client)
+        while True:
+            with suppress(ssl.SSLWantReadError):
+                client.tls.do_handshake()
+                break
+            theirs.sendall(client.outgoing.read())
+            assert connection.step(0.0) == EVENT_READ
+            client.incoming.write(theirs.recv(1 << 16))
+        client.tls.write(LARGE)
+        theirs.sendall(client.outgoing.read())
+        assert connection.step(0.0) == EVENT_WRITE
+        client.incoming.write(theirs.recv(1 << 20))  # so that the socket could take close_notify
+        client.sock = theirs.dup()
+    with client.sock:
+        client.incoming.write(read_all(client.sock))
+    assert client.tls.read(12) == b"HTTP/1.1 200"
+    assert not client.has_received_close_notify()
