@@ -178,3 +178,9 @@ def chromium() -> str:
 def curl() -> str:
     """Return the path of curl, or skip the test."""
     return tool("curl", "curl")
+
+
+@pytest.fixture
+def openssl() -> str:
+    """Return the path of openssl, or skip the test."""
+    return tool("openssl", "openssl")
