@@ -14,6 +14,7 @@ import pytest
 from tests.support.batches import data
 from tests.support.examples import line_count, running
 from tests.support.http import split
+from tests.support.httpd import exchange
 from tests.support.programs import tool
 from tests.support.sockets import PATIENCE, receive_all
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PROGRAM = "http_server.py"
+HOST = "127.0.0.1"
 # More than the buffers of a connection's two sockets hold.
 LARGE = data(8_000_000)
 
@@ -43,14 +45,6 @@ def serving(folder: Path, max_descriptors: int | None = None) -> Iterator[int]:
         yield port
 
 
-def exchange(port: int, requests: bytes) -> bytes:
-    """Send requests, and return all that comes before the end."""
-    with socket.create_connection(("127.0.0.1", port), PATIENCE) as sock:
-        sock.sendall(requests)
-        sock.shutdown(socket.SHUT_WR)
-        return receive_all(sock)
-
-
 def test_http_server_has_fewer_than_120_lines() -> None:
     assert line_count(PROGRAM) < 120
 
@@ -61,7 +55,7 @@ def test_http_server_sends_curl_two_files_over_one_connection(tmp_path: Path) ->
         result = subprocess.run(
             [
                 *(curl, "-sS", "--write-out", "%{stderr}%{num_connects} %{content_type}\n"),
-                *(f"http://127.0.0.1:{port}/", f"http://127.0.0.1:{port}/large"),
+                *(f"http://{HOST}:{port}/", f"http://127.0.0.1:{port}/large"),
             ],
             capture_output=True,
             timeout=PATIENCE,
@@ -74,8 +68,8 @@ def test_http_server_sends_curl_two_files_over_one_connection(tmp_path: Path) ->
 def test_http_server_answers_others_while_a_client_does_not_read(tmp_path: Path) -> None:
     with (
         serving(tmp_path) as port,
-        socket.create_connection(("127.0.0.1", port), PATIENCE) as stalled,
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client,
+        socket.create_connection((HOST, port), PATIENCE) as stalled,
+        httpx.Client(base_url=f"http://{HOST}:{port}", trust_env=False) as client,
     ):
         stalled.sendall(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n" * 3)
         assert client.get("/large").content == LARGE
@@ -97,7 +91,7 @@ def test_http_server_answers_404_outside_the_directory_or_without_a_file(
 ) -> None:
     with serving(tmp_path) as port:
         request = f"GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode()
-        [response] = split(exchange(port, request))
+        [response] = split(exchange((HOST, port), request))
         assert (response.status, response.body) == (404, b"")
 
 
@@ -120,32 +114,32 @@ def test_http_server_answers_each_request_until_the_last(
     tmp_path: Path, request_bytes: bytes, statuses: list[int]
 ) -> None:
     with serving(tmp_path) as port:
-        responses = split(exchange(port, request_bytes))
+        responses = split(exchange((HOST, port), request_bytes))
         assert [response.status for response in responses] == statuses
 
 
 def test_http_server_sends_a_packed_file_as_it_is(tmp_path: Path) -> None:
     """With the type of its content and no Content-Encoding it could not be read."""
     with serving(tmp_path) as port:
-        [response] = split(exchange(port, b"GET /archive.tar.gz HTTP/1.1\r\n\r\n"))
+        [response] = split(exchange((HOST, port), b"GET /archive.tar.gz HTTP/1.1\r\n\r\n"))
         assert response.headers["Content-Type"] == "application/octet-stream"
         assert response.body == b"packed"
 
 
 def test_http_server_goes_on_after_running_out_of_descriptors(tmp_path: Path) -> None:
     with serving(tmp_path, max_descriptors=32) as port:
-        idle = [socket.create_connection(("127.0.0.1", port), PATIENCE) for _ in range(40)]
+        idle = [socket.create_connection((HOST, port), PATIENCE) for _ in range(40)]
         for sock in idle:
             sock.close()
-        [response] = split(exchange(port, b"GET / HTTP/1.1\r\n\r\n"))
+        [response] = split(exchange((HOST, port), b"GET / HTTP/1.1\r\n\r\n"))
         assert response.body == b"<h1>home</h1>"
 
 
 def test_http_server_survives_a_client_that_resets_its_connection(tmp_path: Path) -> None:
     with serving(tmp_path) as port:
         for _ in range(3):
-            with socket.create_connection(("127.0.0.1", port), PATIENCE) as sock:
+            with socket.create_connection((HOST, port), PATIENCE) as sock:
                 sock.sendall(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
                 assert sock.recv(100)
-        [response] = split(exchange(port, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"))
+        [response] = split(exchange((HOST, port), b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"))
         assert response.body == b"<h1>home</h1>"
