@@ -160,9 +160,9 @@ def serve_site(site: Path) -> Iterator[Address]:
 
 
 @pytest.fixture(scope="session")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
+def keys(tmp_path_factory: pytest.TempPathFactory, authority: trustme.CA) -> Keys:
     """Return a certificate for the server, and a client that trusts it."""
-    return Keys(tmp_path_factory.mktemp("keys"))
+    return Keys(tmp_path_factory.mktemp("keys"), authority)
 
 
 # A test names the fixture of a program before those that start a server: then it is skipped first.

@@ -7,7 +7,6 @@ import ssl
 from typing import TYPE_CHECKING
 
 import pytest
-import trustme
 
 from iobatch.aio import BatchWriter, WriteStatus
 from iobatch.filters import TLS, Filter
@@ -19,6 +18,8 @@ from tests.support.tls import tls_contexts
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
+
+    import trustme
 
     Contexts = tuple[ssl.SSLContext, ssl.SSLContext]
 
@@ -56,9 +57,9 @@ def receive_over_tls(
 
 
 @pytest.fixture(scope="module")
-def contexts() -> Contexts:
+def contexts(authority: trustme.CA) -> Contexts:
     """Give the contexts of a server and of its client."""
-    return tls_contexts(trustme.CA())
+    return tls_contexts(authority)
 
 
 @both_loops
