@@ -28,6 +28,7 @@ from tests.support.httpd import (
     read_all,
     send_until_reset,
     serving,
+    slow_client,
 )
 from tests.support.sockets import PATIENCE, receive
 
@@ -95,9 +96,7 @@ def test_endless_body_ends_in_a_reset(address: Address) -> None:
 
 def test_nothing_is_read_from_a_client_that_reads_nothing(site: Path) -> None:
     """The batch and the requests that it is made from are bounded."""
-    with serving(site) as (server, address), socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        sock.connect(address)
+    with serving(site) as (server, address), slow_client(address) as sock:
         sock.sendall(LARGE * 1000)
         receive(sock, 12)
         # The answer to a second client shows that the server's turn with the first has ended.
@@ -109,9 +108,7 @@ def test_nothing_is_read_from_a_client_that_reads_nothing(site: Path) -> None:
 
 def test_client_with_small_buffers_gets_all_responses_in_order(site: Path) -> None:
     targets = [b"/1048576", b"/1024", b"/65536", b"/nothing", b"/1048576"]
-    with serving(site) as (_, address), socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        sock.connect(address)
+    with serving(site) as (_, address), slow_client(address) as sock:
         for target in targets:
             sock.sendall(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % target)
         sock.shutdown(socket.SHUT_WR)

@@ -30,6 +30,7 @@ from tests.support.httpd import (
     program,
     read_all,
     serving,
+    slow_client,
 )
 from tests.support.sockets import PATIENCE
 
@@ -128,14 +129,13 @@ def test_pipelined_requests_are_answered_in_order_before_close_notify(
 
 
 def test_client_with_small_buffers_gets_all_bytes(secure: Address, keys: Keys) -> None:
-    with socket.socket() as plain:
-        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        plain.settimeout(PATIENCE)
-        plain.connect(secure)
-        with keys.client.wrap_socket(plain, server_hostname="127.0.0.1") as sock:
-            request = b"GET /1048576 HTTP/1.1\r\nHost: x\r\n"
-            sock.sendall(request + b"\r\n" + request + b"Connection: close\r\n\r\n")
-            first, second = split(read_all(sock))
+    with (
+        slow_client(secure) as plain,
+        keys.client.wrap_socket(plain, server_hostname="127.0.0.1") as sock,
+    ):
+        request = b"GET /1048576 HTTP/1.1\r\nHost: x\r\n"
+        sock.sendall(request + b"\r\n" + request + b"Connection: close\r\n\r\n")
+        first, second = split(read_all(sock))
     assert first.body == second.body == data(1 << 20, seed=1 << 20)
 
 

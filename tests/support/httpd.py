@@ -194,6 +194,16 @@ def show_headers(value: object) -> str | None:
     return ", ".join(f"{name.replace('_', '-')}: {content}" for name, content in value.items())
 
 
+@contextmanager
+def slow_client(address: Address) -> Iterator[socket.socket]:
+    """Connect with a small receive buffer: a large response waits until the client reads."""
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.settimeout(PATIENCE)
+        sock.connect(address)
+        yield sock
+
+
 def get(
     address: Address, target: str, method: str = "GET", version: str = "1.1", **headers: str
 ) -> Response:
