@@ -1,12 +1,14 @@
 """Serve the files of a directory over HTTP: `python http_server.py DIRECTORY [PORT]`.
 
 A connection reads requests, adds a response for each of them to its batch, and sends the batch
-whenever its socket is writable. `iobatch.httpd` adds limits, timeouts, ranges, TLS and more.
+whenever its socket is writable. What it leaves out is in `iobatch.httpd`: limits and timeouts, a
+lingering close, all forms of targets, ranges, TLS. It needs httptools.
 """
 
 import os
 import socket
 import sys
+from contextlib import suppress
 from email.utils import formatdate
 from http import HTTPStatus
 from mimetypes import guess_type
@@ -27,8 +29,7 @@ class Connection:
         self.sock, self.root = sock, root
         self.batch = IOBatch()
         self.parser = HttpRequestParser(self)
-        self.target = b""
-        self.ended = False  # no further request is answered
+        self.target, self.ended = b"", False  # when it has ended, no request is answered any more
 
     def step(self) -> int:
         """Read or send what is possible; return the events to wait for, or 0 at the end."""
@@ -42,7 +43,7 @@ class Connection:
     def receive(self) -> None:
         """Read requests, and add their responses to the batch."""
         try:
-            self.parser.feed_data(data := self.sock.recv(16384))
+            self.parser.feed_data(data := self.sock.recv(4096))
             self.ended = self.ended or not data
         except OSError as exc:
             self.ended = not isinstance(exc, BlockingIOError)
@@ -52,10 +53,8 @@ class Connection:
                 self.respond(HTTPStatus.BAD_REQUEST)
 
     def on_url(self, part: bytes) -> None:
-        """Collect the target of a request. An exception ends the connection with 400."""
-        self.target += part
-        if len(self.target) > 16384:
-            raise ValueError("the target is too long")
+        """Collect the target of a request, up to a length that no path has."""
+        self.target = (self.target + part)[:16384]
 
     def on_message_complete(self) -> None:
         """Answer a request."""
@@ -69,33 +68,33 @@ class Connection:
             self.respond(HTTPStatus.METHOD_NOT_ALLOWED)
 
     def respond_file(self, path: str) -> None:
-        """Add a response with a file."""
+        """Add a response with a file, which the batch closes as soon as it is sent."""
         try:
             file = self.root / path.lstrip("/")
             file = (file / "index.html" if file.is_dir() else file).resolve()
             if not file.is_relative_to(self.root) or not file.is_file():
                 raise FileNotFoundError(path)
             fd = os.open(file, os.O_RDONLY)
-        except (OSError, ValueError):  # ValueError: the path has a null byte
+        except (OSError, ValueError, RuntimeError):  # a null byte; a loop of links
             self.respond(HTTPStatus.NOT_FOUND)
         else:
             size = os.fstat(fd).st_size
-            self.respond(HTTPStatus.OK, size, guess_type(file)[0] or "application/octet-stream")
-            # The batch closes the file as soon as it is sent; with a count of 0, at once.
+            kind, coding = guess_type(file)
+            self.respond(HTTPStatus.OK, size, None if coding else kind)
             self.batch.addfile_close(fd, 0, size if self.parser.get_method() == b"GET" else 0)
 
-    def respond(self, status: HTTPStatus, size: int = 0, content_type: str = "text/plain") -> None:
+    def respond(self, status: HTTPStatus, size: int = 0, kind: str | None = "text/plain") -> None:
         """Add the head of a response."""
         self.batch.adds(
             f"HTTP/1.1 {status} {status.phrase}\r\nDate: {formatdate(usegmt=True)}\r\n"
-            f"Content-Type: {content_type}\r\nContent-Length: {size}\r\n"
+            f"Content-Type: {kind or 'application/octet-stream'}\r\n"
+            f"Content-Length: {size}\r\nAllow: GET, HEAD\r\n"
             f"Connection: {'close' if self.ended else 'keep-alive'}\r\n\r\n"
         )
 
 
 def main(directory: str, port: int = 8000) -> None:
     """Serve forever."""
-    root = Path(directory).resolve()
     selector = DefaultSelector()
     listener = socket.create_server(("127.0.0.1", port))
     selector.register(listener, EVENT_READ)
@@ -103,10 +102,11 @@ def main(directory: str, port: int = 8000) -> None:
     while True:
         for key, _ in selector.select():
             if key.data is None:
-                sock, _ = listener.accept()
-                sock.setblocking(False)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                selector.register(sock, EVENT_READ, Connection(sock, root))
+                with suppress(OSError):  # the client is gone, or no descriptor is free
+                    sock, _ = listener.accept()
+                    sock.setblocking(False)
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    selector.register(sock, EVENT_READ, Connection(sock, Path(directory).resolve()))
             elif events := key.data.step():
                 selector.modify(key.fileobj, events, key.data)
             else:

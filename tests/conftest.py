@@ -160,9 +160,9 @@ def serve_site(site: Path) -> Iterator[Address]:
 
 
 @pytest.fixture(scope="session")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
+def keys(tmp_path_factory: pytest.TempPathFactory, authority: trustme.CA) -> Keys:
     """Return a certificate for the server, and a client that trusts it."""
-    return Keys(tmp_path_factory.mktemp("keys"))
+    return Keys(tmp_path_factory.mktemp("keys"), authority)
 
 
 # A test names the fixture of a program before those that start a server: then it is skipped first.
@@ -178,3 +178,9 @@ def chromium() -> str:
 def curl() -> str:
     """Return the path of curl, or skip the test."""
     return tool("curl", "curl")
+
+
+@pytest.fixture
+def openssl() -> str:
+    """Return the path of openssl, or skip the test."""
+    return tool("openssl", "openssl")

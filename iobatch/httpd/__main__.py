@@ -2,12 +2,11 @@
 
 import sys
 
-try:
-    from iobatch.httpd.program import main
-except ModuleNotFoundError as exc:
-    if exc.name != "httptools":
-        raise
-    sys.exit("iobatch.httpd: httptools is not installed: pip install 'iobatch[httpd]'")
-
 if __name__ == "__main__":
+    try:
+        from iobatch.httpd.program import main
+    except ModuleNotFoundError as exc:
+        if exc.name != "httptools":
+            raise
+        sys.exit("iobatch.httpd: httptools is not installed: pip install 'iobatch[httpd]'")
     sys.exit(main())

@@ -47,7 +47,7 @@ class State(Enum):
     """What a connection is doing."""
 
     READING = "waits for requests"
-    RESPONDING = "sends responses, and reads nothing"
+    RESPONDING = "sends responses or TLS messages, and reads nothing"
     LINGERING = "has sent the last response, and discards input until the client closes"
 
 
@@ -93,7 +93,10 @@ class Connection:
             self._sink = ResponseSink(self.sock, self._batch, self._tls.filter, self._throttle)
 
     def close(self) -> None:
-        """Close the socket; drop unsent responses, or else send TLS's close_notify if possible."""
+        """Close the socket, and drop unsent bytes.
+
+        TLS is ended by close_notify, if no response is cut off and the socket takes it.
+        """
         if self._tls is not None and self._state is not RESPONDING:
             self._tls.end(self.sock)
         self._batch.reset()

@@ -47,7 +47,9 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
 
 
 def listen_unix(path: str) -> socket.socket:
-    """Return a non-blocking socket that listens at a path; replace a socket that nobody serves.
+    """Return a non-blocking socket that listens at a path.
+
+    A socket at the path that no server listens on is replaced.
 
     Raises:
         OSError: the path can't be used.

@@ -59,8 +59,8 @@ def parse_args() -> Namespace:
         metavar="N",
         type=_number(1, 10**6),
         default=10_000,
-        help="connections of each worker, further ones get 503 (%(default)s; at most half of the "
-        "worker's descriptors)",
+        help="connections of each worker; further ones get 503, or are closed if they use TLS "
+        "(%(default)s, at most half of the worker's descriptors)",
     )
     limits.add_argument(
         "--limit-rate",

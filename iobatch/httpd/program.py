@@ -118,7 +118,7 @@ def _fail(message: str, *, status: int) -> int:
 def _print(text: str) -> None:
     """Write a line to the standard output, if that is possible.
 
-    A file's name may have bytes that the output's encoding does not.
+    A file's name may have bytes that the output's encoding can't represent.
     """
     if sys.stdout is not None:
         with suppress(OSError):

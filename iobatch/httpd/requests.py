@@ -71,7 +71,7 @@ class RequestParser:
         self._parser = HttpRequestParser(self)
 
     def close(self) -> None:
-        """Break the reference cycle with the parser, which the collector would have to find."""
+        """Drop the parser, which refers to this object: the cycle would need a collection."""
         del self._parser
 
     def feed(self, data: bytes) -> None:

@@ -199,7 +199,7 @@ def redirect(names: Sequence[bytes], query: bytes) -> tuple[bytes, bytes]:
     """Return the head and body of the response that redirects to a directory's own path.
 
     Args:
-        names: the path's decoded names. None is empty: a Location that began with two slashes
+        names: the path's decoded names. No name is empty: a Location that began with two slashes
             would name a host.
         query: the request's query with its question mark, or b"".
 

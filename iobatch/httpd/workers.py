@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Serve = Callable[[socket.socket, socket.socket], None]
 
-# Seconds before a worker is replaced that died, or tried again that could not be started.
+# Seconds before a dead worker is replaced, or a failed start is tried again.
 RESPAWN_DELAY = 1.0
 
 
@@ -56,7 +56,7 @@ class Supervisor:
     _workers: dict[socket.socket, _Worker] = field(init=False, factory=dict)
     # Listening sockets without a worker.
     _vacant: list[socket.socket] = field(init=False)
-    # When they get one (time.monotonic).
+    # When workers are started for the vacant sockets (time.monotonic).
     _start_at: float = field(init=False, default=0.0)
     _stopping: bool = field(init=False, default=False)
 

@@ -15,7 +15,7 @@ from iobatch import IOBatch
 from iobatch._pagecache import PROBE_STRIDE, READ_AHEAD
 from iobatch.aio import send_to_stream
 from iobatch.filters import Filter
-from tests.support.batches import batch_of, check_invariants, data
+from tests.support.batches import Borrowed, batch_of, check_invariants, data
 from tests.support.loops import (
     both_loops,
     full_writer,
@@ -209,15 +209,8 @@ async def test_bytes_before_an_uncached_file_go_out_once_the_socket_has_room(
 
 @both_loops
 async def test_file_object_is_released_with_its_last_byte(make_file: MakeFile) -> None:
-    class File:
-        def __init__(self, fd: int) -> None:
-            self.fd = fd
-
-        def fileno(self) -> int:
-            return self.fd
-
     with slow_disk() as disk, writer_pair() as (writer, peer):
-        file = File(make_file(data(SMALL)))
+        file = Borrowed(make_file(data(SMALL)))
         gone = weakref.ref(file)
         disk.evict(file.fileno())
         batch = IOBatch()

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import ssl
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import trustme
 
 from iobatch import COPY_LIMIT, SEND_LIMIT, IOBatch
 from iobatch.aio import send_to_stream
@@ -18,9 +16,12 @@ from tests.support.batches import STAGE_LIMIT, batch_of, check_invariants, data
 from tests.support.fakes import log_preads
 from tests.support.loops import both_loops, read, stream, turns
 from tests.support.sockets import receive_all, stream_pair
+from tests.support.tls import tls_contexts
 
 if TYPE_CHECKING:
     import socket
+
+    import trustme
 
     from tests.support.batches import MakeFile
 
@@ -53,15 +54,11 @@ async def test_buffers_and_ranges_arrive_in_order(buffers: int | None, make_file
 
 
 @both_loops
-async def test_batch_arrives_over_tls(make_file: MakeFile) -> None:
+async def test_batch_arrives_over_tls(make_file: MakeFile, authority: trustme.CA) -> None:
     """A TLS transport has no sendfile, so all ranges are read."""
     content = data(LARGE + 3)
     batch, expected = batch_of_all_kinds(make_file(content), content)
-    authority = trustme.CA()
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    authority.issue_cert("localhost").configure_cert(server)
-    authority.configure_trust(client)
+    server, client = tls_contexts(authority)
 
     def receive(sock: socket.socket) -> bytes:
         sock.setblocking(True)

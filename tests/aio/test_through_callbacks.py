@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import ssl
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -12,31 +12,12 @@ from iobatch import WRITE_LIMIT
 from iobatch.aio import CancellationType, WriteStatus
 from tests.support.batches import batch_of, data
 from tests.support.loops import both_loops, is_watched, turns, writer_pair
-
-if TYPE_CHECKING:
-    import socket
-
-
-class ScriptedCallback:
-    """A callback that returns or raises each item of its script, then takes everything."""
-
-    def __init__(self, *script: int | BaseException) -> None:
-        self.script = list(script)
-        self.offers: list[bytes] = []
-        self.taken = bytearray()
-
-    def __call__(self, _sock: socket.socket, view: memoryview) -> int:
-        self.offers.append(bytes(view))
-        action = self.script.pop(0) if self.script else len(view)
-        if isinstance(action, BaseException):
-            raise action
-        self.taken += view[: max(action, 0)]
-        return action
+from tests.support.write import Sink
 
 
 @both_loops
 async def test_short_counts_and_again_of_a_callback_lose_nothing() -> None:
-    callback = ScriptedCallback(3, -1, 2)
+    callback = Sink(3, -1, 2)
     with writer_pair(through=callback) as (writer, _):
         first = writer.write(batch_of(b"abcdef"))
         second = writer.write(batch_of(b"XYZ"))
@@ -52,7 +33,7 @@ async def test_callback_takes_limit_bytes_in_one_turn() -> None:
     """The default is WRITE_LIMIT."""
     options: dict[str, int]
     for limit, options in (WRITE_LIMIT, {}), (1000, {"limit": 1000}):
-        callback = ScriptedCallback()
+        callback = Sink()
         with writer_pair(through=callback, **options) as (writer, _):
             operation = writer.write(batch_of(bytes(3 * limit)))
             assert len(callback.taken) == limit
@@ -63,7 +44,7 @@ async def test_callback_takes_limit_bytes_in_one_turn() -> None:
 @both_loops
 async def test_error_after_again_aborts_the_writes_after_it() -> None:
     """After "again" part of the offer may be on its way: the failed write counts as started."""
-    callback = ScriptedCallback(-1, OSError(errno.ENOBUFS, "scripted"))
+    callback = Sink(-1, OSError(errno.ENOBUFS, "scripted"))
     with writer_pair(through=callback) as (writer, _):
         first = writer.write(batch_of(b"abc"))
         later = writer.write(batch_of(b"second"))
@@ -78,7 +59,7 @@ async def test_write_whose_offer_is_pending_counts_as_started() -> None:
 
     Part of them may be on its way: TOTAL is refused, and a cancellation aborts the writes after it.
     """
-    callback = ScriptedCallback(-1, -1)
+    callback = Sink(-1, -1)
     with writer_pair(through=callback) as (writer, _):
         first = writer.write(batch_of(b"abc"))
         later = writer.write(batch_of(b"second"))
@@ -132,7 +113,7 @@ async def test_exactly_must_not_be_less_than_the_pinned_offer() -> None:
 
 @both_loops
 async def test_exception_of_a_callback_ends_only_its_operation() -> None:
-    callback = ScriptedCallback(2, ZeroDivisionError(), -7)
+    callback = Sink(2, ZeroDivisionError(), -7)
     with writer_pair(through=callback) as (writer, _):
         broken = writer.write(batch_of(b"abc"))
         with pytest.raises(ZeroDivisionError):
@@ -146,7 +127,7 @@ async def test_exception_of_a_callback_ends_only_its_operation() -> None:
 
 @both_loops
 async def test_keyboard_interrupt_in_a_callback_closes_the_writer() -> None:
-    callback = ScriptedCallback(-1, 1, KeyboardInterrupt())
+    callback = Sink(-1, 1, KeyboardInterrupt())
     with writer_pair(through=callback) as (writer, _):
         operation = writer.write(batch_of(b"abc"))
         # The test calls resume() in the loop's place: raised there, it would end the loop.
@@ -160,7 +141,7 @@ async def test_keyboard_interrupt_in_a_callback_closes_the_writer() -> None:
 @both_loops
 async def test_callback_that_wants_to_read_fails_its_operation() -> None:
     """A BatchWriter does not read."""
-    callback = ScriptedCallback(ssl.SSLWantReadError())
+    callback = Sink(ssl.SSLWantReadError())
     with writer_pair(through=callback) as (writer, _):
         operation = writer.write(batch_of(b"abc"))
         with pytest.raises(ssl.SSLWantReadError, match="read"):

@@ -8,7 +8,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
-import trustme
 
 from iobatch.aio import BatchWriter, WriteStatus
 from iobatch.filters import TLS, Filter
@@ -20,6 +19,8 @@ from tests.support.tls import tls_contexts
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
+
+    import trustme
 
     Contexts = tuple[ssl.SSLContext, ssl.SSLContext]
 
@@ -57,9 +58,9 @@ def receive_over_tls(
 
 
 @pytest.fixture(scope="module")
-def contexts() -> Contexts:
+def contexts(authority: trustme.CA) -> Contexts:
     """Give the contexts of a server and of its client."""
-    return tls_contexts(trustme.CA())
+    return tls_contexts(authority)
 
 
 @both_loops

@@ -99,7 +99,7 @@ async def test_wsaenotsock_is_ebadf_on_a_closed_socket() -> None:
 
 @both_loops
 async def test_wsaenotsock_is_enotsock_if_the_descriptor_is_another_file() -> None:
-    with socket.socket() as sock, open(os.devnull, "wb") as null:  # noqa: ASYNC230, PTH123
+    with socket.socket() as sock, open(os.devnull, "wb") as null:  # noqa: ASYNC230, PTH123  # a device
         sock.setblocking(False)
         os.dup2(null.fileno(), sock.fileno())
         assert await failure(sock) == errno.ENOTSOCK

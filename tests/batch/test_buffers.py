@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import array
 import ctypes
-import mmap
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from iobatch import IOBatch
-from tests.support.batches import MAX_BYTES, check_invariants, data, take
+from tests.support.batches import MAX_BYTES, check_invariants, data, mmap_of, take
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,19 +19,13 @@ class Points(ctypes.Structure):
     _fields_ = (("x", ctypes.c_int32), ("y", ctypes.c_double))
 
 
-def make_mmap(content: bytes) -> mmap.mmap:
-    memory = mmap.mmap(-1, len(content))
-    memory[:] = content
-    return memory
-
-
 BUFFERS: dict[str, Callable[[], Any]] = {
     "bytes": lambda: data(100),
     "subclass of bytes": lambda: type("Sub", (bytes,), {})(data(100)),
     "bytearray": lambda: bytearray(data(100)),
     "array of 4-byte items": lambda: array.array("I", range(50)),
     "array of doubles": lambda: array.array("d", [0.5, 1.5]),
-    "mmap": lambda: make_mmap(data(5000)),
+    "mmap": lambda: mmap_of(data(5000)),
     "slice of a memoryview": lambda: memoryview(data(100))[7:91],
     "memoryview of two dimensions": lambda: memoryview(data(24)).cast("H", shape=[3, 4]),
     "memoryview without dimensions": lambda: memoryview(data(8)).cast("Q", shape=[]),

@@ -222,7 +222,7 @@ def asyncio_sendfile(job: Job) -> float:
 
 
 def uvloop(job: Job) -> float:
-    from uvloop import new_event_loop  # noqa: PLC0415
+    from uvloop import new_event_loop  # noqa: PLC0415  # optional
 
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(_transport(job, chunk=UVLOOP_CHUNK))
@@ -241,7 +241,7 @@ async def _awaited(job: Job, write: Callable[[bytes], Awaitable[None]]) -> float
 
 
 def tornado(job: Job) -> float:
-    from tornado.iostream import IOStream  # noqa: PLC0415
+    from tornado.iostream import IOStream  # noqa: PLC0415  # optional
 
     async def main() -> float:
         stream = IOStream(job.sock)
@@ -254,8 +254,8 @@ def tornado(job: Job) -> float:
 
 
 def trio(job: Job) -> float:
-    from trio import SocketStream, run  # noqa: PLC0415
-    from trio.socket import from_stdlib_socket  # noqa: PLC0415
+    from trio import SocketStream, run  # noqa: PLC0415  # optional
+    from trio.socket import from_stdlib_socket  # noqa: PLC0415  # optional
 
     async def main() -> float:
         return await _awaited(job, SocketStream(from_stdlib_socket(job.sock)).send_all)
@@ -265,8 +265,8 @@ def trio(job: Job) -> float:
 
 def twisted(job: Job) -> float:
     """Write a step whenever the transport's buffer is empty, as twisted's FileSender does."""
-    from twisted.internet.epollreactor import EPollReactor  # noqa: PLC0415
-    from twisted.internet.protocol import Factory, Protocol  # noqa: PLC0415
+    from twisted.internet.epollreactor import EPollReactor  # noqa: PLC0415  # optional
+    from twisted.internet.protocol import Factory, Protocol  # noqa: PLC0415  # optional
 
     lone, steps = job.lone, job.steps()
     todo = chain.from_iterable(repeat(steps, job.rounds))
@@ -274,11 +274,11 @@ def twisted(job: Job) -> float:
     times = []
 
     class Producer(Protocol):
-        def connectionMade(self) -> None:  # noqa: N802
+        def connectionMade(self) -> None:  # noqa: N802  # twisted's name
             times.append(job.start())
             self.transport.registerProducer(self, streaming=False)
 
-        def resumeProducing(self) -> None:  # noqa: N802
+        def resumeProducing(self) -> None:  # noqa: N802  # twisted's name
             step = next(todo, None)
             if step is None:
                 times.append(process_time())
@@ -298,7 +298,7 @@ def twisted(job: Job) -> float:
 
 
 def gevent(job: Job) -> float:
-    from gevent.socket import socket as gevent_socket  # noqa: PLC0415
+    from gevent.socket import socket as gevent_socket  # noqa: PLC0415  # optional
 
     lone, steps = job.lone, job.steps()
     with gevent_socket(fileno=os.dup(job.sock.fileno())) as sock:

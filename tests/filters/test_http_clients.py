@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import shutil
 import socket
 import ssl
 import subprocess
@@ -90,7 +89,7 @@ def body_of(path: bytes) -> bytes:
     return data(number * 5000, number) if number % 9 == 0 else BODY[number : number * 20]
 
 
-def test_curl_decodes_gzip_in_chunked_coding() -> None:
+def test_curl_decodes_gzip_in_chunked_coding(curl: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -100,20 +99,20 @@ def test_curl_decodes_gzip_in_chunked_coding() -> None:
         thread = threading.Thread(target=serve)
         thread.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        got = run_program("curl", "-sS", "--compressed", "--max-time", "20", url)
+        got = run_program(curl, "-sS", "--compressed", "--max-time", "20", url)
         thread.join(PATIENCE)
     assert got == BODY
 
 
 @pytest.mark.parametrize("version", TLS_VERSIONS, ids=lambda version: version.name)
 def test_curl_gets_100_responses_over_one_tls_connection(
-    version: ssl.TLSVersion, authority: trustme.CA
+    curl: str, version: ssl.TLSVersion, authority: trustme.CA
 ) -> None:
     """Each response has filters of its own above the connection's TLS."""
     server = Server(authority, version)
     server.start()
     got = run_program(
-        *("curl", "-sSk", "--compressed", "--http1.1", "--max-time", "30"),
+        *(curl, "-sSk", "--compressed", "--http1.1", "--max-time", "30"),
         f"https://127.0.0.1:{server.port}/[1-100]",
     )
     server.join(PATIENCE)
@@ -124,7 +123,7 @@ def test_curl_gets_100_responses_over_one_tls_connection(
 
 @pytest.mark.parametrize("version", TLS_VERSIONS, ids=lambda version: version.name)
 def test_openssl_gets_100_responses_to_100_pipelined_requests(
-    version: ssl.TLSVersion, authority: trustme.CA
+    openssl: str, version: ssl.TLSVersion, authority: trustme.CA
 ) -> None:
     """The requests arrive at once; close_notify follows the last response."""
     paths = [b"/%d" % number for number in range(100)]
@@ -133,7 +132,7 @@ def test_openssl_gets_100_responses_to_100_pipelined_requests(
     server = Server(authority, version)
     server.start()
     got = run_program(
-        *("openssl", "s_client", "-quiet", "-connect", f"127.0.0.1:{server.port}"), stdin=requests
+        *(openssl, "s_client", "-quiet", "-connect", f"127.0.0.1:{server.port}"), stdin=requests
     )
     server.join(PATIENCE)
     for path in paths:
@@ -145,14 +144,14 @@ def test_openssl_gets_100_responses_to_100_pipelined_requests(
     assert not got
 
 
-def test_requested_key_update_is_sent_before_the_response(authority: trustme.CA) -> None:
+def test_requested_key_update_is_sent_before_the_response(
+    openssl: str, authority: trustme.CA
+) -> None:
     """The request after the key update can still be read."""
-    if not shutil.which("openssl"):
-        pytest.skip("openssl is missing: install it")
     server = Server(authority, ssl.TLSVersion.TLSv1_3)
     server.start()
     with subprocess.Popen(
-        ["openssl", "s_client", "-msg", "-connect", f"127.0.0.1:{server.port}"],
+        [openssl, "s_client", "-msg", "-connect", f"127.0.0.1:{server.port}"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -31,6 +31,7 @@ from tests.support.filters import (
     write_and_finish,
 )
 from tests.support.http import unchunk
+from tests.support.programs import tool
 from tests.support.sockets import PATIENCE, receive_all, stream_pair
 from tests.support.tls import RECORD_SIZE, TLS_VERSIONS, TLSClient
 
@@ -63,21 +64,22 @@ def brotli() -> Transform:
     return SimpleNamespace(compress=compressor.process, flush=compressor.finish)
 
 
-COMPRESSORS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
-    "gzip": (lambda: zlib.compressobj(wbits=31), ("gzip", "-dc")),
-    "bz2": (bz2.BZ2Compressor, ("bzip2", "-dc")),
-    "lzma": (lzma.LZMACompressor, ("xz", "-dc")),
+# Of each format: a function that makes a compressor, and the program and its Debian package.
+COMPRESSORS: dict[str, tuple[Callable[[], Any], tuple[str, str]]] = {
+    "gzip": (lambda: zlib.compressobj(wbits=31), ("gzip", "gzip")),
+    "bz2": (bz2.BZ2Compressor, ("bzip2", "bzip2")),
+    "lzma": (lzma.LZMACompressor, ("xz", "xz-utils")),
     "zstandard": (
         lambda: import_or_skip("zstandard").ZstdCompressor().compressobj(),
-        ("zstd", "-dc"),
+        ("zstd", "zstd"),
     ),
-    "brotli": (brotli, ("brotli", "-dc")),
+    "brotli": (brotli, ("brotli", "brotli")),
 }
 # Part of the standard library from Python 3.14 on; it can't be installed.
 if find_spec("compression"):
     COMPRESSORS["compression.zstd"] = (
         lambda: import_or_skip("compression.zstd").ZstdCompressor(),
-        ("zstd", "-dc"),
+        ("zstd", "zstd"),
     )
 
 
@@ -87,7 +89,8 @@ Pipeline = tuple[Filter, "Callable[[bytes], bytes]"]
 def pipelines() -> dict[str, Callable[[trustme.CA], Pipeline]]:
     def compressor(name: str, _: trustme.CA) -> Pipeline:
         make, program = COMPRESSORS[name]
-        return Filter(make()), lambda raw: run_program(*program, stdin=raw)
+        path = tool(*program)
+        return Filter(make()), lambda raw: run_program(path, "-dc", stdin=raw)
 
     def identity(_: trustme.CA) -> Pipeline:
         return Filter(Identity()), bytes
@@ -148,9 +151,10 @@ def test_output_decodes_to_the_input_whatever_each_send_accepts(
 @pytest.mark.parametrize("name", COMPRESSORS)
 def test_the_formats_own_program_accepts_the_compressed_stream(name: str, sock: Scripted) -> None:
     """The option -t checks the whole stream, its end included."""
-    make, (program, _) = COMPRESSORS[name]
+    make, program = COMPRESSORS[name]
+    path = tool(*program)
     write_and_finish(sock, batch_of(BODY), Filter(make()))
-    run_program(program, "-t", stdin=bytes(sock.taken))
+    run_program(path, "-t", stdin=bytes(sock.taken))
 
 
 def test_file_ranges_and_buffers_go_through_a_filter_in_order(

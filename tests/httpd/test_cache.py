@@ -86,3 +86,31 @@ def test_cache_is_emptied_where_no_descriptor_is_left(
     assert files.get(b"/1024", 0.0).size == 1024
     assert len(files) == 1
     files.close()
+
+
+def test_file_opened_anew_is_the_newest_in_the_cache(site: Path) -> None:
+    """The cache is oldest first: a sweep stops at the first file that is fresh."""
+    files = FileCache(Files(site))
+    files.get(b"/1", 0.0)
+    files.get(b"/1024", FRESH / 2)
+    files.get(b"/1", FRESH)
+    files.sweep(FRESH + FRESH / 2)
+    assert len(files) == 1
+    assert files.get(b"/1", 0.0) is files.get(b"/1", FRESH)
+    files.close()
+
+
+def test_file_opened_anew_in_a_full_cache_evicts_no_other(site: Path) -> None:
+    for i in range(MAX_OPEN):
+        (site / f"f{i}").touch()
+    files = FileCache(Files(site))
+    oldest = files.get(b"/f0", 0.0)
+    for i in range(1, MAX_OPEN):
+        files.get(b"/f%d" % i, FRESH / 2)
+    files.get(b"/f1", FRESH * 2)
+    assert len(files) == MAX_OPEN
+    assert files.get(b"/f0", 0.0) is oldest
+    files.get(b"/1", 0.0)
+    assert len(files) == MAX_OPEN
+    assert files.get(b"/f0", 0.0) is not oldest, "another file evicts the oldest"
+    files.close()

@@ -12,17 +12,11 @@ import pytest
 
 from tests.support.batches import data
 from tests.support.httpd import Keys, address_of, program, run_httpd
-from tests.support.programs import environment, tool
+from tests.support.programs import environment
 from tests.support.sockets import PATIENCE
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-@pytest.fixture
-def openssl() -> str:
-    """Return the path of openssl, or skip the test."""
-    return tool("openssl", "openssl")
 
 
 def test_unusable_certificate_or_key_is_reported_in_one_line(

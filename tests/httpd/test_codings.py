@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import http.client
-import socket
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +12,7 @@ from iobatch.httpd import sink
 from iobatch.httpd.codings import AVAILABLE, MIN_CODED, choose, compressible
 from tests.support.batches import data
 from tests.support.http import split
-from tests.support.httpd import Address, exchange, prose, receive_head, serving
+from tests.support.httpd import Address, exchange, prose, receive_head, serving, slow_client
 from tests.support.programs import run_python
 from tests.support.sockets import PATIENCE
 
@@ -196,10 +195,7 @@ def test_coded_and_other_pipelined_responses_keep_their_order(address: Address) 
 
 
 def test_client_with_small_buffers_gets_the_whole_coded_body(address: Address) -> None:
-    with socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        sock.settimeout(PATIENCE)
-        sock.connect(address)
+    with slow_client(address) as sock:
         sock.sendall(b"GET /3145728.txt HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n\r\n")
         response = http.client.HTTPResponse(sock)
         response.begin()
@@ -212,10 +208,8 @@ def test_responses_go_uncoded_while_slow_clients_hold_all_compressors(
     monkeypatch.setattr(sink, "MAX_CODERS", 2)
     request = b"GET /3145728.txt HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n\r\n"
     for _ in "12":
-        with socket.socket() as one, socket.socket() as two:
+        with slow_client(address) as one, slow_client(address) as two:
             for sock in (one, two):
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-                sock.connect(address)
                 sock.sendall(request)
                 assert b"\r\nContent-Encoding: gzip\r\n" in receive_head(sock)
             headers, body = fetch(address, "/3145728.txt", "gzip")

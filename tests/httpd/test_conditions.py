@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from iobatch.httpd.conditions import http_date
+from iobatch.httpd.conditions import http_date, range_applies
 from tests.support.batches import data
 from tests.support.http import split
 from tests.support.httpd import (
@@ -164,3 +164,12 @@ def test_all_three_formats_of_a_date_are_parsed(date: str) -> None:
 )
 def test_other_format_is_no_date(date: bytes) -> None:
     assert http_date(date) is None
+
+
+@pytest.mark.parametrize(("age", "applies"), [(0.9, False), (1.0, False), (1.1, True)])
+def test_if_range_by_a_date_applies_only_after_the_second_of_that_date(
+    age: float, *, applies: bool
+) -> None:
+    """The file could have changed twice in that second (RFC 9110, section 8.8.2.2)."""
+    headers = {b"if-range": SINCE.encode()}
+    assert range_applies(headers, b'"tag"', MODIFIED + 0.5, MODIFIED + age) is applies

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import gc
 import http.client
 import os
 import socket
 import struct
+import weakref
 from selectors import EVENT_READ
 from threading import Thread
 from typing import TYPE_CHECKING
@@ -18,6 +20,7 @@ from tests.support.batches import data
 from tests.support.http import split
 from tests.support.httpd import (
     LARGE,
+    SMALL,
     Address,
     exchange,
     get,
@@ -25,10 +28,12 @@ from tests.support.httpd import (
     read_all,
     send_until_reset,
     serving,
+    slow_client,
 )
 from tests.support.sockets import PATIENCE, receive
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 HOST = b"Host: x\r\n"
@@ -91,9 +96,7 @@ def test_endless_body_ends_in_a_reset(address: Address) -> None:
 
 def test_nothing_is_read_from_a_client_that_reads_nothing(site: Path) -> None:
     """The batch and the requests that it is made from are bounded."""
-    with serving(site) as (server, address), socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        sock.connect(address)
+    with serving(site) as (server, address), slow_client(address) as sock:
         sock.sendall(LARGE * 1000)
         receive(sock, 12)
         # The answer to a second client shows that the server's turn with the first has ended.
@@ -105,9 +108,7 @@ def test_nothing_is_read_from_a_client_that_reads_nothing(site: Path) -> None:
 
 def test_client_with_small_buffers_gets_all_responses_in_order(site: Path) -> None:
     targets = [b"/1048576", b"/1024", b"/65536", b"/nothing", b"/1048576"]
-    with serving(site) as (_, address), socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        sock.connect(address)
+    with serving(site) as (_, address), slow_client(address) as sock:
         for target in targets:
             sock.sendall(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % target)
         sock.shutdown(socket.SHUT_WR)
@@ -145,3 +146,42 @@ def test_connection_reset_after_the_last_response_is_over(
         assert connection.step(0.0) == CLOSE
         [response] = split(theirs.recv(4096))
         assert response.status == 200
+
+
+def test_connection_lingers_for_linger_bytes_at_most(site: Path) -> None:
+    with open_connection(site) as (connection, theirs):
+        theirs.sendall(b"GET /1 HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n")
+        assert connection.step(0.0) == EVENT_READ
+        for _ in range(LINGER_BYTES // READ_SIZE - 1):
+            theirs.sendall(bytes(READ_SIZE))
+            assert connection.step(0.0) == EVENT_READ
+        theirs.sendall(bytes(READ_SIZE - 1))
+        assert connection.step(0.0) == EVENT_READ
+        theirs.sendall(b"x")
+        assert connection.step(0.0) == CLOSE
+
+
+@pytest.fixture
+def no_collections() -> Iterator[None]:
+    """Disable the collection of cycles."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collections")
+@pytest.mark.parametrize(
+    "received",
+    [b"", SMALL[:20], SMALL, b"nonsense\r\n\r\n"],
+    ids=["nothing", "part of a request", "request", "nonsense"],
+)
+def test_closed_connection_is_freed_without_a_collection_of_cycles(
+    site: Path, received: bytes
+) -> None:
+    with open_connection(site) as (connection, theirs):
+        if received:
+            theirs.sendall(received)
+        connection.step(0.0)
+        references = [weakref.ref(connection), weakref.ref(connection._parser)]
+    del connection
+    assert [reference() for reference in references] == [None, None]

@@ -7,6 +7,7 @@ import resource
 import signal
 import socket
 import subprocess
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from tests.support.programs import environment
 from tests.support.sockets import PATIENCE, receive
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 def test_missing_directory_or_file_is_reported_in_one_line(site: Path) -> None:
@@ -39,6 +40,17 @@ def test_soft_limit_of_descriptors_is_raised_and_hard_one_reported(site: Path) -
         assert result.stderr == "iobatch.httpd: 127.0.0.1 port 0: Too many open files\n"
 
 
+@contextmanager
+def connect_to_program(process: subprocess.Popen[bytes], path: Path) -> Iterator[socket.socket]:
+    """Connect to the Unix socket of a program that prints nothing, once it listens there."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(PATIENCE)
+        while client.connect_ex(os.fspath(path)):
+            assert process.poll() is None
+            os.sched_yield()
+        yield client
+
+
 @pytest.mark.parametrize("output", [">/dev/full", "| true", ">&-"])
 def test_program_serves_when_its_output_takes_nothing(site: Path, output: str) -> None:
     folder = os.fsencode(site / "bare") + b"\xff"
@@ -49,11 +61,7 @@ def test_program_serves_when_its_output_takes_nothing(site: Path, output: str) -
         stderr=subprocess.PIPE,
         start_new_session=True,
     ) as process:
-        with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(PATIENCE)
-            while client.connect_ex(os.fspath(site / "socket")):
-                assert process.poll() is None
-                os.sched_yield()
+        with connect_to_program(process, site / "socket") as client:
             client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             assert receive(client, 12) == b"HTTP/1.1 200"
         os.killpg(process.pid, signal.SIGTERM)
@@ -94,11 +102,7 @@ def test_quiet_program_prints_no_url(site: Path, tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
     ) as process:
         assert process.stdout is not None
-        with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(PATIENCE)
-            while client.connect_ex(os.fspath(tmp_path / "socket")):
-                assert process.poll() is None
-                os.sched_yield()
+        with connect_to_program(process, tmp_path / "socket") as client:
             client.sendall(SMALL)
             receive_head(client)
         process.terminate()

@@ -7,12 +7,15 @@ import os
 import signal
 import socket
 import subprocess
+from selectors import DefaultSelector
 from threading import Event
-from typing import TYPE_CHECKING
+from time import monotonic
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from iobatch.httpd.connection import THROTTLED, Connection
+from iobatch.httpd.server import TICK
 from tests.support.httpd import (
     COMMAND,
     SMALL,
@@ -44,6 +47,30 @@ def test_connection_that_found_no_descriptor_is_accepted_later(site: Path) -> No
         with sock:
             sock.sendall(SMALL)
             assert receive(sock, 12) == b"HTTP/1.1 200"
+
+
+def test_server_without_descriptors_tries_to_accept_once_a_tick(site: Path) -> None:
+    """The listening socket stays readable, so each turn of the loop would try again."""
+    times = []
+
+    def accept(self: socket.socket) -> None:
+        times.append(monotonic())
+        raise OSError(errno.EMFILE, "")
+
+    with serving(site) as (_, address), socket.create_connection(address, PATIENCE) as served:
+        served.sendall(SMALL)
+        receive_head(served)
+        receive(served, 1)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(socket.socket, "accept", accept)
+            start = monotonic()
+            with socket.create_connection(address, PATIENCE):
+                for _ in range(100):
+                    served.sendall(SMALL)
+                    receive_head(served)
+                    receive(served, 1)
+                ticks = (monotonic() - start) / TICK
+            assert 1 <= len(times) <= 2 + ticks
 
 
 def test_accepted_socket_has_tcp_nodelay(site: Path) -> None:
@@ -127,3 +154,22 @@ def test_server_that_accepts_nothing_for_a_while_can_be_stopped(site: Path) -> N
         server._pause()
         stop.send(b"\0")
         server.run()
+
+
+def test_connection_that_a_stop_closes_is_not_run_in_the_same_turn(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request of an idle connection arrives with the request to stop."""
+    select = DefaultSelector.select
+
+    def stop_first(self: DefaultSelector, timeout: float | None = None) -> Any:
+        ready = select(self, timeout)
+        return sorted(ready, key=lambda item: item[0].data is not None)
+
+    monkeypatch.setattr(DefaultSelector, "select", stop_first)
+    with new_server(site) as (server, address, stop), socket.create_connection(address) as sock:
+        server._accept(0.0)
+        sock.sendall(SMALL)
+        stop.send(b"\0")
+        server.run()
+        assert not server._connections

@@ -11,7 +11,15 @@ import pytest
 
 from tests.support.batches import data
 from tests.support.http import split
-from tests.support.httpd import LARGE, SMALL, address_of, program, read_all, receive_head
+from tests.support.httpd import (
+    LARGE,
+    SMALL,
+    address_of,
+    program,
+    read_all,
+    receive_head,
+    slow_client,
+)
 from tests.support.sockets import PATIENCE, receive
 
 if TYPE_CHECKING:
@@ -52,22 +60,21 @@ def connect_until_refused(address: tuple[str, int]) -> None:
 def test_stopping_server_finishes_responses_and_closes_idle_connections(
     site: Path, number: int, workers: str
 ) -> None:
-    with program(site, "--workers", workers) as (process, url), socket.socket() as sock:
-        address = address_of(url)
-        with socket.create_connection(address, PATIENCE) as idle:
+    with (
+        program(site, "--workers", workers) as (process, url),
+        slow_client(address_of(url)) as sock,
+    ):
+        with socket.create_connection(address_of(url), PATIENCE) as idle:
             idle.sendall(SMALL)
             assert receive(idle, 12) == b"HTTP/1.1 200"
             receive_head(idle)
             receive(idle, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            sock.settimeout(PATIENCE)
-            sock.connect(address)
             sock.sendall(LARGE * 20)
             first_byte = receive(sock, 1)
             process.send_signal(number)
             assert idle.recv(1) == b"", "an idle connection is closed at once"
         with pytest.raises(ConnectionError):
-            connect_until_refused(address)
+            connect_until_refused(address_of(url))
         answers = split(first_byte + read_all(sock))
         assert len(answers) == 20
         assert all(answer.body == data(1 << 20, seed=1 << 20) for answer in answers)
@@ -79,16 +86,16 @@ def test_stopping_server_finishes_responses_and_closes_idle_connections(
 def test_second_signal_or_end_of_grace_cuts_responses_off(
     site: Path, grace: str, signals: int
 ) -> None:
-    with program(site, "--grace", grace) as (process, url), socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        sock.settimeout(PATIENCE)
-        address = address_of(url)
-        with socket.create_connection(address, PATIENCE) as idle:
-            sock.connect(address)
-            sock.sendall(LARGE * 20)
-            receive(sock, 1)
-            process.send_signal(signal.SIGINT)
-            assert idle.recv(1) == b"", "the server has read the signal"
+    with (
+        program(site, "--grace", grace) as (process, url),
+        # Accepted before the other client, since it connects first.
+        socket.create_connection(address_of(url), PATIENCE) as idle,
+        slow_client(address_of(url)) as sock,
+    ):
+        sock.sendall(LARGE * 20)
+        receive(sock, 1)
+        process.send_signal(signal.SIGINT)
+        assert idle.recv(1) == b"", "the server has read the signal"
         if signals == 2:
             assert process.poll() is None
             process.send_signal(signal.SIGINT)

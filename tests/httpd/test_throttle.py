@@ -145,3 +145,15 @@ def test_server_resumes_throttled_connections_and_serves_others_meanwhile(site: 
         assert get(address, "/1").body == data(1, seed=1)
         assert receive(sock, 1 << 20) == data(1 << 20, seed=1 << 20)
     assert head.startswith(b"HTTP/1.1 200")
+
+
+def test_pause_of_the_throttle_is_added_to_the_deadline(site: Path, clock: Clock) -> None:
+    """A byte takes longer than the timeout here."""
+    with open_connection(site, now=clock.now, rate=1, timeout=0.25) as (connection, theirs):
+        theirs.sendall(SMALL)
+        for _ in range(3):
+            assert connection.step(clock.now) == THROTTLED
+            resume_at = connection._throttle.resume_at
+            assert resume_at >= clock.now + 1 - throttle.BURST
+            assert connection.deadline == resume_at + 0.25
+            clock.now = resume_at

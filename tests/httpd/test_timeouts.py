@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.httpd import LARGE, SMALL, open_connection, prose, send_until_reset, serving
+from tests.support.httpd import (
+    LARGE,
+    SMALL,
+    open_connection,
+    prose,
+    send_until_reset,
+    serving,
+    slow_client,
+)
 from tests.support.sockets import PATIENCE, clog
 
 if TYPE_CHECKING:
@@ -29,10 +37,7 @@ def test_silent_client_and_unfinished_request_are_closed_after_the_timeout(site:
 
 
 def test_client_that_reads_no_response_is_reset_after_the_timeout(site: Path) -> None:
-    with serving(site, timeout=0.01) as (_, address), socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        sock.settimeout(PATIENCE)
-        sock.connect(address)
+    with serving(site, timeout=0.01) as (_, address), slow_client(address) as sock:
         # The server closes the connection with unread requests, which resets it, so sendall fails.
         assert send_until_reset(sock, LARGE)
 

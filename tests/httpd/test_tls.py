@@ -10,6 +10,7 @@ import socket
 import ssl
 import subprocess
 from contextlib import suppress
+from selectors import EVENT_READ, EVENT_WRITE
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +20,7 @@ from iobatch.httpd.tls import tls_context
 from tests.support.batches import data
 from tests.support.http import split
 from tests.support.httpd import (
+    LARGE,
     SMALL,
     Address,
     Keys,
@@ -28,6 +30,7 @@ from tests.support.httpd import (
     program,
     read_all,
     serving,
+    slow_client,
 )
 from tests.support.sockets import PATIENCE
 
@@ -87,6 +90,15 @@ class MemoryClient:
                 received += piece
         return bytes(received)
 
+    def has_received_close_notify(self) -> bool:
+        """Discard the plain bytes that have arrived; return whether close_notify follows them."""
+        try:
+            while self.tls.read(1 << 14):
+                pass
+        except ssl.SSLWantReadError:
+            return False
+        return True
+
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_files_of_all_sizes_arrive_over_either_version(
@@ -117,14 +129,13 @@ def test_pipelined_requests_are_answered_in_order_before_close_notify(
 
 
 def test_client_with_small_buffers_gets_all_bytes(secure: Address, keys: Keys) -> None:
-    with socket.socket() as plain:
-        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        plain.settimeout(PATIENCE)
-        plain.connect(secure)
-        with keys.client.wrap_socket(plain, server_hostname="127.0.0.1") as sock:
-            request = b"GET /1048576 HTTP/1.1\r\nHost: x\r\n"
-            sock.sendall(request + b"\r\n" + request + b"Connection: close\r\n\r\n")
-            first, second = split(read_all(sock))
+    with (
+        slow_client(secure) as plain,
+        keys.client.wrap_socket(plain, server_hostname="127.0.0.1") as sock,
+    ):
+        request = b"GET /1048576 HTTP/1.1\r\nHost: x\r\n"
+        sock.sendall(request + b"\r\n" + request + b"Connection: close\r\n\r\n")
+        first, second = split(read_all(sock))
     assert first.body == second.body == data(1 << 20, seed=1 << 20)
 
 
@@ -288,3 +299,26 @@ def test_client_that_closes_during_the_handshake_ends_the_connection(
         theirs.sendall(client.outgoing.read())
         theirs.close()
         assert connection.step(0.0) == CLOSE
+
+
+def test_response_that_is_cut_off_is_not_followed_by_close_notify(site: Path, keys: Keys) -> None:
+    """Otherwise the client could not see that it is incomplete (RFC 9112, section 9.8)."""
+    context = tls_context(str(keys.certificate), str(keys.key))
+    with open_connection(site, "tcp4", tls=context) as (connection, theirs):
+        client = MemoryClient(theirs, keys.client)
+        while True:
+            with suppress(ssl.SSLWantReadError):
+                client.tls.do_handshake()
+                break
+            theirs.sendall(client.outgoing.read())
+            assert connection.step(0.0) == EVENT_READ
+            client.incoming.write(theirs.recv(1 << 16))
+        client.tls.write(LARGE)
+        theirs.sendall(client.outgoing.read())
+        assert connection.step(0.0) == EVENT_WRITE
+        client.incoming.write(theirs.recv(1 << 20))  # so that the socket could take close_notify
+        client.sock = theirs.dup()
+    with client.sock:
+        client.incoming.write(read_all(client.sock))
+    assert client.tls.read(12) == b"HTTP/1.1 200"
+    assert not client.has_received_close_notify()

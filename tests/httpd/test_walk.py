@@ -12,6 +12,7 @@ import pytest
 
 from iobatch.httpd.cache import FileCache
 from iobatch.httpd.files import Files
+from iobatch.httpd.walk import Root
 from tests.support.batches import data
 from tests.support.httpd import SECRET, Address, get, serving
 
@@ -100,7 +101,7 @@ def test_change_before_any_step_of_the_walk_never_leads_outside_or_to_a_fifo(
         try:
             file = files.get(b"/sub/deep/file", 0.0)
         except OSError as exc:
-            assert exc.errno in {errno.EACCES, errno.ELOOP}  # noqa: PT017
+            assert exc.errno in {errno.EACCES, errno.ELOOP}  # noqa: PT017  # it may not raise
             assert moment < 4
         else:
             assert os.pread(file.fd, 100, 0) == b"deep"
@@ -123,3 +124,20 @@ def test_directory_without_search_permission_is_refused_at_once() -> None:
         finally:
             if is_root:
                 os.seteuid(0)
+
+
+def test_40_links_are_followed_and_41_are_too_many(site: Path) -> None:
+    """The kernel has the same limit (path_resolution(7))."""
+    (site / "link0").symlink_to("1")
+    for i in range(1, 41):
+        (site / f"link{i}").symlink_to(f"link{i - 1}")
+    root = Root(site)
+    with root.walk([b"link39"]) as place:
+        assert os.path.samestat(os.fstat(place.fd), (site / "link39").stat())
+    with pytest.raises(OSError) as caught, root.walk([b"link40"]):
+        pass
+    assert caught.value.errno == errno.ELOOP
+    with pytest.raises(OSError) as caught:
+        (site / "link40").stat()
+    assert caught.value.errno == errno.ELOOP
+    root.close()

@@ -128,7 +128,7 @@ async def test_write_posted_by_a_handler_is_sent_before_or_after_the_interrupted
             batch.addfile(fd)
             posted: list[WriteOperation] = []
             post = partial(writer.write, batch_of(b"posted"))
-            with handler_at(point, lambda: posted.append(post())) as reached:  # noqa: B023
+            with handler_at(point, lambda: posted.append(post())) as reached:  # noqa: B023  # called in this turn
                 operation = writer.write(batch)
             await operation
             received = await read(peer, 6 + size + 6 * len(posted))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from iobatch import IOB_ERROR, IOBatch, iob_send
+from iobatch import IOB_AGAIN, IOB_ERROR, IOBatch, iob_send, iob_write
 from tests.support.batches import check_invariants, data
 from tests.support.interruptions import (
     KINDS,
@@ -141,3 +141,28 @@ def test_empty_entry_added_after_an_interruption_repeats_no_byte() -> None:
                 assert receive(peer, 5000) == b"A" * 3000 + b"B" * 2000
         if not raised:
             break
+
+
+def test_interruption_after_a_pinned_offer_was_taken_pins_nothing() -> None:
+    """The next offer has the length that its call asks for."""
+    offers: list[int] = []
+
+    def callback(_sock: None, view: memoryview) -> int:
+        offers.append(len(view))
+        return len(view)
+
+    checked = 0
+    for point in count(1):
+        batch = IOBatch()
+        batch.addbuf(bytearray(b"first"))
+        batch.addbuf(bytearray(b"second"))
+        assert iob_write(None, batch, lambda _sock, _view: -1, limit=5) == IOB_AGAIN
+        with handler_that_raises(point, ZeroDivisionError) as raised, suppress(*KINDS):
+            iob_write(None, batch, callback)
+        if batch.error is None and batch.bytessent == 5:
+            iob_write(None, batch, callback, limit=1)
+            assert offers[-1] == 1
+            checked += 1
+        if not raised:
+            break
+    assert checked > 0

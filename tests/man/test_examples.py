@@ -9,7 +9,6 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
-import trustme
 
 import iobatch
 from iobatch import IOBatch
@@ -22,6 +21,8 @@ from tests.support.tls import tls_contexts
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import trustme
 
 CONTENT = data(200_000)
 WITH_LINE = f"{len(CONTENT)} bytes follow\n".encode() + CONTENT
@@ -68,8 +69,10 @@ def test_example_of_iob_sendmsg_passes_an_open_file(path: Path) -> None:
         assert (message, passed.read()) == (b"a descriptor", CONTENT)
 
 
-def test_example_of_iob_write_sends_all_over_a_non_blocking_tls_socket(path: Path) -> None:
-    server, client = tls_contexts(trustme.CA())
+def test_example_of_iob_write_sends_all_over_a_non_blocking_tls_socket(
+    path: Path, authority: trustme.CA
+) -> None:
+    server, client = tls_contexts(authority)
 
     def send(sock: socket.socket) -> None:
         with server.wrap_socket(sock, server_side=True) as conn, IOBatch() as batch:
@@ -112,8 +115,10 @@ def test_example_of_chunked_makes_a_chunk_of_each_part() -> None:
     assert raw == b"3\r\none\r\n5\r\nthree\r\n0\r\n\r\n"
 
 
-def test_example_of_tls_answers_a_request_and_ends_with_close_notify() -> None:
-    server, client = tls_contexts(trustme.CA())
+def test_example_of_tls_answers_a_request_and_ends_with_close_notify(
+    authority: trustme.CA,
+) -> None:
+    server, client = tls_contexts(authority)
 
     def receive(sock: socket.socket) -> bytes:
         # An end without close_notify raises here.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from iobatch import IOB_DONE, IOB_ERROR, IOBatch, iob_send
-from tests.support.batches import IOV_MAX, check_invariants, data
+from tests.support.batches import IOV_MAX, check_invariants, data, mmap_of
 from tests.support.drivers import pump
 from tests.support.fakes import Scripted, again
 from tests.support.send import send_repeatedly
@@ -98,12 +98,6 @@ def test_partial_write_continues_at_the_next_byte(send: Send, size: int) -> None
                 if send(sock, batch) == IOB_DONE:
                     break
             assert sock.taken == content
-
-
-def mmap_of(content: bytes) -> mmap.mmap:
-    memory = mmap.mmap(-1, len(content))
-    memory[:] = content
-    return memory
 
 
 def test_every_kind_of_buffer_arrives_whole(pair: Pair, step: Any) -> None:

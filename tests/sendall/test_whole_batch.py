@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import trustme
 
 from iobatch import IOBatch, iob_send, iob_sendall
 from tests.support.batches import batch_of, data
@@ -20,6 +19,8 @@ from tests.support.tls import tls_contexts
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import trustme
 
     from tests.support.batches import MakeFile
 
@@ -152,8 +153,8 @@ def test_wait_follows_wants_from_step_to_step() -> None:
         assert iob_sendall(one, batch_of(b"hello"), callback, timeout=PATIENCE) == 5
 
 
-def test_large_file_arrives_over_blocking_tls(make_file: MakeFile) -> None:
-    server, client = tls_contexts(trustme.CA())
+def test_large_file_arrives_over_blocking_tls(make_file: MakeFile, authority: trustme.CA) -> None:
+    server, client = tls_contexts(authority)
     content = data(3_000_000)
 
     def read(sock: socket.socket) -> bytes:

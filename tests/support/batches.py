@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import random
 from typing import TYPE_CHECKING
@@ -28,6 +29,12 @@ def data(nbytes: int, seed: int = 0) -> bytes:
 
 def joined(pieces: Sequence[Buffer]) -> bytes:
     return b"".join(bytes(memoryview(piece).cast("B")) for piece in pieces)
+
+
+def mmap_of(content: bytes) -> mmap.mmap:
+    memory = mmap.mmap(-1, len(content))
+    memory[:] = content
+    return memory
 
 
 def batch_of(*pieces: bytes) -> IOBatch:

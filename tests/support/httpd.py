@@ -13,8 +13,6 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-import trustme
-
 from iobatch.httpd.cache import FileCache
 from iobatch.httpd.connection import Connection
 from iobatch.httpd.files import Files
@@ -27,6 +25,8 @@ from tests.support.sockets import PATIENCE, receive, stream_pair
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import trustme
 
 Address = tuple[str, int]
 
@@ -147,9 +147,9 @@ def address_of(url: str) -> Address:
 class Keys:
     """A certificate for 127.0.0.1 and its key, in files."""
 
-    def __init__(self, folder: Path) -> None:
-        self._authority = trustme.CA()
-        issued = self._authority.issue_cert("127.0.0.1")
+    def __init__(self, folder: Path, authority: trustme.CA) -> None:
+        self._authority = authority
+        issued = authority.issue_cert("127.0.0.1")
         self.certificate, self.key = folder / "cert.pem", folder / "key.pem"
         for blob in issued.cert_chain_pems:
             blob.write_to_path(self.certificate, append=True)
@@ -192,6 +192,16 @@ def show_headers(value: object) -> str | None:
     if not isinstance(value, dict):
         return None
     return ", ".join(f"{name.replace('_', '-')}: {content}" for name, content in value.items())
+
+
+@contextmanager
+def slow_client(address: Address) -> Iterator[socket.socket]:
+    """Connect with a small receive buffer: a large response waits until the client reads."""
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.settimeout(PATIENCE)
+        sock.connect(address)
+        yield sock
 
 
 def get(

@@ -83,7 +83,7 @@ def handler_that_raises(point: int, kind: type[Exception]) -> Iterator[list[Exce
 
 
 def is_in_finalizer(frame: FrameType | None) -> bool:
-    """Tell whether a finalizer is running: an exception never leaves a finalizer."""
+    """Return whether a finalizer is running: an exception never leaves a finalizer."""
     while frame is not None:
         if frame.f_code.co_name == "__del__":
             return True

@@ -73,6 +73,7 @@ def browse(url: str, home: Path) -> str:
         check=True,
         env=environment(
             HOME=str(home),
+            XDG_RUNTIME_DIR=str(home),  # for PulseAudio, which would use the temporary folder
             **{f"XDG_{name}_HOME": folder for name, folder in folders.items()},
         ),
     )

@@ -79,6 +79,18 @@ def test_count_is_returned_first_then_again_with_its_wants(outcome: Any, wants: 
     assert write_repeatedly(batch, sink) == [5, 0]
 
 
+def test_os_error_of_a_subclass_with_errno_eagain_is_again() -> None:
+    """OSError(EAGAIN) is a BlockingIOError; a subclass of OSError keeps its own type."""
+
+    class OwnError(OSError):
+        pass
+
+    batch, sink = batch_of(b"abc"), Sink(OwnError(errno.EAGAIN, "scripted"))
+    assert iob_write(None, batch, sink) == IOB_AGAIN
+    assert batch.error is None
+    assert iob_write(None, batch, sink) == 3
+
+
 @pytest.mark.parametrize(
     "number", [errno.EAGAIN, errno.EINPROGRESS, errno.EALREADY, None], ids=errno.errorcode.get
 )

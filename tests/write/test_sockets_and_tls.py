@@ -9,7 +9,6 @@ import ssl
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import trustme
 
 from iobatch import IOB_AGAIN, IOB_DONE, IOB_ERROR, IOBatch, iob_write
 from tests.support.batches import batch_of, data
@@ -19,6 +18,8 @@ from tests.support.tls import tls_contexts
 from tests.support.write import LARGE
 
 if TYPE_CHECKING:
+    import trustme
+
     from tests.support.batches import MakeFile
 
 
@@ -53,9 +54,9 @@ def handshake(*sides: ssl.SSLSocket) -> None:
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_16_mib_arrive_over_tls_at_a_slow_reader(
-    make_file: MakeFile, version: ssl.TLSVersion
+    make_file: MakeFile, version: ssl.TLSVersion, authority: trustme.CA
 ) -> None:
-    server, client = tls_contexts(trustme.CA(), version)
+    server, client = tls_contexts(authority, version)
     content = data(16 * 1024 * 1024)
     wanted = bytearray()
     batch = IOBatch()
@@ -110,8 +111,8 @@ def test_16_mib_arrive_over_tls_at_a_slow_reader(
     assert results - {IOB_DONE} == {IOB_AGAIN, 1}
 
 
-def test_closed_tls_peer_is_a_permanent_error() -> None:
-    server, client = tls_contexts(trustme.CA())
+def test_closed_tls_peer_is_a_permanent_error(authority: trustme.CA) -> None:
+    server, client = tls_contexts(authority)
     with stream_pair() as (one, other):
         one.setblocking(False)
         other.setblocking(False)
