@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 from iobatch._arguments import as_byte_view, check_flags, check_limit, check_nonnegative
 from iobatch._batch import IOBatch, core_of
 from iobatch._send import SEND_LIMIT
+from iobatch._target import check_more
 from iobatch._write import WRITE_LIMIT
 from iobatch.aio._budget import TurnBudget
 from iobatch.aio._operation import (
@@ -179,7 +180,8 @@ class BatchWriter:
             user_info: the operation's user_info; `...`: the writer's.
 
         Raises:
-            OSError: ECANCELED: the writer was closed, or cancelled as TERMINAL.
+            OSError: ECANCELED: the writer was closed, or cancelled as TERMINAL. EOPNOTSUPP: for
+                MSG_MORE, as iob_send raises it.
             ValueError: exactly is negative, more than the batch has, less than the offer that a
                 callback must be given again (see iob_write), or given for a message; a timeout is
                 negative or NaN; flags are given with through.
@@ -396,8 +398,10 @@ class BatchWriter:
         if not isinstance(batch, IOBatch):
             raise TypeError(f"batch must be an IOBatch, not {type(batch).__name__!r}")
         flags = check_flags(flags)
-        if flags and self._through is not None:
-            raise ValueError("flags must be 0 when through is given")
+        if flags:
+            if self._through is not None:
+                raise ValueError("flags must be 0 when through is given")
+            check_more(self.sock, flags)
         if exactly is not None:
             exactly = self._check_exactly(exactly, batch)
         timeout = _resolve_timeout(timeout, self.timeout)
