@@ -143,6 +143,12 @@ def _offer(
         if not 0 < taken <= offered or is_interruption(exc):
             raise
         nbytes = taken
+    except (MemoryError, RecursionError) as exc:
+        # The callback's own, as any other exception of it. After the callback has returned, these
+        # exceptions are the interpreter's, and the count is unknown.
+        if not is_interruption(exc):
+            core.error = None
+        raise
     finally:
         try:
             view.release()
