@@ -20,7 +20,10 @@ def main(path: str, port: int = 8000) -> None:
                 sock.setblocking(False)
                 batch = IOBatch()
                 batch.adds(f"Here is {path}:\n")
-                batch.addfile(path)
+                try:
+                    batch.addfile(path)
+                except (OSError, ValueError) as exc:  # no such file; a pipe, whose end is unknown
+                    batch.adds(f"{exc}\n")
                 selector.register(sock, EVENT_WRITE, (sock, batch))
             else:
                 sock, batch = key.data

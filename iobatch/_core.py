@@ -38,8 +38,9 @@ handler or finalizer sees such a step half done. The library keeps five rules ab
    run between the method and the `try`.
 3. Before each call that can take bytes, such a function stores `error = COUNT_UNKNOWN`. This error
    is removed as soon as the number of bytes taken is known. So if a handler raises an exception
-   between the system call and its accounting, the batch has failed permanently and cannot send the
-   same bytes twice. A MemoryError there, or in a callback, has the same effect.
+   between the system call and its accounting, or the interpreter raises a MemoryError or
+   RecursionError there, the batch has failed permanently and cannot send the same bytes twice. A
+   MemoryError in a callback has the same effect.
 4. snapshot() returns a copy of the queue. A function that sends locks the batch first (rule 2) and
    takes the snapshot second. Other code can only append to a locked queue, so the copy stays equal
    to the first entries of the queue until the function itself changes the queue.
@@ -273,7 +274,7 @@ class BatchCore:
                 return list(islice(self.queue, count))
             except RuntimeError as exc:
                 # The queue changed during the iteration: copy again.
-                if is_interruption(exc):
+                if isinstance(exc, RecursionError) or is_interruption(exc):
                     raise
 
     # Staging: entries become buffers, and no byte of a file is read twice
@@ -437,11 +438,11 @@ class BatchCore:
         Returns:
             IOB_AGAIN: `wants` is the event to wait for. IOB_ERROR: `error` is stored. None: the
             caller must re-raise the exception. The exception is not an OSError, or a signal handler
-            raised it; if the handler or a MemoryError interrupted a call that can take bytes,
-            `error` stays COUNT_UNKNOWN.
+            raised it; if the handler, or a lack of memory or stack, interrupted a call that can take
+            bytes, `error` stays COUNT_UNKNOWN.
 
         """
-        if isinstance(exc, MemoryError) or is_interruption(exc):
+        if isinstance(exc, MemoryError | RecursionError) or is_interruption(exc):
             return None
         self.error = None
         if not isinstance(exc, OSError):

@@ -12,16 +12,25 @@ from _signal import getsignal  # type: ignore[import-not-found]
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from attrs import define
-
-from iobatch._arguments import MAX_BYTES, check_flags, check_limit, fileno
+from iobatch._arguments import MAX_BYTES, check_flags, check_limit
 from iobatch._batch import core_of
 from iobatch._core import COUNT_UNKNOWN, IDLE, IOB_AGAIN, IOB_DONE, IOB_ERROR, SENDING
 from iobatch._entries import IOV_MAX
-from iobatch._errors import TruncatedFileError, is_interruption, suppress_call_error
+from iobatch._errors import TruncatedFileError, is_interruption
+from iobatch._target import (
+    MORE,
+    NOSIGNAL,
+    Descriptor,
+    as_target,
+    can_cork,
+    check_more,
+    cork,
+    socket_class,
+    uncork,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from typing_extensions import Buffer
 
@@ -46,18 +55,12 @@ JOIN_MEAN_LIMIT: Final = 1536
 # MAX_RW_COUNT: the most bytes that Linux transfers in one call (write(2), sendfile(2)).
 _MAX_CALL_BYTES: Final = 0x7FFFF000
 
-# Plain ints: `|` on the IntFlags of socket takes longer than the rest of a small send.
-_NOSIGNAL: Final = int(getattr(socket, "MSG_NOSIGNAL", 0))
-_MORE: Final = int(getattr(socket, "MSG_MORE", 0))
-_CORK: Final = int(getattr(socket, "TCP_CORK", 0))
-_UDP_CORK: Final = 1  # UDP_CORK of udp(7), which socket does not define
 # The errors of sendfile(2) for a kind of file or socket that it does not support.
 _SENDFILE_REFUSED: Final = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EOVERFLOW)
 
 # A plain int, as the results of _signal.getsignal are.
-_SIG_DFL: Final = int(signal.SIG_DFL)
+_SIG_IGN: Final = int(signal.SIG_IGN)
 _sendfile: Callable[[int, int, int, int], int] | None = getattr(os, "sendfile", None)
-_socket_class: Final = socket.socket
 _ONLY_BYTES: Final = frozenset((bytes,))
 _HAS_SENDMSG: Final = hasattr(socket.socket, "sendmsg")
 
@@ -91,22 +94,26 @@ def iob_send(
             counts the bytes sent before the error; the rest is still in the batch.
 
     Raises:
-        TypeError: sock is a TLS socket (its descriptor would send plain text), or is neither a
-            descriptor nor an object with fileno().
+        TypeError: sock is a TLS socket or a file object of one (its descriptor would send plain
+            text), or belongs to an asyncio transport; or sock is neither a descriptor nor an object
+            with fileno().
         ValueError: limit is below 1; the descriptor is negative; or flags are given and sock is not
             a socket object.
         OverflowError: flags or the descriptor does not fit a C int.
+        OSError: EOPNOTSUPP: MSG_MORE is among the flags, and sock is a message socket that would
+            ignore it and send two messages: one outside AF_INET, AF_INET6 and AF_ALG.
         RuntimeError: a call on the batch is in progress, as during its hooks and callbacks.
         BaseException: a MemoryError, or the exception of a signal handler. If the number of bytes
             sent is unknown, the batch has failed, and batch.error reports this.
 
     Source: sendmsg(2), sendfile(2), tcp(7).
     """
-    target: Any = sock if type(sock) is _socket_class else _as_target(sock, flags)
+    target: Any = sock if type(sock) is socket_class else as_target(sock, flags)
     if limit is not SEND_LIMIT:
         limit = check_limit(limit)
     if flags:
         flags = check_flags(flags)
+        check_more(target, flags)
     core = core_of(batch)
     # A copy of check_sendable(): the last call for each batch finds it empty, and takes four fifths
     # of the time this way.
@@ -128,7 +135,9 @@ def iob_send(
         core.activity = IDLE
 
 
-def _send_in_steps(target: Any, core: BatchCore, flags: int, limit: int) -> int:
+def _send_in_steps(  # noqa: PLR0912 # a handler may raise where a function begins: see `finally`
+    target: Any, core: BatchCore, flags: int, limit: int
+) -> int:
     """Send at most limit bytes of a batch, by as many system calls as that needs.
 
     The caller has stored `activity = SENDING`. Returns and Raises: as for iob_send.
@@ -138,22 +147,25 @@ def _send_in_steps(target: Any, core: BatchCore, flags: int, limit: int) -> int:
     copy_limit = MAX_BYTES if flags or not (_sendfile and _HAS_SENDMSG) else COPY_LIMIT
     sent = 0
     more_pending = False  # the last bytes were sent with a MSG_MORE that this function added
-    corked: bool | None = None  # None: not tried
+    corked: bool | None = None  # whether this function corks target; None: not needed yet
     core.pinned = 0
     try:
         while True:
             buffers, size = stage(limit if limit < _MAX_CALL_BYTES else _MAX_CALL_BYTES, copy_limit)
             if buffers:
                 more = size < core.left and size < limit
-                send_flags = flags | _MORE if more else flags
+                send_flags = flags | MORE if more else flags
                 nbytes = _send_buffers(target, core, buffers, size, send_flags)
-                more_pending = more and not flags & _MORE
+                more_pending = more and not flags & MORE
             else:
                 if size > limit or size > _MAX_CALL_BYTES:
                     size = min(limit, _MAX_CALL_BYTES)
                 more = size < core.left and size < limit
                 if more and corked is None:
-                    corked = _cork(target)
+                    # Stored before the option is set, so that it is removed in any case.
+                    corked = can_cork(target)
+                    if corked:
+                        cork(target)
                 nbytes = _send_range(target, core, size)
                 if nbytes < 0:  # sendfile was refused: stage() reads the range next
                     continue
@@ -171,7 +183,14 @@ def _send_in_steps(target: Any, core: BatchCore, flags: int, limit: int) -> int:
         return sent or code
     finally:
         if more_pending or corked:
-            _uncork(target, corked=bool(corked))
+            removed = False
+            try:
+                removed = uncork(target, corked=bool(corked))
+            finally:
+                # Again after an error, or after the exception of a signal handler: the next call
+                # takes a cork that stays for the caller's, and never removes it.
+                if not removed:
+                    uncork(target, corked=bool(corked))
 
 
 def iob_sendmsg(
@@ -205,15 +224,19 @@ def iob_sendmsg(
         TypeError: sock is not a socket object, or is a TLS socket; ancdata or address has a wrong
             type.
         OverflowError: flags, or a number in ancdata or address, is out of range.
+        OSError: EOPNOTSUPP: as for iob_send.
         RuntimeError: a call on the batch is in progress, as during its hooks and callbacks.
         BaseException: as for iob_send.
 
     Source: sendmsg(2), unix(7).
     """
-    if type(sock) is not _socket_class:
-        if not isinstance(sock, _socket_class):
+    if type(sock) is not socket_class:
+        if not isinstance(sock, socket_class):
             raise TypeError(f"sock must be a socket object, not {type(sock).__name__!r}")
-        _as_target(sock, 0)  # refuses a TLS socket
+        as_target(sock, 0)  # refuses a TLS socket
+    if flags:
+        flags = check_flags(flags)
+        check_more(sock, flags)
     core = core_of(batch)
     code = core.check_sendable()
     if code is not None:
@@ -226,7 +249,7 @@ def iob_sendmsg(
         else:
             buffers = _stage_message(sock, core)
         core.error = COUNT_UNKNOWN
-        nbytes = sock.sendmsg(buffers, ancdata, _NOSIGNAL | int(flags), address)
+        nbytes = sock.sendmsg(buffers, ancdata, NOSIGNAL | flags, address)
         core.consume(nbytes)
         return nbytes or IOB_AGAIN
     except BaseException as exc:
@@ -246,7 +269,7 @@ def send_joined(target: Any, core: BatchCore, data: bytes, flags: int = 0) -> in
     core.pinned = 0
     try:
         core.error = COUNT_UNKNOWN
-        nbytes: int = target.send(data, _NOSIGNAL | flags)
+        nbytes: int = target.send(data, NOSIGNAL | flags)
         core.consume(nbytes)
         return nbytes or IOB_AGAIN
     except BaseException as exc:
@@ -254,48 +277,6 @@ def send_joined(target: Any, core: BatchCore, data: bytes, flags: int = 0) -> in
         if code is None:
             raise
         return code
-
-
-@define
-class _Descriptor:
-    """A descriptor with the methods of a socket. write(2) and writev(2) take no flags."""
-
-    fd: int
-
-    def fileno(self) -> int:
-        return self.fd
-
-    def send(self, data: Buffer, _flags: int) -> int:
-        return os.write(self.fd, data)
-
-    def sendmsg(self, buffers: Sequence[Buffer], _ancdata: tuple[()], _flags: int) -> int:
-        return os.writev(self.fd, buffers)
-
-    def getsockopt(self, _level: int, _option: int) -> int:
-        raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
-
-
-def _as_target(sock: Any, flags: int) -> Any:
-    """Return an object with send, sendmsg and fileno for sock: a socket, or a _Descriptor.
-
-    Raises:
-        TypeError: sock is a TLS socket, or is neither a descriptor nor an object with fileno().
-        ValueError: flags are given and sock is not a socket object.
-
-    """
-    # ssl.SSLSocket and pyOpenSSL's Connection have do_handshake; their descriptors carry encrypted
-    # bytes.
-    if hasattr(sock, "do_handshake"):
-        raise TypeError(
-            "sock must not be a TLS socket: use iob_write, as in "
-            "iob_write(sock, batch, ssl.SSLSocket.send)"
-        )
-    if isinstance(sock, _socket_class):
-        return sock
-    descriptor = _Descriptor(fileno(sock))
-    if flags:
-        raise ValueError("flags require a socket object")
-    return descriptor
 
 
 def _stage_single(
@@ -329,16 +310,19 @@ def _send_buffers(
     target: Any, core: BatchCore, buffers: list[bytes | memoryview], size: int, flags: int
 ) -> int:
     """Send buffers by one system call, joined if this costs less; return the number of bytes."""
-    core.error = COUNT_UNKNOWN
     if len(buffers) == 1:
-        return target.send(buffers[0], _NOSIGNAL | flags)  # type: ignore[no-any-return]
+        core.error = COUNT_UNKNOWN
+        return target.send(buffers[0], NOSIGNAL | flags)  # type: ignore[no-any-return]
     # Only `bytes` are joined: reading a view of a truncated mmap causes SIGBUS, while sendmsg fails
     # with EFAULT.
     if (size <= JOIN_LIMIT or size <= JOIN_MEAN_LIMIT * len(buffers)) and (
         not core.releasable or _ONLY_BYTES.issuperset(map(type, buffers))
     ):
-        return target.send(b"".join(buffers), _NOSIGNAL | flags)  # type: ignore[no-any-return]
-    return target.sendmsg(buffers, (), _NOSIGNAL | flags)  # type: ignore[no-any-return]
+        data = b"".join(buffers)  # a MemoryError must not make the count unknown
+        core.error = COUNT_UNKNOWN
+        return target.send(data, NOSIGNAL | flags)  # type: ignore[no-any-return]
+    core.error = COUNT_UNKNOWN
+    return target.sendmsg(buffers, (), NOSIGNAL | flags)  # type: ignore[no-any-return]
 
 
 def _send_range(target: Any, core: BatchCore, size: int) -> int:
@@ -353,9 +337,10 @@ def _send_range(target: Any, core: BatchCore, size: int) -> int:
 
     """
     fd, offset, count, _, _ = core.head  # type: ignore[misc]
-    # sendfile has no MSG_NOSIGNAL. So if SIGPIPE would end the process, the range is read and sent
-    # by send. For a descriptor SIGPIPE is part of the contract.
-    if type(target) is not _Descriptor and getsignal(signal.SIGPIPE) == _SIG_DFL:
+    # sendfile has no MSG_NOSIGNAL. So unless SIGPIPE is ignored, as Python does by default, the
+    # range is read and sent by send: the signal would end the process, or call a handler. For a
+    # descriptor SIGPIPE is part of the contract.
+    if type(target) is not Descriptor and getsignal(signal.SIGPIPE) != _SIG_IGN:
         core.refuse_sendfile()
         return -1
     try:
@@ -369,29 +354,3 @@ def _send_range(target: Any, core: BatchCore, size: int) -> int:
     if not nbytes:
         raise TruncatedFileError(fd, offset, count)
     return nbytes
-
-
-def _cork(sock: Any) -> bool:
-    """Set TCP_CORK, which holds back partial frames, and return whether this call has set it.
-
-    The result is False if the caller has set TCP_CORK already, or sock is not a TCP socket.
-    """
-    with suppress_call_error(OSError):
-        if not sock.getsockopt(socket.IPPROTO_TCP, _CORK):
-            sock.setsockopt(socket.IPPROTO_TCP, _CORK, 1)
-            return True
-    return False
-
-
-def _uncork(sock: Any, *, corked: bool) -> None:
-    """Make the kernel send the bytes it holds back for _cork(), or for MSG_MORE on the last send.
-
-    A cork that the caller has set is not removed.
-    """
-    # UDP holds back a datagram in the same way. Setting the option to 0 sends the bytes held back,
-    # even if the option was not set. The first option that the socket has is the right one.
-    for level, option in ((socket.IPPROTO_TCP, _CORK), (socket.IPPROTO_UDP, _UDP_CORK)):
-        with suppress_call_error(OSError):
-            if corked or not sock.getsockopt(level, option):
-                sock.setsockopt(level, option, 0)
-            return

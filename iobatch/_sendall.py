@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from selectors import DefaultSelector
+from selectors import EVENT_READ, DefaultSelector
+from ssl import SSL_ERROR_WANT_READ, SSLWantReadError
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from iobatch._arguments import fileno
+from iobatch._arguments import check_limit, fileno
 from iobatch._core import IOB_AGAIN, IOB_ERROR
 from iobatch._errors import copy_to_raise, suppress_call_error
-from iobatch._send import iob_send
-from iobatch._write import iob_write
+from iobatch._send import SEND_LIMIT, iob_send
+from iobatch._write import WRITE_LIMIT, iob_write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ def iob_sendall(
     callback: Callable[[Any, memoryview], int | None] | None = None,
     *,
     timeout: float | None = None,
+    limit: int | None = SEND_LIMIT,
     progress: Callable[[int], object] | None = None,
 ) -> int:
     """Send a whole batch, and wait for as long as that takes.
@@ -42,7 +44,10 @@ def iob_sendall(
             with bytesleft, error and wants as on a batch) is drained too. finish() is left to the
             caller.
         timeout: seconds for the whole call, during which sock is non-blocking; None: no bound,
-            whatever the socket's own timeout.
+            whatever the socket's own timeout. O_NONBLOCK belongs to the open file: other processes
+            that share it see it too.
+        limit: the most bytes of one step, as for iob_send; None: no limit. With a callback a step
+            has at most WRITE_LIMIT bytes.
         progress: called after each step that sent bytes of the batch, with their number.
 
     Returns:
@@ -52,22 +57,29 @@ def iob_sendall(
         OSError: a copy of batch.error, or of the callback's error. Bytes sent before are counted
             in batch.bytessent; the rest is still in the batch.
         TimeoutError: the timeout has expired. Another call can continue with the batch.
-        ValueError: timeout is negative or NaN.
+        SSLWantReadError: a filter must read before it can send, and a filter does not read (TLS
+            during its handshake). Another call can continue after the filter was given the bytes
+            that the peer has sent. A callback without drain reads by itself, and is waited for.
+        ValueError: timeout is negative or NaN, or limit is below 1.
         Exception: any exception of iob_send, iob_write and progress.
 
     """
     if timeout is not None and not timeout >= 0:
         raise ValueError(f"timeout must be at least 0 seconds, not {timeout}")
+    limit = check_limit(limit)
     start = batch.bytessent
     deadline = None if timeout is None else monotonic() + timeout
+    steps: list[tuple[Callable[[], int], Any]] = [
+        (
+            partial(iob_send, sock, batch, limit=limit)
+            if callback is None
+            else partial(iob_write, sock, batch, callback, limit=min(limit, WRITE_LIMIT)),
+            batch,
+        )
+    ]
     drain = getattr(callback, "drain", None)
-
-    def send() -> int:
-        return iob_send(sock, batch) if callback is None else iob_write(sock, batch, callback)
-
-    steps: list[tuple[Callable[[], int], Any]] = [(send, batch)]
     if drain is not None:
-        steps.append((lambda: drain(sock), callback))
+        steps.append((partial(drain, sock), callback))
     with ExitStack() as stack:
         if timeout is not None:
             stack.enter_context(_nonblocking(sock))
@@ -76,6 +88,8 @@ def iob_sendall(
             while nbytes := step():
                 if nbytes == IOB_ERROR:
                     raise copy_to_raise(source.error)
+                if nbytes == IOB_AGAIN and source.wants == EVENT_READ:
+                    _check_reader(callback)
                 if nbytes > 0 and progress is not None and source is batch:
                     progress(nbytes)
                 remaining = None if deadline is None else deadline - monotonic()
@@ -90,10 +104,31 @@ def iob_sendall(
                     if selector is None:
                         selector = stack.enter_context(DefaultSelector())
                         selector.register(sock, source.wants)
-                    else:
-                        selector.modify(sock, source.wants)
+                    selector.modify(sock, source.wants)
                     selector.select(None if remaining is None else min(remaining, _MAX_WAIT))
     return batch.bytessent - start
+
+
+def _check_reader(callback: Any) -> None:
+    """Check that the callback which wants to read reads by itself, as ssl.SSLSocket.send does.
+
+    A filter does not read: the wait for its bytes would end at once, again and again. After a
+    pipeline of filters there may be a callback that reads.
+
+    Raises:
+        SSLWantReadError: a filter wants to read.
+
+    """
+    last = callback
+    while hasattr(getattr(last, "then", None), "drain"):
+        last = last.then
+    # The last filter holds bytes if the callback after it has refused them. A filter wants to read
+    # only when no filter holds bytes: the peer answers what it has received.
+    if hasattr(last, "drain") and not last.bytesleft:
+        raise SSLWantReadError(
+            SSL_ERROR_WANT_READ,
+            "a filter must read before it can send, and iob_sendall does not read",
+        )
 
 
 @contextmanager

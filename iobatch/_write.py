@@ -144,6 +144,13 @@ def _offer(
         if not 0 < taken <= offered or is_interruption(exc):
             raise
         nbytes = taken
+    except RecursionError as exc:
+        # The callback's own, as any other exception of it. After the callback has returned, it is
+        # the interpreter's, and the count is unknown. A MemoryError can come after the callback's
+        # own system call.
+        if not is_interruption(exc):
+            core.error = None
+        raise
     finally:
         try:
             view.release()

@@ -28,6 +28,7 @@ IMPORT_ORDER = (
     "_core",
     "_batch",
     "_pagecache",
+    "_target",
     "_send",
     "_write",
     "_sendall",

@@ -20,6 +20,7 @@ from iobatch._arguments import (
 )
 from iobatch._batch import IOBatch, core_of
 from iobatch._send import SEND_LIMIT
+from iobatch._target import check_more
 from iobatch._write import WRITE_LIMIT
 from iobatch.aio._budget import TurnBudget
 from iobatch.aio._operation import DoneCallback, WriteOperation, check_callable, combine_callbacks
@@ -209,7 +210,8 @@ class BatchWriter:
             user_info: the operation's user_info; `...`: the writer's.
 
         Raises:
-            OSError: ECANCELED: the writer was closed, or cancelled as TERMINAL.
+            OSError: ECANCELED: the writer was closed, or cancelled as TERMINAL. EOPNOTSUPP: for
+                MSG_MORE, as iob_send raises it.
             ValueError: exactly is negative, more than the batch has, less than the offer that a
                 callback must be given again (see iob_write), or given for a message; a timeout is
                 negative or NaN; flags are given with through; through does not lead to the writer's
@@ -483,8 +485,10 @@ class BatchWriter:
         flags = check_flags(flags)
         pipelines = sender.pipelines
         pipeline = pipelines.resolve(through)
-        if flags and pipeline is not None:
-            raise ValueError("flags must be 0 when through is given")
+        if flags:
+            if pipeline is not None:
+                raise ValueError("flags must be 0 when through is given")
+            check_more(self.sock, flags)
         if until is not None and all(each is not until for each in filters_of(pipeline)):
             raise ValueError("until must be a filter of the pipeline")
         if exactly is not None:

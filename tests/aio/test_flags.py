@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
 
+import pytest
+
+from iobatch.aio import BatchWriter
 from tests.support.batches import batch_of
 from tests.support.fakes import again
 from tests.support.loops import (
@@ -49,3 +53,22 @@ async def test_every_send_has_msg_nosignal() -> None:
         await writer.write(batch_of(bytes(50_000), bytes(50_000)))
         assert len(sock.calls) == 4
         assert all(call.flags & socket.MSG_NOSIGNAL for call in sock.calls)
+
+
+@both_loops
+async def test_msg_more_is_refused_by_message_sockets_that_ignore_it() -> None:
+    """The batch keeps its bytes, and the writer goes on."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        writer = BatchWriter(ours)
+        batch = batch_of(b"one")
+        for write in (writer.write, writer.write_some):
+            with pytest.raises(OSError) as caught:
+                write(batch, flags=socket.MSG_MORE)
+            assert caught.value.errno == errno.EOPNOTSUPP
+            assert batch.bytesleft == 3
+        assert await writer.write(batch) == 3
+        assert theirs.recv(100) == b"one"
+        writer.close()

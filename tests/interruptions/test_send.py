@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from contextlib import suppress
 from functools import partial
 from itertools import count
@@ -11,22 +12,26 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from iobatch import IOB_AGAIN, IOB_ERROR, IOBatch, iob_send, iob_write
-from tests.support.batches import check_invariants, data
+from iobatch import IOB_AGAIN, IOB_DONE, IOB_ERROR, IOBatch, iob_send, iob_sendmsg, iob_write
+from tests.support.batches import batch_of, check_invariants, data, take
 from tests.support.interruptions import (
     KINDS,
     LARGE,
     SMALL,
     STEPS,
     ReleaseLog,
+    drain,
     every_kind,
     handler_that_raises,
     interrupted_by,
     send_all,
 )
-from tests.support.sockets import receive, stream_pair
+from tests.support.send import get_cork
+from tests.support.sockets import is_silent, receive, stream_pair
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.support.batches import MakeFile
     from tests.support.interruptions import Step
 
@@ -166,3 +171,157 @@ def test_interruption_after_a_pinned_offer_was_taken_pins_nothing() -> None:
         if not raised:
             break
     assert checked > 0
+
+
+def test_interruption_leaves_no_cork(make_file: MakeFile) -> None:
+    """A cork that stays would be taken for the caller's by the next call."""
+    fd = make_file(data(LARGE))
+    for point in count(1):
+        with stream_pair("tcp4") as (sock, _):
+            batch = IOBatch()
+            batch.addbuf(b"header")
+            batch.addfile(fd)
+            batch.addbuf(b"trailer")
+            with handler_that_raises(point, ZeroDivisionError) as raised, suppress(*KINDS):
+                iob_send(sock, batch)
+            assert get_cork(sock) == 0
+        if not raised:
+            break
+    assert point > 30
+
+
+def at_depth(room: int, call: Callable[[], object]) -> None:
+    """Make a call with room for this number of frames in the stack."""
+    if room_left() > room:
+        at_depth(room, call)
+    else:
+        call()
+
+
+def room_left() -> int:
+    frame, depth = sys._getframe(), 0
+    while frame.f_back is not None:
+        frame, depth = frame.f_back, depth + 1
+    return sys.getrecursionlimit() - depth
+
+
+@pytest.mark.parametrize("step", [*STEPS, iob_sendmsg], ids=lambda step: step.__name__)
+def test_recursion_error_repeats_no_byte(step: Step, make_file: MakeFile) -> None:
+    """It comes before the system call, or after the accounting."""
+    content = data(SMALL)
+    fd = make_file(content)
+    view = bytearray(data(300, seed=1))
+    wanted = b"one" + view + content + b"two"
+    raised = []
+    for room in range(1, 30):
+        with stream_pair() as (sock, peer):
+            peer.setblocking(False)
+            batch = batch_of(b"one")
+            batch.addbuf(view)
+            batch.addfile(fd)
+            batch.addbuf(b"two")
+            try:
+                at_depth(room, partial(step, sock, batch))
+            except RecursionError:
+                raised.append(room)
+            received = drain(peer)
+            assert len(received) == batch.bytessent
+            while (code := step(sock, batch)) > 0:
+                pass
+            assert code == IOB_DONE
+            assert received + drain(peer) == wanted
+            check_invariants(batch)
+    assert raised == [*range(1, len(raised) + 1)]
+    assert 3 < len(raised) < 25
+
+
+@pytest.mark.parametrize("step", [*STEPS, iob_sendmsg], ids=lambda step: step.__name__)
+@pytest.mark.parametrize("kind", [MemoryError, RecursionError])
+def test_exhaustion_in_the_accounting_fails_the_batch_for_good(
+    step: Step, kind: type[Exception]
+) -> None:
+    batch = batch_of(b"hello")
+
+    def consume(_core: object, _nbytes: int) -> None:
+        raise kind
+
+    with stream_pair() as (sock, peer):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("iobatch._core.BatchCore.consume", consume)
+            with pytest.raises(kind):
+                step(sock, batch)
+        assert receive(peer, 5) == b"hello"
+        assert step(sock, batch) == IOB_ERROR
+        assert isinstance(batch.error, OSError)
+        assert batch.error.errno == errno.EIO
+        assert is_silent(peer)
+
+
+@pytest.mark.parametrize("kind", [MemoryError, RecursionError])
+def test_exhaustion_before_a_send_changes_nothing(
+    kind: type[Exception], make_file: MakeFile
+) -> None:
+    """A file is read, and buffers are joined, before the system call."""
+    batch = batch_of(b"header")
+    batch.addfile(make_file(data(SMALL)))
+
+    def pread(*_args: int) -> bytes:
+        raise kind
+
+    with stream_pair() as (sock, peer):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("iobatch._core.pread", pread)
+            with pytest.raises(kind):
+                iob_send(sock, batch)
+        assert batch.error is None
+        assert iob_send(sock, batch) == 6 + SMALL
+        assert receive(peer, 6 + SMALL) == b"header" + data(SMALL)
+
+
+def raise_error(kind: type[Exception]) -> Callable[[None, memoryview], int]:
+    def callback(_sock: None, _view: memoryview) -> int:
+        raise kind
+
+    return callback
+
+
+def test_callbacks_own_recursion_error_leaves_the_batch_as_it_was() -> None:
+    """It is like any other exception of a callback: the callback has taken nothing."""
+    batch = batch_of(b"hello")
+    with pytest.raises(RecursionError):
+        iob_write(None, batch, raise_error(RecursionError))
+    assert batch.error is None
+    assert take(batch) == b"hello"
+
+
+def test_memory_error_out_of_a_callback_fails_the_batch_for_good() -> None:
+    """The callback may have sent bytes before memory ran out."""
+    batch = batch_of(b"hello")
+    with pytest.raises(MemoryError):
+        iob_write(None, batch, raise_error(MemoryError))
+    assert isinstance(batch.error, OSError)
+    assert batch.bytesleft == 5
+
+
+def test_recursion_error_leaves_the_snapshot_of_a_long_batch() -> None:
+    """It is a RuntimeError, as that of a queue that grew during the iteration."""
+    batch = batch_of(*[b"x" * 20] * 5000)
+
+    def islice(*_args: object) -> None:
+        raise RecursionError
+
+    with stream_pair() as (sock, _), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("iobatch._core.islice", islice)
+        with pytest.raises(RecursionError):
+            iob_send(sock, batch)
+    assert (batch.bytesleft, batch.error) == (100_000, None)
+
+
+def test_recursion_error_of_a_handler_during_a_callback_leaves_the_count_unknown() -> None:
+    def handler(_number: int, _frame: object) -> None:
+        raise RecursionError("from a handler")
+
+    batch = batch_of(b"hello")
+    with pytest.raises(RecursionError, match="from a handler"):
+        iob_write(None, batch, interrupted_by(handler))
+    assert isinstance(batch.error, OSError)

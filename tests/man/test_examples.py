@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import gzip
 import os
+import re
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,7 +16,8 @@ from iobatch import IOBatch
 from tests.support.batches import batch_of, data
 from tests.support.http import unchunk
 from tests.support.loops import both_loops, full_writer, read, stream, writer_pair
-from tests.support.manpages import code, example, sent
+from tests.support.manpages import PAGES, code, example, sent
+from tests.support.programs import ROOT
 from tests.support.sockets import receive_all, stream_pair
 from tests.support.tls import tls_contexts
 
@@ -26,6 +28,22 @@ if TYPE_CHECKING:
 
 CONTENT = data(200_000)
 WITH_LINE = f"{len(CONTENT)} bytes follow\n".encode() + CONTENT
+
+
+class GrowingFileBatch(IOBatch):
+    """A batch whose file grows between the announcement of its length and addfile()."""
+
+    def addfile(self, file: Any, *args: Any, **options: Any) -> None:
+        with open(file.name, "ab") as growing:  # noqa: PTH123 # as in the examples
+            growing.write(b"grown")
+        super().addfile(file, *args, **options)
+
+
+def growing_example(page: str) -> dict[str, Any]:
+    """Return the names of an example, with a file that grows."""
+    names = example(page)
+    names["IOBatch"] = GrowingFileBatch
+    return names
 
 
 @pytest.fixture
@@ -39,6 +57,22 @@ def path(tmp_path: Path) -> Path:
 def test_example_of_the_overview_sends_a_header_and_a_file(path: Path) -> None:
     header = f"HTTP/1.0 200 OK\r\nContent-Length: {len(CONTENT)}\r\n\r\n".encode()
     assert sent(lambda sock: example("iobatch.7")["answer"](sock, path)) == header + CONTENT
+
+
+@pytest.mark.parametrize(
+    ("page", "function", "announced"),
+    [
+        ("iobatch.7", "answer", b"HTTP/1.0 200 OK\r\nContent-Length: 200000\r\n\r\n"),
+        ("iob_sendall.3", "send_file", b"200000 bytes follow\n"),
+    ],
+)
+def test_example_keeps_the_announced_length_of_a_file_that_grows(
+    path: Path, page: str, function: str, announced: bytes
+) -> None:
+    """So do those of BatchWriter and send_to_stream."""
+    names = growing_example(page)
+    assert sent(lambda sock: names[function](sock, path)) == announced + CONTENT
+    assert path.stat().st_size == len(CONTENT) + 5
 
 
 def test_example_of_iobatch_gets_its_buffer_back_when_it_was_sent() -> None:
@@ -142,6 +176,14 @@ async def test_example_of_batch_writer_sends_a_line_and_a_file(path: Path) -> No
 
 
 @both_loops
+async def test_example_of_batch_writer_keeps_the_announced_length(path: Path) -> None:
+    with writer_pair(buffers=4096) as (writer, peer):
+        serving = asyncio.create_task(growing_example("BatchWriter.3")["serve"](writer.sock, path))
+        assert await read(peer, len(WITH_LINE)) == WITH_LINE
+        assert await serving == len(WITH_LINE)
+
+
+@both_loops
 async def test_example_of_write_operation_sends_the_rest_after_its_timeout() -> None:
     send_in_two = example("WriteOperation.3")["send_in_two"]
     with full_writer() as (writer, peer):
@@ -160,3 +202,18 @@ async def test_example_of_send_to_stream_sends_a_line_and_a_file(path: Path) -> 
         sending = asyncio.create_task(example("send_to_stream.3")["send_file"](writer, str(path)))
         assert await read(peer, len(WITH_LINE)) == WITH_LINE
         assert await sending == len(WITH_LINE)
+
+
+@both_loops
+async def test_example_of_send_to_stream_keeps_the_announced_length(path: Path) -> None:
+    async with stream(buffers=4096) as (writer, peer):
+        names = growing_example("send_to_stream.3")
+        sending = asyncio.create_task(names["send_file"](writer, str(path)))
+        assert await read(peer, len(WITH_LINE)) == WITH_LINE
+        assert await sending == len(WITH_LINE)
+
+
+def test_every_announced_size_is_that_of_the_open_file() -> None:
+    """A size by the path may be that of another file. README has an example, too."""
+    for file in (*PAGES, *(ROOT / "examples").iterdir(), ROOT / "README.md"):
+        assert not re.search(r"getsize|\.stat\(", file.read_text()), file

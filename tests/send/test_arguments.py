@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import socketserver
 import ssl
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from iobatch import IOBatch, iob_send, iob_sendmsg
-from tests.support.batches import check_invariants, data
+from tests.support.batches import batch_of, check_invariants, data
 from tests.support.fakes import Scripted
+from tests.support.loops import both_loops
 from tests.support.send import LARGE, make_response
 from tests.support.sockets import is_silent, receive, stream_pair
+from tests.support.tls import tls_contexts
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import trustme
 
     from tests.support.batches import MakeFile
 
@@ -109,3 +116,73 @@ def test_subclass_of_socket_is_sent_to_with_flags(make_file: MakeFile) -> None:
     with stream_pair() as (plain, other), Subclass(fileno=plain.detach()) as one:
         assert iob_send(one, batch, flags=socket.MSG_DONTWAIT) == 1500
         assert receive(other, 1500) == wanted
+
+
+async def check_transport_sockets_are_refused(
+    server: ssl.SSLContext | None, client: ssl.SSLContext | None
+) -> None:
+    """Check that iob_send refuses the sockets of both ends of a connection, with TLS or without."""
+    accepted: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
+    listener = await asyncio.start_server(
+        lambda _reader, writer: accepted.put_nowait(writer), "127.0.0.1", 0, ssl=server
+    )
+    port = listener.sockets[0].getsockname()[1]
+    name = "localhost" if client else None
+    _, ours = await asyncio.open_connection("127.0.0.1", port, ssl=client, server_hostname=name)
+    batch = IOBatch()
+    writers = (ours, await accepted.get())
+    try:
+        for writer in writers:
+            sock = writer.get_extra_info("socket")
+            for _ in range(2):
+                with pytest.raises(TypeError, match="socket of a transport"):
+                    iob_send(sock, batch)
+                with pytest.raises(TypeError):
+                    iob_sendmsg(sock, batch)
+                batch.addbuf(b"secret")
+        assert batch.bytessent == 0
+    finally:
+        listener.close()
+        for writer in writers:
+            writer.transport.abort()
+        for writer in writers:
+            with suppress(OSError):
+                await writer.wait_closed()
+
+
+@both_loops
+async def test_socket_of_a_tls_transport_is_refused(authority: trustme.CA) -> None:
+    """Sent to its descriptor, the bytes would be plain text."""
+    await check_transport_sockets_are_refused(*tls_contexts(authority))
+
+
+@both_loops
+async def test_socket_of_a_plain_transport_is_refused() -> None:
+    """It can't be told from that of a TLS transport, and the transport may hold earlier bytes."""
+    await check_transport_sockets_are_refused(None, None)
+
+
+@pytest.mark.parametrize("kind", ["wb", "wb without a buffer", "w", "wfile"])
+def test_file_object_of_a_tls_socket_is_refused(kind: str) -> None:
+    """Its descriptor is the socket's. A plain socket's file object is sent to."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    batch = batch_of(b"secret")
+    with stream_pair() as (one, other):
+
+        def open_file(sock: Any) -> Any:
+            if kind == "wfile":  # that of an HTTP server's handler
+                return socketserver._SocketWriter(sock)  # type: ignore[attr-defined]
+            mode, _, unbuffered = kind.partition(" ")
+            return sock.makefile(mode, buffering=0) if unbuffered else sock.makefile(mode)
+
+        with context.wrap_socket(one.dup(), do_handshake_on_connect=False) as secure:
+            file = open_file(secure)
+            with pytest.raises(TypeError, match="file object of a TLS socket"):
+                iob_send(file, batch)
+            file.close()
+        assert is_silent(other)
+        file = open_file(one)
+        assert iob_send(file, batch) == 6
+        assert receive(other, 6) == b"secret"
+        file.close()

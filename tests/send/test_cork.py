@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -281,3 +282,50 @@ def test_udp_socket_holds_nothing_back_if_its_range_is_truncated(make_file: Make
         assert iob_send(one, batch) == 6
         assert other.recv(100) == b"header"
         batch.reset()
+
+
+class Refusing(OptionLog):
+    """A TCP socket that refuses to set its options to 0, for a number of times."""
+
+    refusals = 0
+
+    def setsockopt(self, *args: Any) -> None:
+        if args == (socket.IPPROTO_TCP, socket.TCP_CORK, 0) and self.refusals:
+            self.refusals -= 1
+            raise OSError(errno.ENOMEM, "scripted")
+        super().setsockopt(*args)
+
+
+@pytest.mark.parametrize("outcome", ["sent", "again", "exception"])
+def test_cork_whose_removal_fails_once_does_not_stay(
+    make_file: MakeFile, monkeypatch: pytest.MonkeyPatch, outcome: str
+) -> None:
+    """A later call would take it for the caller's."""
+
+    def sendfile(*args: int) -> int:
+        if outcome == "again":
+            raise again()
+        if outcome == "exception":
+            raise KeyError
+        return real(*args)
+
+    real = os.sendfile
+    patch_os(monkeypatch, "sendfile", sendfile)
+    with stream_pair("tcp4") as (plain, other), Refusing(fileno=plain.detach()) as one:
+        one.changes = []
+        one.refusals = 1
+        batch, wanted = make_response(make_file, COPY_LIMIT + 1)
+        with suppress(KeyError):
+            iob_send(one, batch)
+        assert one.refusals == 0
+        assert (get_cork(one), unsent(one)) == (0, 0)
+        assert receive(other, batch.bytessent) == wanted[: batch.bytessent]
+
+
+def test_socket_that_a_hook_closes_needs_no_cork_removal(make_file: MakeFile) -> None:
+    with stream_pair("tcp4") as (one, other):
+        batch, wanted = make_response(make_file, COPY_LIMIT + 1)
+        batch.addbuf(b"end", on_release=one.close)
+        assert iob_send(one, batch) == len(wanted) + 3
+        assert iob_send(one, batch) == IOB_DONE
+        assert receive(other, len(wanted) + 3) == wanted + b"end"

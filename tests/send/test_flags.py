@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from iobatch import IOBatch, iob_send
-from tests.support.batches import IOV_MAX, data
+from iobatch import IOBatch, iob_send, iob_sendmsg
+from tests.support.batches import IOV_MAX, batch_of, check_invariants, data
 from tests.support.fakes import Scripted, patch_os
 from tests.support.send import LARGE, MORE, NOSIGNAL, failing_sendfile, send_repeatedly, unsent
-from tests.support.sockets import PATIENCE, receive
+from tests.support.sockets import PATIENCE, is_silent, receive, stream_pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,3 +83,77 @@ def test_callers_msg_more_holds_back_the_last_frame(tcp: Pair) -> None:
     assert send_repeatedly(one, batch) == [8, 0]
     assert unsent(one) == 0
     assert receive(other, 17) == b"held back, let go"
+
+
+@pytest.mark.parametrize(
+    "kind", [socket.SOCK_DGRAM, socket.SOCK_SEQPACKET, socket.SOCK_RAW], ids=repr
+)
+@pytest.mark.parametrize("send", [iob_send, iob_sendmsg])
+@pytest.mark.parametrize("more", [socket.MSG_MORE, MORE, socket.MSG_MORE | socket.MSG_DONTWAIT])
+def test_msg_more_is_refused_by_message_sockets_that_ignore_it(
+    send: Send, kind: socket.SocketKind, more: int
+) -> None:
+    """Two messages would go out. The batch may be empty or not."""
+    one, other = socket.socketpair(socket.AF_UNIX, kind)
+    batch = IOBatch()
+    with one, other:
+        for _ in range(2):
+            with pytest.raises(OSError) as caught:
+                send(one, batch, flags=more)
+            assert caught.value.errno == errno.EOPNOTSUPP
+            assert is_silent(other)
+            assert batch.error is None
+            batch.addbuf(b"hello")
+            check_invariants(batch)
+        assert send(one, batch, flags=socket.MSG_DONTWAIT) == 10
+        assert other.recv(100) == b"hellohello"
+
+
+@pytest.mark.parametrize("send", [iob_send, iob_sendmsg])
+def test_msg_more_joins_two_batches_to_one_udp_datagram(send: Send) -> None:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other,
+    ):
+        other.bind(("127.0.0.1", 0))
+        one.connect(other.getsockname())
+        assert send(one, batch_of(b"one "), flags=socket.MSG_MORE) == 4
+        assert is_silent(other)
+        assert send(one, batch_of(b"message")) == 7
+        assert other.recv(100) == b"one message"
+
+
+@pytest.mark.parametrize("send", [iob_send, iob_sendmsg])
+def test_msg_more_is_accepted_on_a_unix_stream(send: Send) -> None:
+    """A stream has no message boundaries that the flag could change."""
+    with stream_pair() as (one, other):
+        assert send(one, batch_of(b"hello"), flags=socket.MSG_MORE) == 5
+        assert receive(other, 5) == b"hello"
+
+
+@pytest.mark.parametrize("send", [iob_send, iob_sendmsg])
+def test_msg_more_is_accepted_for_af_alg(send: Send) -> None:
+    """The kernel's documentation: MSG_MORE continues a hash (crypto/userspace-if)."""
+
+    class Operation(Scripted):
+        """A stand-in: few kernels have these sockets."""
+
+        family = socket.AF_ALG  # type: ignore[assignment]
+        type = socket.SOCK_SEQPACKET  # type: ignore[assignment]
+
+    with Operation() as sock:
+        assert send(sock, batch_of(b"hello"), flags=socket.MSG_MORE) == 5
+
+
+def test_type_of_the_socket_is_not_asked_for_without_msg_more(tcp: Pair) -> None:
+    """It costs as much as a quarter of a small send."""
+
+    def fail(_self: object) -> None:
+        raise AssertionError("the type was asked for")
+
+    class Costly(socket.socket):
+        type = family = property(fail)  # type: ignore[assignment]
+
+    with Costly(fileno=tcp[0].detach()) as sock:
+        assert iob_send(sock, batch_of(b"hello")) == 5
+        assert iob_send(sock, batch_of(b"hello"), flags=socket.MSG_DONTWAIT) == 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -11,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from iobatch import IOB_ERROR, IOBatch, iob_send
-from tests.support.batches import data
+from iobatch import COPY_LIMIT, IOB_ERROR, IOBatch, iob_send
+from tests.support.batches import batch_of, data
+from tests.support.drivers import pump
+from tests.support.fakes import Scripted, patch_os, script_sendfile
 from tests.support.programs import run_python
-from tests.support.send import LARGE
+from tests.support.send import LARGE, failing_sendfile, get_cork, make_response, send_repeatedly
 from tests.support.sockets import PATIENCE, stream_pair
 
 if TYPE_CHECKING:
@@ -104,3 +107,62 @@ def test_pipe_without_reader_is_broken_pipe_error() -> None:
     finally:
         os.close(target)
     assert isinstance(batch.error, BrokenPipeError)
+
+
+def ignore(_number: int, _frame: object) -> None:
+    """Do what a handler does that only interrupts system calls."""
+
+
+@pytest.mark.parametrize("size", [100, COPY_LIMIT + 1, LARGE])
+@pytest.mark.parametrize("header", [b"", b"header"])
+@pytest.mark.parametrize("trailer", [b"", b"trailer"])
+def test_socket_object_never_runs_a_sigpipe_handler(
+    make_file: MakeFile, size: int, header: bytes, trailer: bytes
+) -> None:
+    """A descriptor does, as with write(2)."""
+    numbers: list[int] = []
+    before = signal.signal(signal.SIGPIPE, lambda number, _frame: numbers.append(number))
+    try:
+        with stream_pair() as (one, other):
+            other.close()
+            for target in (one, one.fileno()):
+                batch = batch_of(header)
+                batch.addfile(make_file(data(size)))
+                batch.addbuf(trailer)
+                assert iob_send(target, batch) == IOB_ERROR
+                assert isinstance(batch.error, BrokenPipeError)
+                assert numbers == ([] if target is one else [signal.SIGPIPE])
+    finally:
+        signal.signal(signal.SIGPIPE, before)
+
+
+@pytest.mark.parametrize("handler", [ignore, None, signal.SIG_DFL], ids=["Python", "C", "SIG_DFL"])
+def test_large_range_arrives_whatever_handles_sigpipe(
+    tcp: tuple[socket.socket, socket.socket],
+    make_file: MakeFile,
+    monkeypatch: pytest.MonkeyPatch,
+    handler: Any,
+) -> None:
+    """signal.getsignal returns None for a handler that was not installed from Python.
+
+    sendfile could run the handler, so it is not called.
+    """
+    monkeypatch.setattr("iobatch._send.getsignal", lambda _number: handler)
+    patch_os(monkeypatch, "sendfile", failing_sendfile(errno.EPIPE))
+    batch, wanted = make_response(make_file)
+    one, other = tcp
+    one.setblocking(False)
+    assert pump(iob_send, one, other, batch) == wanted
+    assert get_cork(one) == 0
+
+
+def test_large_range_goes_by_sendfile_while_sigpipe_is_ignored(
+    make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is Python's default."""
+    assert signal.getsignal(signal.SIGPIPE) == signal.SIG_IGN
+    batch, wanted = make_response(make_file)
+    with Scripted() as sock:
+        counts = script_sendfile(monkeypatch, sock)
+        send_repeatedly(sock, batch)
+        assert (counts, sock.taken) == ([LARGE], wanted)

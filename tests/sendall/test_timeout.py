@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -185,3 +186,44 @@ def test_o_nonblock_of_a_descriptor_is_restored(*, blocking: bool) -> None:
     finally:
         os.close(source)
         os.close(target)
+
+
+# Whoever shares the open file is given EAGAIN meanwhile: iob_sendall(3) says how to avoid that.
+WRITE_TO_STDOUT = """
+import os
+try:
+    os.write(1, b"x" * 100)
+except BlockingIOError:
+    os.write(2, b"EAGAIN")
+"""
+
+
+@pytest.mark.parametrize("reopened", [False, True])
+def test_only_a_descriptor_opened_again_keeps_others_blocking(*, reopened: bool) -> None:
+    """O_NONBLOCK belongs to the open file, which a child process shares (open(2))."""
+    source, shared = os.pipe()
+    target = os.open(f"/proc/self/fd/{shared}", os.O_WRONLY) if reopened else shared
+    modes = []
+    try:
+        batch = batch_of(data(1_000_000))
+        with pytest.raises(TimeoutError):
+            iob_sendall(
+                target,
+                batch,
+                timeout=0.01,
+                progress=lambda _: modes.append(os.get_blocking(shared)),
+            )
+        assert set(modes) == {reopened}
+        assert os.get_blocking(shared)
+        # The pipe is full. So a child that shares a non-blocking open file would get EAGAIN.
+        os.set_blocking(target, False)
+        with subprocess.Popen(
+            [sys.executable, "-c", WRITE_TO_STDOUT], stdout=shared, stderr=subprocess.PIPE
+        ) as child:
+            if reopened:  # the child waits until the pipe is read
+                receive(source, batch.bytessent + 100)
+            _, errors = child.communicate(timeout=PATIENCE)
+        assert errors == (b"" if reopened else b"EAGAIN")
+    finally:
+        for fd in {source, shared, target}:
+            os.close(fd)

@@ -130,3 +130,17 @@ def test_directory_is_an_error_before_a_byte_is_sent(tmp_path: Any) -> None:
     os.close(fd)
     assert isinstance(batch.error, IsADirectoryError)
     assert batch.bytesleft == 16
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"), [(2**40, OverflowError), (1.5, TypeError), ("1", TypeError)]
+)
+def test_bad_flags_raise_before_a_byte_is_sent(flags: Any, error: type[Exception]) -> None:
+    batch = IOBatch()
+    with Scripted() as sock:
+        for _ in range(2):
+            with pytest.raises(error):
+                iob_sendmsg(sock, batch, flags=flags)
+            batch.addbuf(b"hello")
+        assert sock.calls == []
+    check_invariants(batch)

@@ -167,7 +167,6 @@ def is_watched(writer: BatchWriter) -> bool:
     return fd >= 0 and asyncio.get_running_loop().remove_writer(fd)
 
 
-
 @asynccontextmanager
 async def stream(
     *, buffers: int | None = None, **options: Any
