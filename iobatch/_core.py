@@ -438,7 +438,7 @@ class BatchCore:
         Returns:
             IOB_AGAIN: `wants` is the event to wait for. IOB_ERROR: `error` is stored. None: the
             caller must re-raise the exception. The exception is not an OSError, or a signal handler
-            raised it; if the handler, or a lack of memory or stack, interrupted a call that can take
+            raised it; if the handler, or a lack of memory or stack, stopped a call that can take
             bytes, `error` stays COUNT_UNKNOWN.
 
         """
