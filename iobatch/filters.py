@@ -9,6 +9,7 @@ before it fills up too, and so on up the pipeline.
 from __future__ import annotations
 
 import errno
+from abc import abstractmethod
 from functools import partial
 from selectors import EVENT_READ
 from ssl import SSL_ERROR_WANT_READ, SSLError, SSLWantReadError
@@ -40,7 +41,8 @@ class Transform(Protocol):
     compressors of zstd are transforms as they are.
     """
 
-    def compress(self, data: Buffer, /) -> Buffer:
+    @abstractmethod
+    def compress(self, data: bytes | memoryview, /) -> Buffer:
         """Take all of data, and return the output that is ready, possibly none.
 
         Empty data requests the output that the transform can return without further input, if any.
@@ -48,6 +50,7 @@ class Transform(Protocol):
         The data is valid only during the call, but may be returned in whole or in part.
         """
 
+    @abstractmethod
     def flush(self) -> Buffer:
         """End the stream, and return the rest of the output.
 
@@ -88,9 +91,9 @@ class Filter:
 
     """
 
-    _transform: Transform
+    _transform: Transform = field(alias="transform")
     then: Filter | Callable[[Any, memoryview], int | None] | None = None
-    _high_water: int = field(default=256 * 1024, kw_only=True, validator=ge(1))
+    _high_water: int = field(default=256 * 1024, kw_only=True, validator=ge(1), alias="high_water")
     # The output that is not sent on yet.
     _batch: IOBatch = field(init=False, factory=IOBatch)
     _finished: bool = field(init=False, default=False)
