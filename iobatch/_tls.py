@@ -23,8 +23,12 @@ class TLS:
 
     The filter sends. Received data goes to receive(), or the caller writes it to the incoming BIO
     and uses the SSLObject directly. Both drive the handshake. Until the handshake is done nothing
-    can be written, and the filter wants to read. The messages of a handshake, a key update or an
-    alert go out with the next write or with drain(): call drain() after receive().
+    can be written, and the filter wants to read. The messages of a handshake or an alert go out
+    with the next write or with drain(): call drain() after receive().
+
+    The peer's close_notify ends what the peer sends. In TLS 1.3 writing goes on, and finish() sends
+    our close_notify. Earlier versions close both directions: once receive() has raised
+    SSLZeroReturnError, writing fails with it, and only finish() works.
 
     All records of a piece of input go to the socket in one system call. ssl.SSLSocket.send makes
     one system call for each record, but needs no BIOs and is itself a callback of iob_write.
@@ -34,14 +38,26 @@ class TLS:
         incoming: the BIO that sslobject reads from.
         outgoing: the BIO that sslobject writes to.
 
+    Source: RFC 8446, section 6.1; RFC 5246, section 7.2.1.
     """
 
-    _sslobject: SSLObject
-    _incoming: MemoryBIO
-    _outgoing: MemoryBIO
-    # The error that ended receiving, or None. Only copies of it are raised: a traceback on this one
-    # would make a cycle with this object.
+    _sslobject: SSLObject = field(alias="sslobject")
+    _incoming: MemoryBIO = field(alias="incoming")
+    _outgoing: MemoryBIO = field(alias="outgoing")
+    # What ended receiving, or None. Only copies of it are raised: a traceback on this one would
+    # make a cycle with this object.
     _receive_error: SSLError | None = field(init=False, default=None)
+    # Whether receive() has raised it. Before that, data from the same piece may be answered.
+    _end_reported: bool = field(init=False, default=False)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the peer's stream has ended, so that the next receive() raises the reason.
+
+        This is true from the call of receive() that returned the last data. A peer that waits for
+        an answer sends nothing else, so waiting for the socket does not reveal the end.
+        """
+        return self._receive_error is not None
 
     def receive(self, data: Buffer, /) -> bytes:
         """Decrypt data that the socket received; b"" marks the end of the stream.
@@ -53,35 +69,27 @@ class TLS:
             SSLZeroReturnError: the peer has sent close_notify.
             SSLEOFError: the stream ended without close_notify.
             SSLError: the peer sent an alert, or invalid data (drain() then sends the alert).
-            Plain text that came before the error is returned first, and the next call raises. After
-            any of these errors nothing more can be written.
+            Plain text that came before the error is returned first, and the next call raises. Each
+            later call raises the same error. Nothing more can be written, except after close_notify
+            in TLS 1.3.
 
         """
-        if self._receive_error is not None:
-            raise copy(self._receive_error)
-        if memoryview(data).nbytes:
-            self._incoming.write(data)
-        else:
-            self._incoming.write_eof()
-        pieces = []
-        try:
-            while piece := self._sslobject.read(_RECORD_SIZE):
-                pieces.append(piece)
-            if not pieces:
-                raise SSLZeroReturnError(SSL_ERROR_ZERO_RETURN, "the peer has sent close_notify")
-        except SSLWantReadError:
-            pass
-        except SSLError as exc:
-            self._receive_error = copy(exc)
-            if not pieces:
-                raise
-        return b"".join(pieces)
+        plain = b"" if self.ended else self._decrypt(data)
+        if plain or self._receive_error is None:
+            return plain
+        self._end_reported = True
+        raise copy(self._receive_error)
 
     def compress(self, data: Buffer, /) -> bytes:
         """Return the waiting messages, then data as records."""
         view = memoryview(data).cast("B")
-        if view and self._receive_error is not None:
-            raise copy(self._receive_error)
+        error = self._receive_error
+        if view and error is not None:
+            closed = isinstance(error, SSLZeroReturnError)
+            # OpenSSL would write after the peer's close_notify in every version. There is no
+            # version before the handshake is done.
+            if not closed or (self._end_reported and self._sslobject.version() != "TLSv1.3"):
+                raise copy(error)
         # Only the first write can find the handshake unfinished, so either all of the data is taken
         # or none.
         while view:
@@ -90,10 +98,12 @@ class TLS:
 
     def flush(self) -> bytes:
         """Return the waiting messages, then close_notify, without waiting for the peer's."""
-        if self._receive_error is not None and not isinstance(
-            self._receive_error, SSLZeroReturnError
-        ):
-            raise copy(self._receive_error)
+        error = self._receive_error
+        if error is not None:
+            closed = isinstance(error, SSLZeroReturnError)
+            # A handshake that the peer has ended will never be done.
+            if not closed or self._sslobject.version() is None:
+                raise copy(error)
         self._sslobject.do_handshake()  # SSLWantReadError unless the handshake is done
         waiting = self._outgoing.pending
         try:
@@ -105,3 +115,22 @@ class TLS:
             if self._outgoing.pending == waiting:
                 raise
         return self._outgoing.read()
+
+    def _decrypt(self, data: Buffer) -> bytes:
+        """Return the plain text of all complete records, and store the error that ended them."""
+        if memoryview(data).nbytes:
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()
+        pieces = []
+        try:
+            while piece := self._sslobject.read(_RECORD_SIZE):
+                pieces.append(piece)
+            self._receive_error = SSLZeroReturnError(
+                SSL_ERROR_ZERO_RETURN, "the peer has sent close_notify"
+            )
+        except SSLWantReadError:
+            pass
+        except SSLError as exc:
+            self._receive_error = copy(exc)
+        return b"".join(pieces)

@@ -9,6 +9,7 @@ before it fills up too, and so on up the pipeline.
 from __future__ import annotations
 
 import errno
+from abc import abstractmethod
 from functools import partial
 from selectors import EVENT_READ
 from ssl import SSL_ERROR_WANT_READ, SSLError, SSLWantReadError
@@ -19,8 +20,8 @@ from attrs import define, field, setters
 from attrs.validators import ge
 
 from iobatch._batch import IOBatch, core_of
-from iobatch._core import IOB_AGAIN, IOB_DONE, IOB_ERROR
-from iobatch._errors import is_again, is_interruption
+from iobatch._core import COUNT_UNKNOWN, IOB_AGAIN, IOB_DONE, IOB_ERROR
+from iobatch._errors import is_again, is_interruption, suppress_call_error
 from iobatch._send import iob_send
 from iobatch._tls import TLS
 from iobatch._write import WRITE_LIMIT, iob_write
@@ -40,7 +41,8 @@ class Transform(Protocol):
     compressors of zstd are transforms as they are.
     """
 
-    def compress(self, data: Buffer, /) -> Buffer:
+    @abstractmethod
+    def compress(self, data: bytes | memoryview, /) -> Buffer:
         """Take all of data, and return the output that is ready, possibly none.
 
         Empty data requests the output that the transform can return without further input, if any.
@@ -48,6 +50,7 @@ class Transform(Protocol):
         The data is valid only during the call, but may be returned in whole or in part.
         """
 
+    @abstractmethod
     def flush(self) -> Buffer:
         """End the stream, and return the rest of the output.
 
@@ -88,9 +91,9 @@ class Filter:
 
     """
 
-    _transform: Transform
+    _transform: Transform = field(alias="transform")
     then: Filter | Callable[[Any, memoryview], int | None] | None = None
-    _high_water: int = field(default=256 * 1024, kw_only=True, validator=ge(1))
+    _high_water: int = field(default=256 * 1024, kw_only=True, validator=ge(1), alias="high_water")
     # The output that is not sent on yet.
     _batch: IOBatch = field(init=False, factory=IOBatch)
     _finished: bool = field(init=False, default=False)
@@ -182,7 +185,7 @@ class Filter:
             return IOB_ERROR
         code = IOB_DONE
         if not self._finished and self._batch.bytesleft < self._high_water:
-            code = self._run_transform(sock, self._transform.compress, b"")
+            code = self._run_transform(sock, b"")
         return code if code == IOB_ERROR else self._forward_and_step(sock, Filter.drain) or code
 
     def finish(self, sock: Any, *, until: Filter | None = None) -> int:
@@ -212,13 +215,12 @@ class Filter:
         if not self._finished:
             if self._batch.bytesleft >= self._high_water:
                 return self._forward(sock)
-            code = self._run_transform(sock, self._transform.flush)
+            code = self._run_transform(sock, None)
             if code == IOB_AGAIN:
                 code = self.drain(sock) or IOB_AGAIN
                 self._needs_read = True
             if code:
                 return code
-            self._finished = True
         return self._forward_and_step(sock, partial(Filter.finish, until=until))
 
     def _pipeline(self) -> Iterator[Filter]:
@@ -249,13 +251,13 @@ class Filter:
         if self._batch.bytesleft >= self._high_water:
             return IOB_AGAIN
         size = len(view)
-        if self._run_transform(sock, self._transform.compress, view) == IOB_DONE:
+        if self._run_transform(sock, view) == IOB_DONE:
             return size
         self._check_writable()
         return IOB_AGAIN
 
-    def _run_transform(self, sock: Any, method: Callable[..., Buffer], *data: Buffer) -> int:
-        """Call a method of the transform, and keep its output.
+    def _run_transform(self, sock: Any, data: bytes | memoryview | None) -> int:
+        """Give data to the transform, or flush it if data is None, and keep the output.
 
         Returns:
             IOB_DONE; IOB_AGAIN: the transform must read first; IOB_ERROR: `error` is the reason.
@@ -264,32 +266,55 @@ class Filter:
             BaseException: the transform's, if it is not an OSError; a signal handler's.
 
         """
+        core = core_of(self._batch)
+        core.error = COUNT_UNKNOWN  # rule 3 of _core: it stays if the steps below are interrupted
         try:
-            output = method(*data)
+            transform = self._transform
+            output = transform.flush() if data is None else transform.compress(data)
             # Output that is not bytes is copied: it may be the input, or change at the next call.
             self._batch.addbuf(output if type(output) is bytes else bytes(memoryview(output)))
-        except SSLWantReadError:
-            self._needs_read = True
-            return IOB_AGAIN
         except BaseException as exc:
-            if isinstance(exc, SSLError):
-                # The alert that reports the error to the peer: this filter sends nothing after it.
-                self._batch.addbuf(bytes(memoryview(self._transform.compress(b""))))
-                self._forward(sock)
             handled = isinstance(exc, OSError) and not is_interruption(exc)
+            if handled and isinstance(exc, SSLWantReadError):
+                core.error = None
+                self._needs_read = True
+                return IOB_AGAIN
+            if handled and isinstance(exc, SSLError):
+                self._send_alert(sock)
             self._fail(exc)
             if handled:
                 return IOB_ERROR
             raise
+        # One step with the removal of the error: no interruption leads to a second flush.
+        core.error = None
+        self._finished = data is None
         self._needs_read = False
         return IOB_DONE
 
+    def _send_alert(self, sock: Any) -> None:
+        """Send the alert that reports an SSLError to the peer, if that is possible at once.
+
+        This filter sends nothing after it. The error to report is the first one, so an error here
+        is ignored.
+        """
+        core = core_of(self._batch)
+        with suppress_call_error(Exception):
+            self._batch.addbuf(bytes(memoryview(self._transform.compress(b""))))
+            core.error = None
+            try:
+                self._forward(sock)
+            finally:
+                core.error = COUNT_UNKNOWN
+
     def _fail(self, exc: BaseException) -> None:
         """Store the permanent error."""
-        if not isinstance(exc, OSError) or is_again(exc):
-            # An OSError that means "again" would make iob_write retry.
+        core = core_of(self._batch)
+        core.error = COUNT_UNKNOWN  # it stays if the memory for the message is missing
+        if not isinstance(exc, OSError) or is_again(exc) or is_interruption(exc):
+            # An OSError that means "again" would make iob_write retry. The exception of a signal
+            # handler is recognized by its traceback, which a stored error does not keep.
             exc = OSError(errno.EIO, f"the filter failed: {format_exception_only(exc)[-1].strip()}")
-        core_of(self._batch).fail(exc)
+        core.fail(exc)
 
     def _forward(self, sock: Any) -> int:
         """Send on the bytes this filter holds, within the limit of one call; return as drain()."""

@@ -132,6 +132,104 @@ def test_finish_returns_error_for_an_oserror_of_flush_and_raises_others(
     assert_refused(sock, pipeline, OSError, "scripted")
 
 
+def compress_raises_and_alert_is(alert: Any) -> SimpleNamespace:
+    """Return a transform that raises an SSLError for data, and returns or raises its alert."""
+
+    def compress(data: Any) -> Any:
+        if data:
+            raise ssl.SSLError(1, "the first")
+        if isinstance(alert, BaseException):
+            raise alert
+        return alert
+
+    def flush() -> bytes:
+        raise ssl.SSLError(1, "the first")
+
+    return SimpleNamespace(compress=compress, flush=flush)
+
+
+@pytest.mark.parametrize(
+    "alert",
+    [
+        ssl.SSLError(1, "the second"),
+        ssl.SSLWantReadError(),
+        OSError(errno.EIO, "the second"),
+        ValueError("the second"),
+        MemoryError(),
+        None,
+        "text",
+    ],
+    ids=repr,
+)
+def test_error_in_making_the_alert_leaves_the_first_error(alert: Any, sock: Scripted) -> None:
+    for step in (
+        lambda pipeline: iob_write(sock, batch_of(b"data"), pipeline),
+        lambda pipeline: pipeline.finish(sock),
+    ):
+        pipeline = Filter(compress_raises_and_alert_is(alert))
+        assert step(pipeline) == IOB_ERROR
+        assert_refused(sock, pipeline, ssl.SSLError, "the first")
+    assert not sock.taken
+
+
+def test_drain_that_fails_twice_returns_error(sock: Scripted) -> None:
+    """Its own call is the one that makes an alert, too."""
+    errors = [ssl.SSLError(1, "the second"), ssl.SSLError(1, "the first")]
+
+    def compress(_: Any) -> bytes:
+        raise errors.pop()
+
+    pipeline = Filter(SimpleNamespace(compress=compress, flush=bytes))
+    assert pipeline.drain(sock) == IOB_ERROR
+    assert not errors
+    assert_refused(sock, pipeline, ssl.SSLError, "the first")
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError(errno.ECONNRESET, "reset"), KeyError("scripted"), MemoryError()]
+)
+def test_error_in_sending_the_alert_leaves_the_first_error(error: Exception) -> None:
+    sent = []
+
+    def callback(_: Any, view: memoryview) -> int:
+        sent.append(bytes(view))
+        raise error
+
+    pipeline = Filter(compress_raises_and_alert_is(b"alert"), callback)
+    assert iob_write(None, batch_of(b"data"), pipeline) == IOB_ERROR
+    assert sent == [b"alert"]
+    assert_refused(None, pipeline, ssl.SSLError, "the first")
+    assert sent == [b"alert"]
+
+
+def test_keyboard_interrupt_in_sending_the_alert_leaves_the_call(sock: Scripted) -> None:
+    def callback(_: Any, view: memoryview) -> int:
+        raise KeyboardInterrupt
+
+    pipeline = Filter(compress_raises_and_alert_is(b"alert"), callback)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.finish(sock)
+    assert pipeline.error is not None
+    assert pipeline.drain(sock) == IOB_ERROR
+
+
+def test_error_that_can_not_be_named_is_permanent(
+    sock: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise iob_write would offer the same bytes to the transform again."""
+
+    def no_memory(_: BaseException) -> list[str]:
+        raise MemoryError
+
+    monkeypatch.setattr("iobatch.filters.format_exception_only", no_memory)
+    transform = Raising(ValueError("scripted"))
+    pipeline = Filter(transform)
+    with pytest.raises(MemoryError):
+        iob_write(sock, batch_of(b"data"), pipeline)
+    assert_refused(sock, pipeline, OSError, "unknown")
+    assert transform.calls == 1
+
+
 def test_socket_error_is_the_error_of_every_filter_and_the_batch(
     tls_client: TLSClient, sock: Scripted
 ) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
+import select
 import ssl
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -11,17 +16,22 @@ import pytest
 from iobatch import IOB_DONE, IOB_ERROR, iob_write
 from iobatch.filters import TLS, Filter
 from tests.support.batches import batch_of, data
+from tests.support.fakes import Scripted, again
 from tests.support.filters import (
     BODY,
     assert_refused,
     step_until_done,
+    step_when_writable,
     write_and_finish,
     write_while_taken,
 )
+from tests.support.sockets import PATIENCE, stream_pair
+from tests.support.tls import TLS_VERSIONS, TLSClient, tls_contexts
 
 if TYPE_CHECKING:
-    from tests.support.fakes import Scripted
-    from tests.support.tls import TLSClient
+    import socket
+
+    import trustme
 
 
 def test_unread_input_does_not_prevent_close_notify(tls_client: TLSClient, sock: Scripted) -> None:
@@ -43,19 +53,178 @@ def test_close_notify_is_sent_after_the_peers_close_notify(
     tls_client.sslobject.unwrap()
 
 
-def test_peers_close_notify_is_read_after_its_data_and_ends_writing(
+def send_close_notify(client: TLSClient) -> bytes:
+    """Have the client send close_notify; return its output."""
+    with pytest.raises(ssl.SSLWantReadError):
+        client.sslobject.unwrap()
+    return client.outgoing.read()
+
+
+@pytest.fixture
+def half_closed(authority: trustme.CA) -> TLSClient:
+    """Give a TLS 1.3 connection whose client has sent close_notify, which the server has read."""
+    client = TLSClient(authority)
+    client.shake_hands()
+    with pytest.raises(ssl.SSLZeroReturnError):
+        client.tls.receive(send_close_notify(client))
+    return client
+
+
+def test_peers_close_notify_ends_only_its_direction_in_tls_1_3(
+    half_closed: TLSClient, sock: Scripted
+) -> None:
+    """The end of the stream that follows it is no error either."""
+    pipeline = Filter(zlib.compressobj(wbits=31), half_closed.filter)
+    with pytest.raises(ssl.SSLZeroReturnError):
+        half_closed.tls.receive(b"")
+    write_and_finish(sock, batch_of(BODY), pipeline)
+    assert gzip.decompress(half_closed.read(bytes(sock.taken))) == BODY
+
+
+def test_peers_close_notify_ends_both_directions_in_tls_1_2(
+    authority: trustme.CA, sock: Scripted
+) -> None:
+    """OpenSSL would write."""
+    client = TLSClient(authority, ssl.TLSVersion.TLSv1_2)
+    client.shake_hands()
+    with pytest.raises(ssl.SSLZeroReturnError):
+        client.tls.receive(send_close_notify(client))
+    assert_refused(sock, client.filter, ssl.SSLZeroReturnError, "close_notify")
+    assert not sock.taken
+
+
+def test_data_in_the_piece_of_close_notify_is_returned_first_and_can_be_answered(
     tls_client: TLSClient, sock: Scripted
 ) -> None:
+    """In TLS 1.2 it can be answered until receive() has raised SSLZeroReturnError."""
     tls_client.sslobject.write(b"last data")
-    with pytest.raises(ssl.SSLWantReadError):
-        tls_client.sslobject.unwrap()
-    assert tls_client.tls.receive(tls_client.outgoing.read()) == b"last data"
+    assert not tls_client.tls.ended
+    assert tls_client.tls.receive(send_close_notify(tls_client)) == b"last data"
+    assert tls_client.tls.ended
     batch = batch_of(b"an answer")
     assert write_while_taken(sock, batch, tls_client.filter) == IOB_DONE
     for _ in range(2):
         with pytest.raises(ssl.SSLZeroReturnError, match="close_notify"):
-            tls_client.tls.receive(b"")
-    assert_refused(sock, tls_client.filter, ssl.SSLZeroReturnError)
+            tls_client.tls.receive(b"ignored")
+    if tls_client.server.version() == "TLSv1.2":
+        assert_refused(sock, tls_client.filter, ssl.SSLZeroReturnError)
+    else:
+        write_and_finish(sock, batch_of(b", and more"), tls_client.filter)
+        assert tls_client.read(bytes(sock.taken)) == b"an answer, and more"
+
+
+def test_handshake_data_and_close_notify_in_one_piece(authority: trustme.CA) -> None:
+    """The version is known when the close_notify is read."""
+    client = TLSClient(authority)
+    with Scripted() as sock:
+        with pytest.raises(ssl.SSLWantReadError):
+            client.sslobject.do_handshake()
+        assert client.tls.receive(client.outgoing.read()) == b""
+        step_until_done(sock, lambda: client.filter.drain(sock), client.filter)
+        assert client.server.version() is None
+        client.incoming.write(bytes(sock.taken))
+        sock.taken.clear()
+        client.sslobject.do_handshake()
+        client.sslobject.write(b"a question")
+        assert client.tls.receive(send_close_notify(client)) == b"a question"
+        with pytest.raises(ssl.SSLZeroReturnError):
+            client.tls.receive(b"")
+        write_and_finish(sock, batch_of(b"an answer"), client.filter)
+        assert client.read(bytes(sock.taken)) == b"an answer"
+
+
+@pytest.mark.parametrize("version", TLS_VERSIONS, ids=lambda version: version.name)
+def test_close_notify_during_the_handshake_ends_writing(
+    version: ssl.TLSVersion, authority: trustme.CA, sock: Scripted
+) -> None:
+    """The handshake can't be done any more, so nothing waits for it."""
+    for finishes in (False, True):
+        client = TLSClient(authority, version)
+        with pytest.raises(ssl.SSLWantReadError):
+            client.sslobject.do_handshake()
+        client.tls.receive(client.outgoing.read())
+        with pytest.raises(ssl.SSLZeroReturnError):
+            client.tls.receive(bytes.fromhex("15 0303 0002 01 00"))  # an alert: close_notify
+        if finishes:
+            assert client.filter.finish(sock) == IOB_ERROR
+        assert_refused(sock, client.filter, ssl.SSLZeroReturnError, "close_notify")
+
+
+def test_output_pending_at_the_peers_close_notify_is_sent_in_tls_1_3(authority: trustme.CA) -> None:
+    client = TLSClient(authority)
+    client.shake_hands()
+    with Scripted(1000, again(), again()) as sock:
+        assert iob_write(sock, batch_of(b"before, "), client.filter) == 8
+        batch = batch_of(BODY)
+        assert iob_write(sock, batch, client.filter, limit=5000) == 5000
+        assert client.filter.bytesleft > 4000
+        with pytest.raises(ssl.SSLZeroReturnError):
+            client.tls.receive(send_close_notify(client))
+        write_and_finish(sock, batch, client.filter)
+        assert client.read(bytes(sock.taken)) == b"before, " + BODY
+
+
+def test_peer_may_write_after_our_close_notify_in_tls_1_3(
+    authority: trustme.CA, sock: Scripted
+) -> None:
+    """finish() ends our direction only."""
+    client = TLSClient(authority)
+    client.shake_hands()
+    write_and_finish(sock, batch_of(b"all"), client.filter)
+    assert client.read(bytes(sock.taken)) == b"all"
+    for number in range(2):
+        client.sslobject.write(b"%d" % number)
+        assert client.tls.receive(client.outgoing.read()) == b"%d" % number
+    with suppress(ssl.SSLWantReadError):
+        client.sslobject.unwrap()
+    with pytest.raises(ssl.SSLZeroReturnError):
+        client.tls.receive(client.outgoing.read())
+
+
+def test_alert_after_close_notify_is_ignored(half_closed: TLSClient, sock: Scripted) -> None:
+    """RFC 8446, section 6.1: so is everything that follows close_notify."""
+    with pytest.raises(ssl.SSLZeroReturnError):
+        half_closed.tls.receive(b"nonsense")
+    write_and_finish(sock, batch_of(b"an answer"), half_closed.filter)
+    assert half_closed.read(bytes(sock.taken)) == b"an answer"
+
+
+def half_close(sock: socket.socket, context: ssl.SSLContext, request: bytes) -> bytes:
+    """Send a request and close_notify through a real TLS socket, then receive the answer."""
+    with context.wrap_socket(sock, server_hostname="localhost", suppress_ragged_eofs=False) as conn:
+        conn.sendall(request)
+        conn.setblocking(False)
+        # It sends close_notify; one that waits would take the answer for an error.
+        with suppress(ssl.SSLWantReadError):
+            conn.unwrap()
+        conn.settimeout(PATIENCE)
+        received = bytearray()
+        with suppress(ssl.SSLZeroReturnError):  # both sides have sent close_notify
+            while piece := conn.recv(1 << 16):
+                received += piece
+        return bytes(received)
+
+
+def test_client_that_half_closes_gets_a_whole_answer_over_a_socket(authority: trustme.CA) -> None:
+    """The server reads up to close_notify, in whatever pieces, before it answers."""
+    server_context, client_context = tls_contexts(authority, ssl.TLSVersion.TLSv1_3)
+    with ThreadPoolExecutor() as pool, stream_pair("tcp4") as (one, other):
+        answer = pool.submit(half_close, other, client_context, BODY)
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = TLS(server_context.wrap_bio(incoming, outgoing, server_side=True), incoming, outgoing)
+        pipeline = Filter(tls)
+        one.setblocking(False)
+        received = bytearray()
+        while not tls.ended:
+            assert select.select([one], [], [], PATIENCE)[0]
+            with suppress(ssl.SSLZeroReturnError):
+                received += tls.receive(one.recv(65536))
+            step_when_writable(lambda: pipeline.drain(one), one, pipeline)
+        assert received == BODY
+        with batch_of(BODY[::-1]) as batch:
+            step_when_writable(lambda: iob_write(one, batch, pipeline), one, pipeline)
+        step_when_writable(lambda: pipeline.finish(one), one, pipeline)
+        assert answer.result(PATIENCE) == BODY[::-1]
 
 
 def test_end_of_stream_without_close_notify_is_an_error(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import select
 import ssl
 import threading
@@ -18,6 +19,7 @@ from tests.support.fakes import Scripted, again
 from tests.support.filters import (
     BODY,
     Identity,
+    assert_refused,
     step_until_done,
     write_and_finish,
     write_while_taken,
@@ -141,3 +143,47 @@ def test_finish_without_data_completes_the_handshake_first(
     client.tls.receive(client.outgoing.read())
     step_until_done(sock, lambda: client.filter.finish(sock), client.filter)
     assert client.read(bytes(sock.taken)) == b""
+
+
+@pytest.mark.parametrize("drained", [True, False])
+def test_failed_handshake_is_reported_by_an_alert_and_named_in_the_error(
+    *, drained: bool, authority: trustme.CA, sock: Scripted
+) -> None:
+    """It fails in receive(), before any write; drain() or the first write sends the alert."""
+    client = TLSClient(authority, ssl.TLSVersion.TLSv1_3)
+    client.sslobject.context.maximum_version = ssl.TLSVersion.TLSv1_2
+    client.sslobject = client.sslobject.context.wrap_bio(
+        client.incoming, client.outgoing, server_hostname="localhost"
+    )
+    with pytest.raises(ssl.SSLWantReadError):
+        client.sslobject.do_handshake()
+    hello = client.outgoing.read()
+    for _ in range(2):
+        with pytest.raises(ssl.SSLError, match="UNSUPPORTED_PROTOCOL"):
+            client.tls.receive(hello)
+    if drained:
+        step_until_done(sock, lambda: client.filter.drain(sock), client.filter)
+        assert client.filter.error is None
+    assert iob_write(sock, batch_of(b"data"), client.filter) == IOB_ERROR
+    assert_refused(sock, client.filter, ssl.SSLError, "UNSUPPORTED_PROTOCOL")
+    client.incoming.write(bytes(sock.taken))
+    with pytest.raises(ssl.SSLError, match="ALERT_PROTOCOL_VERSION"):
+        client.sslobject.do_handshake()
+
+
+@pytest.mark.parametrize("ending", ["write", "finish"])
+def test_failed_handshake_is_the_error_even_if_the_peer_is_gone(
+    ending: str, authority: trustme.CA, sock: Scripted
+) -> None:
+    """Then the alert can't be sent, but a bare BrokenPipeError would hide the reason."""
+    client = TLSClient(authority)
+    with pytest.raises(ssl.SSLError, match="HTTP_REQUEST"):
+        client.tls.receive(b"GET / HTTP/1.1\r\n\r\n")
+    client.tls._outgoing.write(b"an alert")  # OpenSSL has none for this error
+    sock.script.append(BrokenPipeError(errno.EPIPE, "gone"))
+    if ending == "finish":
+        assert client.filter.finish(sock) == IOB_ERROR
+    else:
+        assert iob_write(sock, batch_of(b"data"), client.filter) == IOB_ERROR
+    assert_refused(sock, client.filter, ssl.SSLError, "HTTP_REQUEST")
+    assert len(sock.calls) == 1

@@ -6,20 +6,24 @@ import asyncio
 import gzip
 import os
 import re
+import select
 import socket
+import ssl
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import iobatch
-from iobatch import IOBatch
+from iobatch import IOB_DONE, IOBatch, iob_write
+from iobatch.filters import TLS, Filter
 from tests.support.batches import batch_of, data
 from tests.support.http import unchunk
 from tests.support.loops import both_loops, full_writer, read, stream, writer_pair
 from tests.support.manpages import PAGES, code, example, sent
 from tests.support.programs import ROOT
-from tests.support.sockets import receive_all, stream_pair
-from tests.support.tls import tls_contexts
+from tests.support.sockets import PATIENCE, receive_all, stream_pair
+from tests.support.tls import TLS_VERSIONS, tls_contexts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -136,10 +140,10 @@ def test_example_of_filter_sends_a_file_compressed_and_in_chunks(path: Path) -> 
 def test_adapter_for_brotli_in_the_page_of_filter_is_a_transform() -> None:
     brotli = pytest.importorskip("brotli", reason="brotli is missing: pip install brotli")
     namespace: dict[str, object] = {"brotli": brotli}
-    exec("from types import SimpleNamespace\n" + code("Filter.3", "DESCRIPTION"), namespace)
-    transform = namespace["transform"]
-    coded = transform.compress(b"some text") + transform.flush()  # type: ignore[attr-defined]
-    assert brotli.decompress(coded) == b"some text"
+    exec(code("Filter.3", "DESCRIPTION"), namespace)
+    transform = namespace["Brotli"]()  # type: ignore[operator]
+    coded = transform.compress(memoryview(b"some text")) + transform.compress(b"")
+    assert brotli.decompress(coded + transform.flush()) == b"some text"
 
 
 def test_example_of_chunked_makes_a_chunk_of_each_part() -> None:
@@ -165,6 +169,51 @@ def test_example_of_tls_answers_a_request_and_ends_with_close_notify(
     text = "an answer " * 10_000
     got = sent(lambda sock: example("TLS.3")["answer"](sock, server, text), receive)
     assert got == text.encode()
+
+
+@pytest.mark.parametrize("version", TLS_VERSIONS, ids=lambda version: version.name)
+def test_example_of_tls_shakes_hands_on_both_sides(version: ssl.TLSVersion) -> None:
+    """The first data may arrive with the end of the handshake."""
+    shake_hands = example("TLS.3")["shake_hands"]
+
+    def side(sock: socket.socket, context: ssl.SSLContext, **options: Any) -> bytes:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        sslobject = context.wrap_bio(incoming, outgoing, **options)
+        tls = TLS(sslobject, incoming, outgoing)
+        out = Filter(tls)
+        sock.setblocking(False)
+        plain: bytes = shake_hands(sock, sslobject, tls, out)
+        assert iob_write(sock, batch_of(b"hello"), out) == 5
+        assert out.drain(sock) == IOB_DONE
+        while len(plain) < 5:
+            assert select.select([sock], [], [], PATIENCE)[0]
+            plain += tls.receive(sock.recv(65536))
+        return plain
+
+    server, client = tls_contexts(trustme.CA(), version)
+    with ThreadPoolExecutor(1) as pool, stream_pair() as (ours, theirs):
+        other = pool.submit(side, theirs, client, server_hostname="localhost")
+        assert side(ours, server, server_side=True) == b"hello"
+        assert other.result(PATIENCE) == b"hello"
+
+
+def test_example_of_tls_sends_the_alert_of_a_failed_handshake() -> None:
+    server, client = tls_contexts(trustme.CA(), ssl.TLSVersion.TLSv1_3)
+    client.maximum_version = ssl.TLSVersion.TLSv1_2
+
+    def send(sock: socket.socket) -> None:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        sslobject = server.wrap_bio(incoming, outgoing, server_side=True)
+        tls = TLS(sslobject, incoming, outgoing)
+        with pytest.raises(ssl.SSLError, match="UNSUPPORTED_PROTOCOL"):
+            example("TLS.3")["shake_hands"](sock, sslobject, tls, Filter(tls))
+
+    def receive(sock: socket.socket) -> bytes:
+        with pytest.raises(ssl.SSLError) as caught:
+            client.wrap_socket(sock, server_hostname="localhost")
+        return str(caught.value).encode()
+
+    assert b"ALERT_PROTOCOL_VERSION" in sent(send, receive)
 
 
 @both_loops

@@ -68,7 +68,8 @@ class TLSClient:
         """Decrypt up to close_notify, which must be last."""
         self.incoming.write(raw)
         plain = bytearray()
-        while piece := self.sslobject.read(RECORD_SIZE):
-            plain += piece
+        with suppress(ssl.SSLZeroReturnError):  # raised if both sides have sent close_notify
+            while piece := self.sslobject.read(RECORD_SIZE):
+                plain += piece
         assert not self.incoming.pending, "bytes follow close_notify"
         return bytes(plain)
