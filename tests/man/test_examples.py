@@ -172,7 +172,9 @@ def test_example_of_tls_answers_a_request_and_ends_with_close_notify(
 
 
 @pytest.mark.parametrize("version", TLS_VERSIONS, ids=lambda version: version.name)
-def test_example_of_tls_shakes_hands_on_both_sides(version: ssl.TLSVersion) -> None:
+def test_example_of_tls_shakes_hands_on_both_sides(
+    version: ssl.TLSVersion, authority: trustme.CA
+) -> None:
     """The first data may arrive with the end of the handshake."""
     shake_hands = example("TLS.3")["shake_hands"]
 
@@ -190,15 +192,15 @@ def test_example_of_tls_shakes_hands_on_both_sides(version: ssl.TLSVersion) -> N
             plain += tls.receive(sock.recv(65536))
         return plain
 
-    server, client = tls_contexts(trustme.CA(), version)
+    server, client = tls_contexts(authority, version)
     with ThreadPoolExecutor(1) as pool, stream_pair() as (ours, theirs):
         other = pool.submit(side, theirs, client, server_hostname="localhost")
         assert side(ours, server, server_side=True) == b"hello"
         assert other.result(PATIENCE) == b"hello"
 
 
-def test_example_of_tls_sends_the_alert_of_a_failed_handshake() -> None:
-    server, client = tls_contexts(trustme.CA(), ssl.TLSVersion.TLSv1_3)
+def test_example_of_tls_sends_the_alert_of_a_failed_handshake(authority: trustme.CA) -> None:
+    server, client = tls_contexts(authority, ssl.TLSVersion.TLSv1_3)
     client.maximum_version = ssl.TLSVersion.TLSv1_2
 
     def send(sock: socket.socket) -> None:
