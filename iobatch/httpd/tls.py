@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import ssl
 import subprocess
-from contextlib import suppress
 from ipaddress import ip_address
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from attrs import define, field
+from attrs import define
 
 from iobatch.filters import TLS, Filter
 from iobatch.httpd.sink import HIGH_WATER
@@ -85,9 +84,11 @@ class ConnectionTLS:
     # Encrypts what is sent.
     filter: Filter
     _tls: TLS
-    _sslobject: ssl.SSLObject
-    # The client has sent close_notify.
-    ended: bool = field(init=False, default=False)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the client sends nothing more, for example after its close_notify."""
+        return self._tls.ended
 
     def receive(self, data: bytes) -> bytes:
         """Return the plain bytes of received records; b"" if no record is complete.
@@ -96,13 +97,7 @@ class ConnectionTLS:
             ssl.SSLError: the client has sent close_notify, or something that is not TLS.
 
         """
-        plain = self._tls.receive(data)
-        if plain:
-            # A close_notify in the same piece is found by this read only: no later event reports
-            # it.
-            with suppress(ssl.SSLError):
-                self.ended = not self._sslobject.read(1)
-        return plain
+        return self._tls.receive(data)
 
     def end(self, sock: socket.socket) -> None:
         """Send close_notify or an alert, if the socket takes it at once."""
@@ -114,4 +109,4 @@ def new_tls(context: ssl.SSLContext, throttle: Throttle | None) -> ConnectionTLS
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     sslobject = context.wrap_bio(incoming, outgoing, server_side=True)
     tls = TLS(sslobject, incoming, outgoing)
-    return ConnectionTLS(Filter(tls, throttle, high_water=HIGH_WATER), tls, sslobject)
+    return ConnectionTLS(Filter(tls, throttle, high_water=HIGH_WATER), tls)
