@@ -122,8 +122,7 @@ class Filter:
         self._streaming = False
 
     def __repr__(self) -> str:
-        error = "" if self.error is None else f": {self.error!r}"
-        return f"<Filter through {type(self._transform).__name__}, {self.bytesleft} bytes{error}>"
+        return f"<Filter through {self._transform!r}, {self._batch!r}, then {self.then!r}>"
 
     @property
     def bytesleft(self) -> int:
