@@ -1,7 +1,17 @@
 """Batches of byte buffers and file ranges, sent in as few system calls as possible.
 
-Other modules: iobatch.filters (compression, chunked coding, TLS), iobatch.aio (asyncio and uvloop)
-and iobatch.httpd (a file server).
+    iobatch           IOBatch: the list. iob_send, iob_sendmsg, iob_write, iob_sendall: send it.
+                      IOB_DONE, IOB_AGAIN, IOB_ERROR: what they return, besides numbers of bytes.
+                      TruncatedFileError. COPY_LIMIT, SEND_LIMIT, WRITE_LIMIT.
+    iobatch.filters   Filter, Transform, Chunked, TLS: compression, chunked coding and TLS.
+    iobatch.aio       BatchWriter, WriteOperation, WriteStatus, CancellationType: posted writes on
+                      asyncio and uvloop. send_to_stream: over an asyncio stream.
+    iobatch.typing    Types for annotations.
+    iobatch.httpd     A file server: python -m iobatch.httpd.
+
+The man pages are installed with the package. iobatch(7) is the overview, and iobatch-httpd(1)
+describes the server. Each function, and each class with methods, has a page of its own in section
+3, such as IOBatch(3).
 """
 
 from iobatch._batch import IOBatch

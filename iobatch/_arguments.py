@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import collections.abc
+from abc import abstractmethod
 from math import inf
 from operator import index
 from pickle import PickleBuffer
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from iobatch._errors import is_interruption
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from typing import Protocol
 
-    from typing_extensions import Buffer
+    import typing_extensions
 
-    class HasFileno(Protocol):
-        """A file or socket object."""
+    Buffer = typing_extensions.Buffer
+else:
+    # Python 3.11 has no Buffer. Type checkers have it everywhere; typing.get_type_hints() gives
+    # `object` there.
+    Buffer = getattr(collections.abc, "Buffer", object)
 
-        def fileno(self) -> int:
-            """Return the descriptor of the object."""
 
-    class OpenFile(HasFileno, Protocol):
-        """A file object that can be closed."""
+class HasFileno(Protocol):
+    """A file or socket object."""
 
-        def close(self) -> object:
-            """Close the file."""
+    @abstractmethod
+    def fileno(self) -> int:
+        """Return the descriptor of the object."""
+
+
+class OpenFile(HasFileno, Protocol):
+    """A file object that can be closed."""
+
+    @abstractmethod
+    def close(self) -> object:
+        """Close the file."""
 
 
 MAX_BYTES: Final = 2**63 - 1  # the largest off_t
@@ -126,7 +137,7 @@ def check_flags(flags: int) -> int:
     return flags
 
 
-def fileno(file: object) -> int:
+def fileno(file: Any) -> int:
     """Return the descriptor of a file object, or a descriptor itself.
 
     Raises:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable, Iterable
 from functools import partial
 from operator import attrgetter
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
 from iobatch._arguments import (
     MAX_BYTES,
     MAX_INT,
+    Buffer,
+    HasFileno,
+    OpenFile,
     as_byte_view,
     as_byte_views,
     check_nonnegative,
@@ -22,12 +26,6 @@ from iobatch._errors import copy_to_raise, suppress_call_error
 from iobatch._files import file_size, is_path, open_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from typing import Any, Self
-
-    from typing_extensions import Buffer
-
-    from iobatch._arguments import HasFileno, OpenFile
     from iobatch._entries import Releases
 
 _fadvise = getattr(os, "posix_fadvise", None)
@@ -234,7 +232,7 @@ class IOBatch:
                 int; or as for addbuf.
 
         """
-        if type(file) is type(offset) is type(count) is int and on_release is None:
+        if type(file) is int and type(offset) is int and type(count) is int and on_release is None:
             # A copy of BatchCore.append, as in addbuf: a server adds a range for each response.
             core = self._core
             left = core.left + count

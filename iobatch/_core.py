@@ -60,7 +60,7 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import define
 
 from iobatch._arguments import MAX_BYTES, release_views
-from iobatch._entries import IOV_MAX, Entry, Release, Releases
+from iobatch._entries import IOV_MAX, Entry, FileRange, Release, Releases
 from iobatch._errors import (
     TruncatedFileError,
     drop_traceback,
@@ -372,13 +372,13 @@ class BatchCore:
 
         Raises: as for stage().
         """
-        queue = self.queue
-        head = queue[0]
+        queue: deque[Any] = self.queue
+        head: bytes | memoryview | FileRange = queue[0]
         if type(head) is bytes and len(head) < JOIN_OFFER_LIMIT:
             # Read no more of a file than can be joined. The rest of the file is read later.
             max_bytes = min(max_bytes, JOIN_OFFER_LIMIT)
-        elif type(head) is not tuple:
-            return head  # type: ignore[return-value]  # never a Release
+        elif not isinstance(head, tuple):
+            return head
         buffers, _ = self.stage(max_bytes, joinable=True)
         if type(buffers[-1]) is memoryview:
             buffers.pop()  # stage() has cut this buffer at max_bytes: leave its entry whole
@@ -390,7 +390,8 @@ class BatchCore:
             removals = islice(iter(queue.popleft, None), last)
             queue[last] = joined
             all(removals)
-        return queue[0]  # type: ignore[return-value]  # it is a buffer now
+        buffer: bytes | memoryview = queue[0]
+        return buffer
 
     def pin_head(self, max_bytes: int) -> memoryview:
         """Return the next offer for a callback, and pin it: the next call returns the same bytes.
@@ -402,11 +403,13 @@ class BatchCore:
         """
         if not self.pinned:
             self.pinned = min(len(self.coalesce_head(max_bytes)), max_bytes)
-        return memoryview(self.queue[0])[: self.pinned].toreadonly()  # type: ignore[arg-type]
+        head: Any = self.queue[0]
+        return memoryview(head)[: self.pinned].toreadonly()
 
     def refuse_sendfile(self) -> None:
         """Mark the range at the head to be read from now on, because sendfile can't send it."""
-        fd, offset, count, file, _ = self.queue[0]  # type: ignore[misc]
+        head: Any = self.queue[0]
+        fd, offset, count, file, _ = head
         self.queue[0] = (fd, offset, count, file, True)
         self.error = None
 
@@ -528,10 +531,10 @@ class BatchCore:
     # The members below are private to this class.
 
     def _remove_entries(self) -> None:
-        queue = self.queue
+        queue: deque[Any] = self.queue
         while queue:
-            entry: Any = queue[0]
-            kind = type(entry)
+            entry = queue[0]
+            kind = type(entry)  # pyright: ignore[reportUnknownVariableType] # the class of an Any
             if kind is Release:
                 self.releasable -= 1
                 del queue[0]
@@ -573,7 +576,8 @@ class BatchCore:
             self.queue[0] = (fd, offset + spent, count - spent, file, refused)
             self._to_remove = 0
             return
-        rest = memoryview(entry)[spent:]  # type: ignore[arg-type]  # never a Release
+        buffer: Any = entry  # never a Release
+        rest = memoryview(buffer)[spent:]
         plain = type(entry) is bytes
         self.queue[0] = rest
         self._to_remove = 0

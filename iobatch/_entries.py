@@ -49,9 +49,9 @@ Entry = bytes | memoryview | FileRange | Release
 Releases = tuple[Release, ...]
 
 
-def describe(entry: Entry) -> str:
+def describe(entry: bytes | memoryview | FileRange) -> str:
     """Return a description of a buffer or a range for repr()."""
     if type(entry) is tuple:
         fd, offset, count, _, _ = entry
         return f"{count} bytes of descriptor {fd} from offset {offset}"
-    return f"a buffer of {len(entry)} bytes"  # type: ignore[arg-type]  # never a Release
+    return f"a buffer of {len(entry)} bytes"

@@ -9,14 +9,12 @@ from __future__ import annotations
 import errno
 from copy import copy
 from ssl import SSLWantReadError, SSLWantWriteError
-from typing import TYPE_CHECKING, Final, TypeVar, final
+from typing import TYPE_CHECKING, Final, Self, TypeVar, cast, final
 
 from attrs import define
 
 if TYPE_CHECKING:
     from types import FrameType, TracebackType
-    from typing import Self
-
 
 Raised = TypeVar("Raised", bound=Exception)
 
@@ -93,7 +91,8 @@ def is_from_handler(exc: BaseException) -> bool:
 def _holds_frame(frame: FrameType, interrupted: FrameType) -> bool:
     for value in frame.f_locals.values():
         # The value is a tuple in a handler defined with *args.
-        if any(each is interrupted for each in (value if type(value) is tuple else (value,))):
+        values = cast("tuple[object, ...]", value if type(value) is tuple else (value,))
+        if any(each is interrupted for each in values):
             return True
     return False
 

@@ -114,12 +114,12 @@ class PageCacheProbe:
     """Finds out how many bytes of a batch can be sent without waiting for the disk."""
 
     # Whether the batch is one message, which is sent whole or not at all.
-    _whole: bool = False
+    _whole: bool = field(default=False, alias="whole")
     # The range that the last probe found not wholly cached: descriptor, offset, count.
     _uncached: tuple[int, int, int] = field(init=False, default=(-1, 0, 0))
     # The ranges that count as read, by a thread or later by the send: descriptor, start, end. They
     # count as cached even if the page cache has dropped them since, so each send makes progress.
-    _read_ranges: list[tuple[int, int, int]] = field(init=False, factory=list)
+    _read_ranges: list[tuple[int, int, int]] = field(init=False, factory=list[tuple[int, int, int]])
 
     def try_join_cached(self, core: BatchCore, max_bytes: int) -> bytes | int:
         """Return all bytes of a small batch, joined; otherwise a number of bytes, as ready() does.
@@ -141,7 +141,7 @@ class PageCacheProbe:
         if not core.ranges:
             return b"".join(entries)
         for index, entry in enumerate(entries):
-            if type(entry) is tuple:
+            if type(entry) is not bytes:  # a range: there are no views and no hooks
                 fd, offset, count, _, _ = entry
                 buffer = bytearray(count)
                 try:

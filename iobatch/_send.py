@@ -6,14 +6,13 @@ import errno
 import os
 import signal
 import socket
-
-# signal.getsignal makes an Enum member of its result, which takes half a microsecond.
-from _signal import getsignal  # type: ignore[import-not-found]
+from collections.abc import Callable, Iterable
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from iobatch._arguments import MAX_BYTES, check_flags, check_limit
-from iobatch._batch import core_of
+from iobatch._arguments import MAX_BYTES, Buffer, HasFileno, check_flags, check_limit
+from iobatch._batch import IOBatch, core_of
 from iobatch._core import COUNT_UNKNOWN, IDLE, IOB_AGAIN, IOB_DONE, IOB_ERROR, SENDING
 from iobatch._entries import IOV_MAX
 from iobatch._errors import TruncatedFileError, is_interruption
@@ -30,12 +29,6 @@ from iobatch._target import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from typing_extensions import Buffer
-
-    from iobatch._arguments import HasFileno
-    from iobatch._batch import IOBatch
     from iobatch._core import BatchCore
 
 # The most bytes that one call sends by default, so that one fast peer can't keep an event loop busy
@@ -58,9 +51,11 @@ _MAX_CALL_BYTES: Final = 0x7FFFF000
 # The errors of sendfile(2) for a kind of file or socket that it does not support.
 _SENDFILE_REFUSED: Final = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EOVERFLOW)
 
-# A plain int, as the results of _signal.getsignal are.
+# signal.getsignal makes an Enum member of its result, which takes half a microsecond.
+getsignal: Callable[[int], object] = import_module("_signal").getsignal
+# A plain int, as the results of getsignal are.
 _SIG_IGN: Final = int(signal.SIG_IGN)
-_sendfile: Callable[[int, int, int, int], int] | None = getattr(os, "sendfile", None)
+_sendfile: Any = getattr(os, "sendfile", None)
 _ONLY_BYTES: Final = frozenset((bytes,))
 _HAS_SENDMSG: Final = hasattr(socket.socket, "sendmsg")
 
@@ -300,8 +295,8 @@ def _stage_message(sock: socket.socket, core: BatchCore) -> list[bytes | memoryv
     # than 64 KiB. The check comes first, so that a range that is too long is not read.
     if core.left > max(sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF), 0xFFFF):
         raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
-    size = 0
-    while size < core.left:  # a read may be short
+    buffers, size = core.stage(core.left, whole=True)
+    while size < core.left:  # a read was short
         buffers, size = core.stage(core.left, whole=True)
     return buffers if len(buffers) <= IOV_MAX else [b"".join(buffers)]
 
@@ -336,7 +331,8 @@ def _send_range(target: Any, core: BatchCore, size: int) -> int:
         OSError: the error of sendfile.
 
     """
-    fd, offset, count, _, _ = core.head  # type: ignore[misc]
+    head: Any = core.head
+    fd, offset, count, _, _ = head
     # sendfile has no MSG_NOSIGNAL. So unless SIGPIPE is ignored, as Python does by default, the
     # range is read and sent by send: the signal would end the process, or call a handler. For a
     # descriptor SIGPIPE is part of the contract.
@@ -345,7 +341,7 @@ def _send_range(target: Any, core: BatchCore, size: int) -> int:
         return -1
     try:
         core.error = COUNT_UNKNOWN
-        nbytes = _sendfile(target.fileno(), fd, offset, size)  # type: ignore[misc]
+        nbytes: int = _sendfile(target.fileno(), fd, offset, size)
     except OSError as exc:
         if exc.errno not in _SENDFILE_REFUSED or is_interruption(exc):
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from selectors import EVENT_READ, DefaultSelector
@@ -11,15 +12,14 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from iobatch._arguments import check_limit, fileno
+from iobatch._batch import IOBatch  # noqa: TC001 # for typing.get_type_hints
 from iobatch._core import IOB_AGAIN, IOB_ERROR
 from iobatch._errors import copy_to_raise, suppress_call_error
 from iobatch._send import SEND_LIMIT, iob_send
-from iobatch._write import WRITE_LIMIT, iob_write
+from iobatch._write import WRITE_LIMIT, WriteCallback, iob_write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from iobatch._batch import IOBatch
+    from collections.abc import Generator
 
 # The longest wait of one select(), a day: epoll_wait(2) takes milliseconds as a C int.
 _MAX_WAIT: Final = 86_400.0
@@ -28,7 +28,7 @@ _MAX_WAIT: Final = 86_400.0
 def iob_sendall(
     sock: Any,
     batch: IOBatch,
-    callback: Callable[[Any, memoryview], int | None] | None = None,
+    callback: WriteCallback[Any] | None = None,
     *,
     timeout: float | None = None,
     limit: int | None = SEND_LIMIT,
@@ -132,7 +132,7 @@ def _check_reader(callback: Any) -> None:
 
 
 @contextmanager
-def _nonblocking(sock: Any) -> Iterator[None]:
+def _nonblocking(sock: Any) -> Generator[None]:
     """Make a socket or descriptor non-blocking, and restore its mode at the end."""
     if hasattr(sock, "gettimeout"):
         restore = partial(sock.settimeout, sock.gettimeout())

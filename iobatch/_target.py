@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attrs import define
 
-from iobatch._arguments import fileno
+from iobatch._arguments import Buffer, fileno
 from iobatch._errors import suppress_call_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from typing_extensions import Buffer
 
 socket_class: Final = socket.socket
 # Plain ints: `|` on the IntFlags of socket takes longer than the rest of a small send.

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from copy import copy
-from ssl import SSL_ERROR_ZERO_RETURN, SSLError, SSLWantReadError, SSLZeroReturnError
-from typing import TYPE_CHECKING, Final
+from ssl import (
+    SSL_ERROR_ZERO_RETURN,
+    MemoryBIO,
+    SSLError,
+    SSLObject,
+    SSLWantReadError,
+    SSLZeroReturnError,
+)
+from typing import Final
 
-from attrs import define, field
-
-if TYPE_CHECKING:
-    from ssl import MemoryBIO, SSLObject
-
-    from typing_extensions import Buffer
+from iobatch._arguments import Buffer  # noqa: TC001 # for typing.get_type_hints
 
 # The most plain text in one record, and so in one read (RFC 8446, section 5.1).
 _RECORD_SIZE: Final = 16 * 1024
 
 
-@define(eq=False)
 class TLS:
     """A transform to TLS over memory BIOs, for one connection: the last filter before its socket.
 
@@ -41,14 +42,25 @@ class TLS:
     Source: RFC 8446, section 6.1; RFC 5246, section 7.2.1.
     """
 
-    _sslobject: SSLObject = field(alias="sslobject")
-    _incoming: MemoryBIO = field(alias="incoming")
-    _outgoing: MemoryBIO = field(alias="outgoing")
-    # What ended receiving, or None. Only copies of it are raised: a traceback on this one would
-    # make a cycle with this object.
-    _receive_error: SSLError | None = field(init=False, default=None)
-    # Whether receive() has raised it. Before that, data from the same piece may be answered.
-    _end_reported: bool = field(init=False, default=False)
+    __slots__ = (
+        "__weakref__",
+        "_end_reported",
+        "_incoming",
+        "_outgoing",
+        "_receive_error",
+        "_sslobject",
+    )
+
+    def __init__(self, sslobject: SSLObject, incoming: MemoryBIO, outgoing: MemoryBIO) -> None:
+        """Make a transform for one connection."""
+        self._sslobject = sslobject
+        self._incoming = incoming
+        self._outgoing = outgoing
+        # What ended receiving, or None. Only copies of it are raised: a traceback on this one would
+        # make a cycle with this object.
+        self._receive_error: SSLError | None = None
+        # Whether receive() has raised it. Before that, data from the same piece may be answered.
+        self._end_reported = False
 
     @property
     def ended(self) -> bool:
@@ -122,7 +134,7 @@ class TLS:
             self._incoming.write(data)
         else:
             self._incoming.write_eof()
-        pieces = []
+        pieces: list[bytes] = []
         try:
             while piece := self._sslobject.read(_RECORD_SIZE):
                 pieces.append(piece)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from operator import index
 from selectors import EVENT_WRITE
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Final, TypeVar
 
 from iobatch._arguments import check_limit
-from iobatch._batch import core_of
+from iobatch._batch import IOBatch, core_of
 from iobatch._core import (
     COUNT_UNKNOWN,
     IDLE,
@@ -20,12 +21,9 @@ from iobatch._core import (
 )
 from iobatch._errors import is_interruption
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from iobatch._batch import IOBatch
-
 Sock = TypeVar("Sock")
+# A function like write(2); iob_write documents it.
+WriteCallback = Callable[[Sock, memoryview], int | None]
 
 # The most bytes that one call offers, four TLS records, so that the caller's event loop regains
 # control.
@@ -35,7 +33,7 @@ WRITE_LIMIT: Final = 64 * 1024
 def iob_write(
     sock: Sock,
     batch: IOBatch,
-    callback: Callable[[Sock, memoryview], int | None],
+    callback: WriteCallback[Sock],
     *,
     limit: int | None = WRITE_LIMIT,
 ) -> int:
@@ -121,7 +119,7 @@ def iob_write(
 
 
 def _offer(
-    callback: Callable[[Sock, memoryview], int | None],
+    callback: WriteCallback[Sock],
     sock: Sock,
     view: memoryview,
     core: BatchCore,

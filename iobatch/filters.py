@@ -10,26 +10,23 @@ from __future__ import annotations
 
 import errno
 from abc import abstractmethod
+from collections.abc import Callable
 from functools import partial
 from selectors import EVENT_READ
 from ssl import SSL_ERROR_WANT_READ, SSLError, SSLWantReadError
 from traceback import format_exception_only
 from typing import TYPE_CHECKING, Any, Protocol
 
-from attrs import define, field, setters
-from attrs.validators import ge
-
+from iobatch._arguments import Buffer  # noqa: TC001 # for typing.get_type_hints
 from iobatch._batch import IOBatch, core_of
 from iobatch._core import COUNT_UNKNOWN, IOB_AGAIN, IOB_DONE, IOB_ERROR
 from iobatch._errors import is_again, is_interruption, suppress_call_error
 from iobatch._send import iob_send
 from iobatch._tls import TLS
-from iobatch._write import WRITE_LIMIT, iob_write
+from iobatch._write import WRITE_LIMIT, WriteCallback, iob_write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from typing_extensions import Buffer
+    from collections.abc import Iterator
 
 __all__ = ["TLS", "Chunked", "Filter", "Transform"]
 
@@ -59,7 +56,6 @@ class Transform(Protocol):
         """
 
 
-@define(eq=False, on_setattr=setters.NO_OP)  # no validation at each change of state
 class Filter:
     """A callback of iob_write that passes bytes through a transform, and sends the output on.
 
@@ -91,16 +87,42 @@ class Filter:
 
     """
 
-    _transform: Transform = field(alias="transform")
-    then: Filter | Callable[[Any, memoryview], int | None] | None = None
-    _high_water: int = field(default=256 * 1024, kw_only=True, validator=ge(1), alias="high_water")
-    # The output that is not sent on yet.
-    _batch: IOBatch = field(init=False, factory=IOBatch)
-    _finished: bool = field(init=False, default=False)
-    # The transform must read before it takes more.
-    _needs_read: bool = field(init=False, default=False)
-    # The last input filled a whole offer of WRITE_LIMIT bytes: more is likely to follow.
-    _streaming: bool = field(init=False, default=False)
+    __slots__ = (
+        "__weakref__",
+        "_batch",
+        "_finished",
+        "_high_water",
+        "_needs_read",
+        "_streaming",
+        "_transform",
+        "then",
+    )
+
+    then: Filter | WriteCallback[Any] | None
+
+    def __init__(
+        self,
+        transform: Transform,
+        then: Filter | WriteCallback[Any] | None = None,
+        *,
+        high_water: int = 256 * 1024,
+    ) -> None:
+        """Make a filter that holds no bytes."""
+        if high_water < 1:
+            raise ValueError(f"high_water must be at least 1, not {high_water}")
+        self._transform = transform
+        self.then = then
+        self._high_water = high_water
+        # The output that is not sent on yet.
+        self._batch = IOBatch()
+        self._finished = False
+        # The transform must read before it takes more.
+        self._needs_read = False
+        # The last input filled a whole offer of WRITE_LIMIT bytes: more is likely to follow.
+        self._streaming = False
+
+    def __repr__(self) -> str:
+        return f"<Filter through {self._transform!r}, {self._batch!r}, then {self.then!r}>"
 
     @property
     def bytesleft(self) -> int:

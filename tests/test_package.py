@@ -44,6 +44,7 @@ IMPORT_ORDER = (
     "aio._sender",
     "aio._writer",
     "aio._stream",
+    "typing",
 )
 DOCUMENTED_NAMES = {
     "COPY_LIMIT",

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextvars import copy_context
 from inspect import iscoroutinefunction
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 from iobatch._batch import IOBatch
 from iobatch._errors import copy_to_raise
 from iobatch.aio._posted import DONE, PENDING, CancellationType, PostedWrite, Sender, WriteStatus
-
-if TYPE_CHECKING:
-    from collections.abc import Generator
 
 
 @final
@@ -42,10 +39,11 @@ class WriteOperation:
 
     @property
     def _posted_write(self) -> PostedWrite:
-        if type(self._write) is tuple:
-            sender, user_info, sent = self._write
-            self._write = PostedWrite(sender, user_info, DONE, sent)
-        return self._write  # type: ignore[return-value]
+        write = self._write
+        if isinstance(write, tuple):
+            sender, user_info, sent = write
+            write = self._write = PostedWrite(sender, user_info, DONE, sent)
+        return write
 
     @property
     def status(self) -> WriteStatus:

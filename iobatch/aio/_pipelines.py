@@ -8,17 +8,18 @@ may come between them, and the stream must be finished.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, final
 
 from attrs import define, field
+
+from iobatch._write import WriteCallback
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import EllipsisType
 
-# A callback of iob_write; None: bytes go to the socket.
-Through = Callable[[Any, memoryview], int | None] | None
+# None: bytes go to the socket.
+Through = WriteCallback[Any] | None
 
 
 def filter_of(through: Through) -> Any:
@@ -58,11 +59,13 @@ class Pipelines:
     codec: Through = field(init=False, default=None)
     # The pipelines of pending writes and the number of those writes, by id: callbacks need not be
     # hashable.
-    _queued: dict[int, tuple[Through, int]] = field(init=False, factory=dict)
+    _queued: dict[int, tuple[Through, int]] = field(
+        init=False, factory=dict[int, tuple[Through, int]]
+    )
     # Filters that have taken bytes of this writer, and were not finished. By id, as above.
-    _begun: dict[int, Any] = field(init=False, factory=dict)
+    _begun: dict[int, Any] = field(init=False, factory=dict[int, Any])
     # Filters that the end of a codec left open on purpose, by id.
-    _left_open: dict[int, Any] = field(init=False, factory=dict)
+    _left_open: dict[int, Any] = field(init=False, factory=dict[int, Any])
 
     def resolve(self, through: Through | EllipsisType) -> Through:
         """Return the pipeline for a write; `...` is the writer's own.

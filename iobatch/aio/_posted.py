@@ -21,6 +21,7 @@ not ABORTED, although an earlier one may end part-way. ENDINGS holds these rules
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -90,6 +91,7 @@ class Sender(Protocol):
     # The loop's time when bytes of a queued write were last sent; 0: none yet.
     last_progress: float
 
+    @abstractmethod
     def cancel(self, write: PostedWrite, kind: CancellationType) -> bool:
         """Cancel a pending write."""
 

@@ -25,7 +25,9 @@ class WriteQueue:
     _on_end: Callable[[PostedWrite, WriteStatus], None]
     # An ordered set, since a write can leave from any position. Other modules only test whether it
     # is empty.
-    order: OrderedDict[PostedWrite, None] = field(init=False, factory=OrderedDict)
+    order: OrderedDict[PostedWrite, None] = field(
+        init=False, factory=OrderedDict[PostedWrite, None]
+    )
     # The sum of max_bytes of the queued writes. The head may have sent some of its bytes already.
     _posted_bytes: int = field(init=False, default=0)
     # The first unretrieved error, or None.

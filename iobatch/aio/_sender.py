@@ -95,7 +95,7 @@ class WriteSender:
     _owed_offer: tuple[object, int] | None = field(init=False, default=None)
     _watch: SocketWatch = field(init=False)
     # The futures of tasks in wait_for_change().
-    _waiters: list[asyncio.Future[None]] = field(init=False, factory=list)
+    _waiters: list[asyncio.Future[None]] = field(init=False, factory=list["asyncio.Future[None]"])
 
     def __attrs_post_init__(self) -> None:
         own = self.pipelines.through
@@ -348,7 +348,8 @@ class WriteSender:
             min_bytes to max_bytes; 0: fewer than min_bytes, and a thread reads ahead first.
 
         """
-        core = core_of(head.batch)  # type: ignore[arg-type]
+        batch: Any = head.batch
+        core = core_of(batch)
         while (ready := self._probe.ready(core, max_bytes)) < min_bytes:
             future = start_read_ahead(self.loop, self._probe)
             if future is not None:
@@ -364,7 +365,8 @@ class WriteSender:
         self._awaiting_read = None
         error = finish_read_ahead(self._probe, future)
         if error is not None:
-            core_of(head.batch).fail(error)  # type: ignore[arg-type]
+            batch: Any = head.batch
+            core_of(batch).fail(error)
             self._end_early(head, WriteStatus.ERROR, error)
         self.resume()
 
@@ -511,7 +513,8 @@ class WriteSender:
         self._probe.forget()
         self.pipelines.ended(write.through, ends_codec=write.ends_codec and status is not DONE)
         if write.offer_pending:
-            core = core_of(write.batch)  # type: ignore[arg-type]
+            batch: Any = write.batch
+            core = core_of(batch)
             self._owed_offer = core.head, core.pinned
         # A failed filter sends nothing more.
         if write.filter is not None and write.filter.error is not None:

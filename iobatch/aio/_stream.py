@@ -11,7 +11,7 @@ from stat import S_ISREG
 from typing import TYPE_CHECKING, Any, Final
 
 from iobatch._arguments import MAX_BYTES
-from iobatch._batch import core_of
+from iobatch._batch import IOBatch, core_of
 from iobatch._core import COUNT_UNKNOWN, IDLE, SENDING, STAGE_LIMIT
 from iobatch._errors import TruncatedFileError, copy_to_raise, is_interruption
 from iobatch._pagecache import PageCacheProbe
@@ -21,7 +21,6 @@ from iobatch.aio._readahead import finish_read_ahead, start_read_ahead
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from iobatch._batch import IOBatch
     from iobatch._core import BatchCore
 
 
@@ -163,7 +162,8 @@ async def _loop_send_range(
         True: bytes were sent. False: the loop, transport or file does not support sendfile.
 
     """
-    fd, offset, count, *_ = core.head  # type: ignore[misc]
+    head: Any = core.head
+    fd, offset, count, _, _ = head
     core.error = COUNT_UNKNOWN
     try:
         nbytes = await _loop_sendfile(transport, fd, offset, min(count, max_bytes))

@@ -120,7 +120,7 @@ class _Checks:
     a closed loop leaves behind.
     """
 
-    watches: WeakSet[SocketWatch] = field(init=False, factory=WeakSet)
+    watches: WeakSet[SocketWatch] = field(init=False, factory=WeakSet[SocketWatch])
     _scheduled: bool = field(init=False, default=False)
 
     def schedule(self, loop: asyncio.AbstractEventLoop) -> None:

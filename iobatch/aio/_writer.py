@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import copy_context
 from operator import index
-from types import EllipsisType
-from typing import TYPE_CHECKING, Any, Final, final
+from types import EllipsisType, TracebackType
+from typing import Any, Final, Self, final
 
 from iobatch._arguments import (
+    Buffer,
     as_byte_view,
     check_flags,
     check_limit,
@@ -27,15 +28,7 @@ from iobatch.aio._operation import DoneCallback, WriteOperation, check_callable,
 from iobatch.aio._pipelines import Pipelines, Through, filter_of, filters_of
 from iobatch.aio._posted import DONE, PENDING, CancellationType, PostedWrite, WriteStatus
 from iobatch.aio._sender import CLOSED, STATE_NAMES, WAITING, WriteSender
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from types import TracebackType
-    from typing import Self
-
-    from typing_extensions import Buffer
-
-    from iobatch.filters import Filter
+from iobatch.filters import Filter  # noqa: TC001 # for typing.get_type_hints
 
 BufferDoneCallback = Callable[["BatchWriter", Any, int], object]
 # A number of seconds; None: no bound; `...`: the writer's value.

@@ -40,10 +40,10 @@ class AccessLog:
     _fd: int
     # The Combined format adds the referrer and the user agent to the Common one.
     _combined: bool
-    _lines: list[bytes] = field(init=False, factory=list)
+    _lines: list[bytes] = field(init=False, factory=list[bytes])
     _size: int = field(init=False, default=0)
     # Each item is the data of one write: whole lines, or the rest of a partial write.
-    _writes: deque[bytes] = field(init=False, factory=deque)
+    _writes: deque[bytes] = field(init=False, factory=deque[bytes])
     _poll: poll = field(init=False, factory=poll)
 
     def __attrs_post_init__(self) -> None:

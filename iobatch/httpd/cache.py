@@ -31,7 +31,9 @@ class FileCache:
     _files: Files
     # Files and when each stops being fresh (time.monotonic), oldest first. The keys are the paths
     # in their usual spelling: a file has one entry, however clients spell its path.
-    _cache: dict[bytes, tuple[ServedFile, float]] = field(init=False, factory=dict)
+    _cache: dict[bytes, tuple[ServedFile, float]] = field(
+        init=False, factory=dict[bytes, tuple["ServedFile", float]]
+    )
 
     def close(self) -> None:
         """Close the directory, and the files that no batch refers to."""
@@ -49,7 +51,7 @@ class FileCache:
 
         """
         cache = self._cache
-        stale = []
+        stale: list[bytes] = []
         for key, (_, fresh_until) in cache.items():
             if fresh_until > now:
                 break

@@ -74,11 +74,12 @@ def _optional(name: str) -> Any:
 _stdlib = _optional("compression.zstd")  # Python 3.14
 _package = _optional("zstandard")
 # The codings that can be made on the fly, the preferred first, each with its compressor.
-CODINGS: dict[str, Callable[[], Transform]] = {"gzip": _gzip}
+CODINGS: dict[str, Callable[[], Transform]] = {}
 if _stdlib is not None:  # pragma: no cover  # Python 3.14
-    CODINGS = {"zstd": _zstd_stdlib, **CODINGS}
+    CODINGS["zstd"] = _zstd_stdlib
 elif _package is not None:
-    CODINGS = {"zstd": _zstd_package, **CODINGS}
+    CODINGS["zstd"] = _zstd_package
+CODINGS["gzip"] = _gzip
 AVAILABLE = tuple(CODINGS)
 
 

@@ -74,7 +74,7 @@ class Connection:
     _parser: RequestParser = field(init=False, factory=RequestParser)
     _batch: IOBatch = field(init=False, factory=IOBatch)
     # The files whose descriptors the batch refers to.
-    _batch_files: list[ServedFile] = field(init=False, factory=list)
+    _batch_files: list[ServedFile] = field(init=False, factory=list["ServedFile"])
     # None: the batch goes to the socket by iob_send.
     _sink: ResponseSink | None = field(init=False, default=None)
     _tls: ConnectionTLS | None = field(init=False, default=None)

@@ -55,12 +55,12 @@ class ServedFile:
     # The file may be coded on the fly.
     compressible: bool = field(init=False)
     # Files in the same directory that hold the same content, by their content coding.
-    siblings: dict[str, ServedFile] = field(init=False, factory=dict)
+    siblings: dict[str, ServedFile] = field(init=False, factory=dict[str, "ServedFile"])
     # The response depends on Accept-Encoding.
     varies: bool = field(init=False)
     # The heads of 200 responses, by content coding. Like this object, they describe one version of
     # the file.
-    heads: dict[str, bytes] = field(init=False, factory=dict)
+    heads: dict[str, bytes] = field(init=False, factory=dict[str, bytes])
     # The content of a file of at most MAX_KEPT_CONTENT bytes, which is sent without a system call
     # to read it; None: the file is longer.
     content: bytes | None = field(init=False, default=None)
@@ -83,7 +83,7 @@ class Files:
 
     _root: Root = field(converter=Root)
     # A directory without an index is answered with a listing.
-    _listing: bool = True
+    _listing: bool = field(default=True, alias="listing")
 
     def close(self) -> None:
         """Close the directory. Open files stay open."""
@@ -170,7 +170,7 @@ class Files:
         """Return a directory's listing as a file in memory."""
         with self._root.walk(names) as place:
             directory = os.open(b".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=place.fd)
-        entries = []
+        entries: list[ListingEntry] = []
         try:
             with os.scandir(directory) as found:
                 for each in found:

@@ -154,7 +154,7 @@ def readable(size: int) -> str:
     """Return a size in bytes with the unit that suits it."""
     if size < 1000:
         return f"{size} B"
-    value = float(size)
+    value, unit = float(size), ""
     for unit in "kMGTPE":  # noqa: B007  # the last one is used
         value /= 1000
         if value < 999.5:
@@ -176,7 +176,7 @@ def _natural(name: bytes) -> tuple[list[Any], bytes]:
 
 def _crumbs(names: Sequence[bytes]) -> str:
     """Return links to the directories from the root to this one."""
-    links = []
+    links: list[str] = []
     for i, name in enumerate((b"Home", *names)):
         up = "../" * (len(names) - i)
         text = f"<bdi>{_text(name)}</bdi>"
@@ -208,7 +208,7 @@ def _summary(entries: Sequence[ListingEntry]) -> str:
         return "This folder is empty."
     folders = sum(each.is_directory for each in entries)
     files = len(entries) - folders
-    parts = []
+    parts: list[str] = []
     if folders:
         parts.append(f"{folders} folder{'s' * (folders != 1)}")
     if files:

@@ -32,7 +32,7 @@ def spans(value: bytes, size: int) -> list[Span] | None:
     specs = [spec for each in rest.split(b",") if (spec := each.strip(b" \t"))]
     if unit.strip().lower() != b"bytes" or not specs or len(specs) > MAX_RANGES or not size:
         return None
-    found = []
+    found: list[Span] = []
     for spec in specs:
         match = _SPEC.fullmatch(spec)
         if match is None:

@@ -54,7 +54,7 @@ class RequestParser:
     """
 
     # Parsed and not yet answered.
-    requests: deque[Request] = field(init=False, factory=deque)
+    requests: deque[Request] = field(init=False, factory=deque["Request"])
     # The last request was parsed: bytes after it are ignored.
     ended: bool = field(init=False, default=False)
     # The bytes received since the last complete head; 0: none of the next request.
@@ -64,7 +64,7 @@ class RequestParser:
     _parser: HttpRequestParser = field(init=False)
     # The head that is being parsed.
     _target: bytes = field(init=False, default=b"")
-    _headers: dict[bytes, bytes] = field(init=False, factory=dict)
+    _headers: dict[bytes, bytes] = field(init=False, factory=dict[bytes, bytes])
     _fields: int = field(init=False, default=0)
 
     def __attrs_post_init__(self) -> None:

@@ -44,7 +44,7 @@ class Reply:
     # Without what head_end adds.
     head: bytes
     # The bytes before each part, and the part.
-    parts: list[tuple[bytes, Span]] = field(factory=list)
+    parts: list[tuple[bytes, Span]] = field(factory=list[tuple[bytes, "Span"]])
     # The bytes after the last part, or the whole body.
     body_end: bytes = b""
 

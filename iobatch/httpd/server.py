@@ -43,9 +43,9 @@ class Server:
     # in flight and stop. Anything after that stops the server at once.
     _stop: socket.socket
     _selector: DefaultSelector = field(init=False, factory=DefaultSelector)
-    _connections: set[Connection] = field(init=False, factory=set)
+    _connections: set[Connection] = field(init=False, factory=set["Connection"])
     # Connections that pause to keep their rate limit. They are not in the selector.
-    _throttled: set[Connection] = field(init=False, factory=set)
+    _throttled: set[Connection] = field(init=False, factory=set["Connection"])
     # When the throttled connections return to the selector (time.monotonic).
     _resume_at: float = field(init=False, default=0.0)
     # The listening socket is out of the selector, until a connection ends or the next tick.

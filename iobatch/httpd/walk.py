@@ -14,7 +14,7 @@ from attrs import define, field
 from iobatch.httpd.errors import os_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Sequence
 
 # MAXSYMLINKS of Linux (path_resolution(7)).
 MAX_LINKS = 40
@@ -52,7 +52,7 @@ class Root:
         os.close(self._fd)
 
     @contextmanager
-    def walk(self, names: Sequence[bytes]) -> Iterator[Place]:
+    def walk(self, names: Sequence[bytes]) -> Generator[Place]:
         """Resolve a path below the root.
 
         Each name and each symbolic link is resolved here, relative to a directory that is open. So

@@ -16,6 +16,7 @@ from attrs import define, field
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from types import FrameType
 
     Serve = Callable[[socket.socket, socket.socket], None]
 
@@ -31,8 +32,12 @@ def stop_socket() -> socket.socket:
     # This also undoes an inherited SIG_IGN.
     signal.set_wakeup_fd(theirs.detach())
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, _do_nothing)
     return ours
+
+
+def _do_nothing(_number: int, _frame: FrameType | None) -> None:
+    """Handle a signal."""
 
 
 class _Worker(NamedTuple):
@@ -53,7 +58,7 @@ class Supervisor:
     _serve: Serve
     _selector: DefaultSelector = field(init=False, factory=DefaultSelector)
     # By the socket that leads to each; it becomes readable when the worker ends.
-    _workers: dict[socket.socket, _Worker] = field(init=False, factory=dict)
+    _workers: dict[socket.socket, _Worker] = field(init=False, factory=dict[socket.socket, _Worker])
     # Listening sockets without a worker.
     _vacant: list[socket.socket] = field(init=False)
     # When workers are started for the vacant sockets (time.monotonic).

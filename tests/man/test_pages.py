@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import iobatch
-from iobatch import aio, filters
+from iobatch import aio, filters, typing
 from tests.support.manpages import PAGES
 from tests.support.programs import ROOT, tool
 from tests.support.sockets import PATIENCE
@@ -18,7 +18,7 @@ from tests.support.sockets import PATIENCE
 if TYPE_CHECKING:
     from pathlib import Path
 
-PUBLIC = {*iobatch.__all__, *filters.__all__, *aio.__all__}
+PUBLIC = {*iobatch.__all__, *filters.__all__, *aio.__all__, *typing.__all__}
 # The classes that a program makes or is given, and uses by methods.
 CLASSES = {"IOBatch", "Filter", "Chunked", "TLS", "BatchWriter", "WriteOperation"}
 

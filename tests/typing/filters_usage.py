@@ -1,5 +1,4 @@
 """Uses of filters that type checkers must accept in strict mode. It is checked, and never run."""
-# pyright: strict
 
 from __future__ import annotations
 
@@ -80,9 +79,9 @@ def send(sock: socket.socket, context: SSLContext) -> int:
     plain: bytes = tls.receive(sock.recv(65536))
     with IOBatch() as batch:
         batch.addbuf(plain)
-        code: int = iob_write(sock, batch, body) or body.finish(sock, until=connection)
+        code: int = iob_write(sock, batch, body) or body.finish(sock=sock, until=connection)
     if body.error is not None:
         raise body.error
     if body.wants == EVENT_READ and not tls.ended and not body.bytesleft:
-        code = body.drain(sock)
+        code = body.drain(sock=sock)
     return code
