@@ -1,12 +1,10 @@
 """Serve a directory over HTTP and TLS: `python asyncio_tls_server.py CERT KEY DIRECTORY [PORT]`.
 
-A connection reads its socket itself, and gives the bytes to TLS. One BatchWriter sends the head of
-each response over TLS as it is, and the body through gzip and chunked coding above the same TLS, if
-the client accepts them. What it leaves out is in `iobatch.httpd`. It needs httptools.
+A connection's BatchWriter sends heads over TLS, and bodies through gzip and chunked coding above the
+same TLS if the client accepts them. What is left out is in `iobatch.httpd`. It needs httptools.
 """
 
 import asyncio
-import os
 import re
 import socket
 import ssl
@@ -14,10 +12,8 @@ import sys
 import zlib
 from contextlib import suppress
 from email.utils import formatdate
-from http import HTTPStatus
-from mimetypes import guess_type
 from pathlib import Path
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
@@ -26,7 +22,6 @@ from iobatch.aio import BatchWriter
 from iobatch.filters import TLS, Chunked, Filter
 
 GZIP = re.compile(rb"(^|,)\s*gzip\s*($|,|;\s*q=(1|0\.0*[1-9]))", re.IGNORECASE)
-CODED = "Content-Encoding: gzip\r\nTransfer-Encoding: chunked"
 
 
 class Connection:
@@ -41,8 +36,8 @@ class Connection:
         self.sock, self.root = sock, root
         self.writer = BatchWriter(sock, through=self.secure, stall_timeout=30)
         self.parser, self.target, self.gzip = HttpRequestParser(self), b"", False
-        self.requests: list[tuple[bytes, bytes, bool]] = []  # method, target, may be gzip
-        self.ended = False  # no more requests are accepted
+        self.requests: list[tuple[bytes, str, bool]] = []  # method, path, whether to use gzip
+        self.ended = False  # when it has ended, no request is accepted any more
 
     async def run(self) -> None:
         """Answer requests until the client is idle, ends its stream, or wants no more."""
@@ -50,7 +45,7 @@ class Connection:
             async with asyncio.timeout(10):
                 while self.sslobject.version() is None:
                     await self.receive()
-            while not self.ended:
+            while self.requests or not self.ended:  # some may have come with the handshake
                 with suppress(TimeoutError, ssl.SSLZeroReturnError):
                     async with asyncio.timeout(60):
                         while not (self.requests or self.tls.ended):
@@ -69,9 +64,10 @@ class Connection:
         except (HttpParserError, HttpParserUpgrade):
             if not self.ended:
                 self.ended = True
-                self.requests.append((b"", b"", False))
+                self.requests.append((b"", "", False))
         finally:
             await self.writer.flush()  # a message of the handshake, or an alert
+        await asyncio.sleep(0)  # sock_recv does not suspend while there is something to read
 
     def on_url(self, part: bytes) -> None:
         """Collect the target of a request, up to a length that no path has."""
@@ -85,48 +81,40 @@ class Connection:
     def on_message_complete(self) -> None:
         """Queue a request."""
         if not self.ended:
-            self.requests.append((self.parser.get_method(), self.target, self.gzip))
+            path = unquote(self.target.partition(b"?")[0], errors="surrogateescape")
+            self.requests.append((self.parser.get_method(), path, self.gzip))
             self.ended = self.parser.should_upgrade() or not self.parser.should_keep_alive()
         self.target, self.gzip = b"", False
 
-    async def respond(self, method: bytes, target: bytes, gzip: bool) -> None:  # noqa: FBT001
-        """Answer a request."""
-        if method not in {b"GET", b"HEAD"}:
-            status = HTTPStatus.METHOD_NOT_ALLOWED if method else HTTPStatus.BAD_REQUEST
-            await self.writer.write(self.head(status))
-            return
-        try:
-            path = self.root / os.fsdecode(unquote_to_bytes(target.partition(b"?")[0])).lstrip("/")
-            path = (path / "index.html" if path.is_dir() else path).resolve()
-            if not path.is_relative_to(self.root) or not path.is_file():
-                raise FileNotFoundError(path)
-            file = path.open("rb", buffering=0)
-        except (OSError, ValueError, RuntimeError):  # a null byte; a loop of links
-            await self.writer.write(self.head(HTTPStatus.NOT_FOUND))
-            return
-        with file:
-            size = os.fstat(file.fileno()).st_size
-            gzip = gzip and size > 0
-            head = self.head(HTTPStatus.OK, CODED if gzip else f"Content-Length: {size}", path.name)
-            body = IOBatch() if gzip else head
-            body.addfile(file, 0, size if method == b"GET" else 0)
-            await self.writer.write(head)  # which is empty now
-            if body:
-                coded = Filter(zlib.compressobj(wbits=31), Filter(Chunked(), self.secure))
-                await self.writer.write(body, through=coded)
-                await self.writer.finish(through=coded, until=self.secure)
-
-    def head(self, status: HTTPStatus, size: str = "Content-Length: 0", path: str = "") -> IOBatch:
-        """Return the head of a response."""
-        kind, coding = guess_type(path)
-        head = IOBatch()
+    async def respond(self, method: bytes, path: str, gzip: bool) -> None:  # noqa: FBT001
+        """Send a response."""
+        status = "405 Method Not Allowed" if method else "400 Bad Request"
+        head, body = IOBatch(), IOBatch()
+        if method in {b"GET", b"HEAD"}:
+            status = "404 Not Found"
+            with suppress(OSError, ValueError, RuntimeError):  # a null byte; a loop of links
+                file = self.root / path.lstrip("/")
+                file = (file / "index.html" if file.is_dir() else file).resolve()
+                if file.is_relative_to(self.root) and file.is_file():
+                    body.addfile(file)
+                    status = "200 OK"
+        length = f"Content-Length: {body.bytesleft}"
+        if gzip := gzip and bool(body):
+            length = "Content-Encoding: gzip\r\nTransfer-Encoding: chunked"
         head.adds(
-            f"HTTP/1.1 {status} {status.phrase}\r\nDate: {formatdate(usegmt=True)}\r\n"
-            f"Content-Type: {(not coding and kind) or 'application/octet-stream'}\r\n"
-            f"{size}\r\nVary: Accept-Encoding\r\nAllow: GET, HEAD\r\n"
+            f"HTTP/1.1 {status}\r\nDate: {formatdate(usegmt=True)}\r\nAllow: GET, HEAD\r\n"
+            f"Vary: Accept-Encoding\r\n{length}\r\n"
             f"Connection: {'close' if self.ended and not self.requests else 'keep-alive'}\r\n\r\n"
         )
-        return head
+        if method == b"HEAD":
+            body.reset()
+        if not gzip:
+            head.extend(body)
+        await self.writer.write(head)
+        if body:
+            coded = Filter(zlib.compressobj(wbits=31), Filter(Chunked(), self.secure))
+            await self.writer.write(body, through=coded)
+            await self.writer.finish(through=coded, until=self.secure)
 
 
 async def serve(sock: socket.socket, context: ssl.SSLContext, root: Path) -> None:
@@ -143,19 +131,17 @@ async def serve(sock: socket.socket, context: ssl.SSLContext, root: Path) -> Non
 
 async def main(context: ssl.SSLContext, root: Path, port: int = 8000) -> None:
     """Serve until interrupted."""
-    loop = asyncio.get_running_loop()
-    tasks = set()  # the loop holds weak references only
+    tasks = set()  # not a TaskGroup: a fault in one connection would end all others
     with socket.create_server(("127.0.0.1", port)) as listener:
         listener.setblocking(False)
         print(f"listening on https://127.0.0.1:{listener.getsockname()[1]}", flush=True)
         while True:
             try:
-                sock, _ = await loop.sock_accept(listener)
+                sock, _ = await asyncio.get_running_loop().sock_accept(listener)
             except OSError:  # no descriptor is free, or the client has disconnected
                 await asyncio.sleep(0.1)
                 continue
-            # A TaskGroup would end all connections when one of them fails unexpectedly.
-            tasks.add(task := loop.create_task(serve(sock, context, root)))
+            tasks.add(task := asyncio.create_task(serve(sock, context, root)))
             task.add_done_callback(tasks.discard)
 
 
