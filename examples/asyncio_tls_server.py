@@ -1,7 +1,6 @@
 """Serve a directory over HTTP and TLS: `python asyncio_tls_server.py CERT KEY DIRECTORY [PORT]`.
 
-A connection's BatchWriter sends heads over TLS, and bodies through gzip and chunked coding above the
-same TLS if the client accepts them. What is left out is in `iobatch.httpd`. It needs httptools.
+Bodies go through gzip and chunked coding above TLS if the client accepts them. It needs httptools.
 """
 
 import asyncio
@@ -20,8 +19,6 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from iobatch import IOBatch
 from iobatch.aio import BatchWriter
 from iobatch.filters import TLS, Chunked, Filter
-
-GZIP = re.compile(rb"(^|,)\s*gzip\s*($|,|;\s*q=(1|0\.0*[1-9]))", re.IGNORECASE)
 
 
 class Connection:
@@ -75,7 +72,8 @@ class Connection:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Look for gzip among the codings that the client accepts."""
-        if name.lower() == b"accept-encoding" and GZIP.search(value):
+        pattern = rb"(^|,)\s*gzip\s*($|,|;\s*q=(1|0\.0*[1-9]))"
+        if name.lower() == b"accept-encoding" and re.search(pattern, value.lower()):
             self.gzip = self.parser.get_http_version() == "1.1"  # older clients know no chunks
 
     def on_message_complete(self) -> None:
@@ -88,16 +86,16 @@ class Connection:
 
     async def respond(self, method: bytes, path: str, gzip: bool) -> None:  # noqa: FBT001
         """Send a response."""
-        status = "405 Method Not Allowed" if method else "400 Bad Request"
         head, body = IOBatch(), IOBatch()
+        status = "405 Method Not Allowed" if method else "400 Bad Request"
         if method in {b"GET", b"HEAD"}:
             status = "404 Not Found"
-            with suppress(OSError, ValueError, RuntimeError):  # a null byte; a loop of links
+            with suppress(OSError, ValueError, RuntimeError):  # RuntimeError: a loop of links
                 file = self.root / path.lstrip("/")
                 file = (file / "index.html" if file.is_dir() else file).resolve()
-                if file.is_relative_to(self.root) and file.is_file():
-                    body.addfile(file)
-                    status = "200 OK"
+                file.relative_to(self.root)  # raises ValueError outside
+                body.addfile(file)  # raises for all except regular files
+                status = "200 OK"
         length = f"Content-Length: {body.bytesleft}"
         if gzip := gzip and bool(body):
             length = "Content-Encoding: gzip\r\nTransfer-Encoding: chunked"
