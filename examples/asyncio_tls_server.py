@@ -39,10 +39,11 @@ class Connection:
     async def run(self) -> None:
         """Answer requests until the client is idle, ends its stream, or wants no more."""
         async with self.writer:
-            async with asyncio.timeout(10):
-                while self.sslobject.version() is None:
-                    await self.receive()
-            while self.requests or not self.ended:  # some may have come with the handshake
+            with suppress(ssl.SSLZeroReturnError):  # requests and the end may come with it
+                async with asyncio.timeout(10):
+                    while self.sslobject.version() is None:
+                        await self.receive()
+            while self.requests or not self.ended:
                 with suppress(TimeoutError, ssl.SSLZeroReturnError):
                     async with asyncio.timeout(60):
                         while not (self.requests or self.tls.ended):
@@ -59,9 +60,8 @@ class Connection:
         try:
             self.parser.feed_data(self.tls.receive(data))
         except (HttpParserError, HttpParserUpgrade):
-            if not self.ended:
-                self.ended = True
-                self.requests.append((b"", "", False))
+            self.requests += [] if self.ended else [(b"", "", False)]
+            self.ended = True
         finally:
             await self.writer.flush()  # a message of the handshake, or an alert
         await asyncio.sleep(0)  # sock_recv does not suspend while there is something to read
