@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+def aborted() -> OSError:
+    """Return the error of a write that ends as ABORTED."""
+    return OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+
+
 @final
 @define(eq=False)
 class WriteQueue:
@@ -91,8 +96,7 @@ class WriteQueue:
 
     def _abort(self, writes: list[PostedWrite]) -> None:
         for write in writes:
-            error = OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
-            self.end_one(write, WriteStatus.ABORTED, error)
+            self.end_one(write, WriteStatus.ABORTED, aborted())
 
     def keep_unretrieved(self, error: Exception | None) -> None:
         """Keep an error that belongs to no pending write, for drain() to raise."""

@@ -90,6 +90,9 @@ class WriteSender:
     _awaiting_read: PostedWrite | None = field(init=False, default=None)
     # The filter of a write that ended early, which may hold bytes of that write; else None.
     _leftovers: Any = field(init=False, default=None)
+    # The unsent bytes of a write that ended part-way. Until this batch is posted again or reset,
+    # nothing may follow. None: no write ended so.
+    _rest: IOBatch | None = field(init=False, default=None)
     # The offer that a callback without drain() must be given again, after the write that made it
     # has ended: the head of its batch, and the length. None: there is no such offer.
     _owed_offer: tuple[object, int] | None = field(init=False, default=None)
@@ -131,6 +134,7 @@ class WriteSender:
             self.state != EMPTY
             or not self._direct
             or self.pipelines.codec is not None
+            or self._rest is not None
             or core.activity
             or core.release_pending
             or core.error is not None
@@ -512,6 +516,8 @@ class WriteSender:
             self._awaiting_read = None
         self._probe.forget()
         self.pipelines.ended(write.through, ends_codec=write.ends_codec and status is not DONE)
+        if status is not DONE and write.part_way and write.batch:
+            self._rest = write.batch
         if write.offer_pending:
             batch: Any = write.batch
             core = core_of(batch)
@@ -523,6 +529,12 @@ class WriteSender:
             self._leftovers = write.filter or self._leftovers
         elif not bytes_held(self._leftovers):
             self._leftovers = None
+
+    def follows_truncation(self, batch: IOBatch) -> bool:
+        """Return whether bytes of a batch would follow those of a write that ended part-way."""
+        if not self._rest:
+            self._rest = None
+        return self._rest is not None and batch is not self._rest
 
     def check_owed_offer(self, batch: IOBatch) -> None:
         """Refuse bytes in place of those that a callback must be offered again.

@@ -27,6 +27,7 @@ from iobatch.aio._budget import TurnBudget
 from iobatch.aio._operation import DoneCallback, WriteOperation, check_callable, combine_callbacks
 from iobatch.aio._pipelines import Pipelines, Through, filter_of, filters_of
 from iobatch.aio._posted import DONE, PENDING, CancellationType, PostedWrite, WriteStatus
+from iobatch.aio._queue import aborted
 from iobatch.aio._sender import CLOSED, STATE_NAMES, WAITING, WriteSender
 from iobatch.filters import Filter  # noqa: TC001 # for typing.get_type_hints
 
@@ -182,7 +183,9 @@ class BatchWriter:
         An operation that ends before its first byte was sent, or may have been sent, just leaves
         the queue, and the operations after it go on. An operation that ends after that and before
         its last byte also ends those after it, as ABORTED: nothing may follow a truncated body.
-        Unsent bytes are in the batch of each operation, and can be posted again.
+        Unsent bytes are in the batch of each operation, and can be posted again. Operations that
+        are posted later are ABORTED too, until the unsent bytes of the first one were posted again,
+        or dropped by reset() of its batch.
 
         Args:
             batch: the batch to send.
@@ -477,18 +480,10 @@ class BatchWriter:
             raise TypeError(f"batch must be an IOBatch, not {type(batch).__name__!r}")
         flags = check_flags(flags)
         pipelines = sender.pipelines
-        pipeline = pipelines.resolve(through)
-        if flags:
-            if pipeline is not None:
-                raise ValueError("flags must be 0 when through is given")
-            check_more(self.sock, flags)
-        if until is not None and all(each is not until for each in filters_of(pipeline)):
-            raise ValueError("until must be a filter of the pipeline")
+        pipeline = self._resolve_pipeline(through, flags, until)
         if exactly is not None:
             exactly = self._check_exactly(exactly, batch)
-        control = [
-            (index(level), index(kind), bytes(memoryview(data))) for level, kind, data in ancdata
-        ]
+        control = _copy_ancdata(ancdata)
         is_message = sender.sends_messages and pipeline is None
         if (control or address is not None) and not is_message:
             raise ValueError("ancdata and address are for messages")
@@ -499,6 +494,7 @@ class BatchWriter:
         if batch or finishes:
             pipelines.check_order(pipeline)
         sender.check_owed_offer(batch)
+        aborts = (finishes or bool(batch)) and sender.follows_truncation(batch)
         write = PostedWrite(sender, self.user_info if user_info is ... else user_info)
         write.flags = flags
         write.ancdata = control
@@ -517,13 +513,29 @@ class BatchWriter:
             size = rest.bytesleft if exactly is None else exactly
             write.max_bytes = size
             write.complete_at = min(1, size) if some else size
-            sender.post(write, timeout, stall_timeout)
+            if aborts:
+                write.end(WriteStatus.ABORTED, aborted())
+            else:
+                sender.post(write, timeout, stall_timeout)
         except BaseException:
             # A signal handler's exception or a MemoryError: the entries may be sent in part, and
             # nothing may follow them.
             sender.close()
             raise
         return operation
+
+    def _resolve_pipeline(
+        self, through: Through | EllipsisType, flags: int, until: Filter | None
+    ) -> Through:
+        """Return the pipeline for a write, after the checks that depend on it."""
+        pipeline = self._sender.pipelines.resolve(through)
+        if flags:
+            if pipeline is not None:
+                raise ValueError("flags must be 0 when through is given")
+            check_more(self.sock, flags)
+        if until is not None and all(each is not until for each in filters_of(pipeline)):
+            raise ValueError("until must be a filter of the pipeline")
+        return pipeline
 
     def _check_exactly(self, exactly: int, batch: IOBatch) -> int:
         if self._sender.sends_messages:
@@ -539,3 +551,8 @@ class BatchWriter:
                 f"exactly must be at least the length to offer again ({pinned}), not {exactly}"
             )
         return exactly
+
+
+def _copy_ancdata(ancdata: Iterable[tuple[int, int, Buffer]]) -> list[tuple[int, int, bytes]]:
+    """Return a copy of ancillary data. It is small, and the caller may change it."""
+    return [(index(level), index(kind), bytes(memoryview(data))) for level, kind, data in ancdata]

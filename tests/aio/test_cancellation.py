@@ -222,6 +222,7 @@ async def test_writer_cancel_ends_all_writes_in_order_and_leaves_the_writer_open
         await turns()
         assert ended == [0, 1, 2]
         assert not writer.cancel()
+        operations[0].batch.reset()  # the rest of the truncated write is dropped on purpose
         assert await writer.write(batch_of(b"x")) == 1
         assert sock.taken == b"abx"
 

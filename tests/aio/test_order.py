@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import sys
+import zlib
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import pytest
 
 from iobatch import IOBatch, TruncatedFileError
 from iobatch.aio import WriteOperation, WriteStatus
+from iobatch.filters import Filter
 from tests.support.aio import statuses
 from tests.support.batches import batch_of, data
 from tests.support.fakes import again
@@ -98,7 +100,7 @@ async def test_completion_callbacks_may_post_and_never_nest() -> None:
 async def test_write_that_ends_part_way_aborts_those_after_it(
     ending: str, make_file: Callable[[bytes], int]
 ) -> None:
-    """Nothing may follow a truncated body, unless the caller posts it again."""
+    """Nothing may follow a truncated body, not even if it is posted later."""
     fd = make_file(bytes(100_000))
     with scripted_writer(2, again(), again(), again()) as (writer, sock):
         batch = batch_of(b"abcdef")
@@ -123,8 +125,45 @@ async def test_write_that_ends_part_way_aborts_those_after_it(
             with pytest.raises(OSError, match="cancel") as raised:
                 await operation
             assert raised.value.errno == errno.ECANCELED
+        late = [writer.write(following[0].batch), writer.write_some(batch_of(b"late"))]
+        late.append(writer.finish())
+        assert statuses(late) == [ABORTED] * 3
+        assert [operation.batch.bytesleft for operation in late] == [6, 4, 0]
+        assert writer.flush().status is DONE
         assert b"follow" not in sock.taken
-        assert await writer.write(following[0].batch) == 6  # posted again by the caller
+        first.batch.reset()  # the caller has dropped the rest
+        assert await writer.write(late[0].batch) == 6
+
+
+@both_loops
+async def test_rest_of_a_truncated_write_may_be_posted_and_then_others() -> None:
+    with scripted_writer(2, again(), again()) as (writer, sock):
+        first = writer.write(batch_of(b"abcdef"))
+        assert first.cancel()
+        rest = writer.write(first.batch)
+        assert await rest == 4
+        assert await writer.write(batch_of(b"next")) == 4
+        assert sock.taken == b"abcdefnext"
+
+
+@both_loops
+async def test_codec_of_a_truncated_body_gets_no_end(make_file: Callable[[bytes], int]) -> None:
+    """With its end, the compressed body would be valid, and shorter than the file."""
+    fd = make_file(bytes(10_000))
+    with writer_pair() as (writer, peer):
+        coded = Filter(zlib.compressobj(wbits=31))
+        batch = batch_of(b"head")
+        batch.addfile(fd, 0, 20_000)
+        body = writer.write(batch, through=coded)
+        end = writer.finish(through=coded)
+        assert statuses([body, end]) == [ERROR, ABORTED]
+        with pytest.raises(TruncatedFileError):
+            await body
+        await turns()
+        decoder = zlib.decompressobj(wbits=31)
+        with suppress(BlockingIOError):
+            decoder.decompress(peer.recv(1 << 20))
+        assert not decoder.eof
 
 
 @both_loops

@@ -112,7 +112,7 @@ async def test_exactly_must_not_be_less_than_the_pinned_offer() -> None:
 
 
 @both_loops
-async def test_exception_of_a_callback_ends_only_its_operation() -> None:
+async def test_exception_of_a_callback_ends_its_operation_and_the_rest_may_follow() -> None:
     callback = Sink(2, ZeroDivisionError(), -7)
     with writer_pair(through=callback) as (writer, _):
         broken = writer.write(batch_of(b"abc"))
@@ -120,9 +120,10 @@ async def test_exception_of_a_callback_ends_only_its_operation() -> None:
             await broken
         assert (broken.status, broken.bytes_transferred) == (WriteStatus.ERROR, 2)
         assert broken.batch.bytesleft == 1
+        rest = writer.write(broken.batch)
         with pytest.raises(ValueError, match="-7"):
-            await writer.write(batch_of(b"abc"))
-        assert await writer.write(broken.batch) == 1
+            await rest
+        assert await writer.write(rest.batch) == 1
 
 
 @both_loops
