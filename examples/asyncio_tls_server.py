@@ -129,8 +129,7 @@ async def serve(sock: socket.socket, context: ssl.SSLContext, root: Path) -> Non
 
 async def main(context: ssl.SSLContext, root: Path, port: int = 8000) -> None:
     """Serve until interrupted."""
-    # Not a TaskGroup: a fault in one connection would end all others.
-    tasks: set[asyncio.Task[None]] = set()
+    tasks: set[asyncio.Task[None]] = set()  # not a TaskGroup: one fault would end them all
     with socket.create_server(("127.0.0.1", port)) as listener:
         listener.setblocking(False)
         print(f"listening on https://127.0.0.1:{listener.getsockname()[1]}", flush=True)
