@@ -40,6 +40,17 @@ def bytes_held(through: Through) -> int:
     return sum(each.bytesleft for each in filters_of(through))
 
 
+def check_through(through: object) -> None:
+    """Refuse a pipeline that can't be called.
+
+    Raises:
+        TypeError: through is neither callable nor None.
+
+    """
+    if through is not None and not callable(through):
+        raise TypeError(f"through must be callable, not {type(through).__name__!r}")
+
+
 def _end_of(through: Through) -> Iterator[Any]:
     """Yield each callback of a pipeline, down to the one that sends."""
     each: Any = through
@@ -78,8 +89,7 @@ class Pipelines:
         """
         if through is ... or through is self.through:
             return self.through
-        if through is not None and not callable(through):
-            raise TypeError(f"through must be callable, not {type(through).__name__!r}")
+        check_through(through)
         if self.through is not None and all(each is not self.through for each in _end_of(through)):
             raise ValueError("through must lead to the writer's own `through`")
         return through
@@ -97,11 +107,11 @@ class Pipelines:
                 raise RuntimeError("another codec is open: post finish(through=...) for it first")
             self.codec = None
 
-    def posted(self, through: Through, *, finishes: bool) -> None:
-        """Record that a write was queued."""
+    def posted(self, through: Through, *, has_bytes: bool, finishes: bool) -> None:
+        """Record that a write was queued. Its bytes open the stream of a codec."""
         _, count = self._queued.get(id(through), (None, 0))
         self._queued[id(through)] = (through, count + 1)
-        if through is not self.through:
+        if through is not self.through and (has_bytes or finishes):
             self.codec = None if finishes else through
 
     def took(self, through: Through) -> None:
@@ -121,7 +131,7 @@ class Pipelines:
         _, count = self._queued.pop(id(through), (None, 0))
         if count > 1:
             self._queued[id(through)] = (through, count - 1)
-        if ends_codec:
+        if ends_codec and id(through) in self._begun:
             self.codec = through
 
     def finished(self, through: Through, until: Any) -> None:

@@ -132,6 +132,8 @@ class PostedWrite:
     ends_codec: bool = False
     # A callback that is not a Filter answered "again": OpenSSL may have sent a part of the offer.
     offer_pending: bool = False
+    # The write continues one that ended part-way.
+    resumes: bool = False
     # The WriteOperation to pass to callbacks; None when the write has ended: there is no cycle.
     operation: Any = None
     # The futures to complete, and the callbacks to call, when the write has ended.
@@ -169,10 +171,11 @@ class PostedWrite:
     def part_way(self) -> bool:
         """Whether nothing may follow the write if it ends now.
 
-        That is when some bytes, but not all, were sent or may have been sent; and when the stream
-        of a codec would stay without its end.
+        That is when some bytes, but not all, were sent or may have been sent, by this write or by
+        the one that it continues; and when the stream of a codec would stay without its end.
         """
-        return (self.started and (self.incomplete or self.offer_pending)) or self.ends_codec
+        begun = self.started or self.resumes
+        return (begun and (self.incomplete or self.offer_pending)) or self.ends_codec
 
     @property
     def ended(self) -> bool:
@@ -193,7 +196,7 @@ class PostedWrite:
         kept = [each for each in callbacks if not isinstance(each, tuple) or each[0] != callback]
         removed = len(callbacks) - len(kept)
         if removed:
-            self.done_callbacks = kept
+            self.done_callbacks = kept or None
         return removed
 
     def end(self, status: WriteStatus, error: Exception | None) -> None:

@@ -29,7 +29,7 @@ from iobatch._pagecache import PageCacheProbe
 from iobatch._send import SEND_LIMIT, iob_send, iob_sendmsg, send_joined
 from iobatch._write import WRITE_LIMIT, iob_write
 from iobatch.aio._operation import WriteOperation
-from iobatch.aio._pipelines import Pipelines, bytes_held
+from iobatch.aio._pipelines import Pipelines, Through, bytes_held
 from iobatch.aio._posted import (
     DONE,
     ENDINGS,
@@ -94,8 +94,8 @@ class WriteSender:
     # nothing may follow. None: no write ended so.
     _rest: IOBatch | None = field(init=False, default=None)
     # The offer that a callback without drain() must be given again, after the write that made it
-    # has ended: the head of its batch, and the length. None: there is no such offer.
-    _owed_offer: tuple[object, int] | None = field(init=False, default=None)
+    # has ended: the head of its batch, the length, and the callback. None: there is no such offer.
+    _owed_offer: tuple[object, int, Through] | None = field(init=False, default=None)
     _watch: SocketWatch = field(init=False)
     # The futures of tasks in wait_for_change().
     _waiters: list[asyncio.Future[None]] = field(init=False, factory=list["asyncio.Future[None]"])
@@ -206,7 +206,7 @@ class WriteSender:
         write.complete_at = write.max_bytes = size
         write.operation = operation = WriteOperation(write)
         self.queue.prepend(write)  # hooks may have posted other writes
-        self.pipelines.posted(None, finishes=False)
+        self.pipelines.posted(None, has_bytes=True, finishes=False)
         if code == IOB_ERROR:
             self._end_early(write, WriteStatus.ERROR, rest.error)
             self.state = EMPTY
@@ -222,7 +222,9 @@ class WriteSender:
     def post(self, write: PostedWrite, timeout: float | None, stall_timeout: float | None) -> None:
         """Queue a write, send what can be sent at once, and start its timer."""
         self.queue.append(write)
-        self.pipelines.posted(write.through, finishes=write.finishes)
+        if write.max_bytes:
+            self._owed_offer = None  # if there was one, this write makes it
+        self.pipelines.posted(write.through, has_bytes=write.max_bytes > 0, finishes=write.finishes)
         if self.state == EMPTY:
             self._send_queued()
         self._set_timer(write, timeout, stall_timeout)
@@ -253,7 +255,7 @@ class WriteSender:
         The loop reports that only when much of the socket's buffer is free, which takes long if the
         peer reads slowly.
         """
-        if self.state == WAITING and self._awaiting_read is None:
+        if self.state == WAITING and self._awaiting_read is None and self._watch.check():
             self.resume()
 
     def _send_queued(self) -> None:
@@ -319,6 +321,7 @@ class WriteSender:
             return IOB_DONE, head.batch
         if not head.finishes:
             return head.filter.drain(self.sock), head.filter
+        self.pipelines.took(head.filter)  # the end of a stream is output, too
         options = {} if head.until is None else {"until": head.until}
         return head.filter.finish(self.sock, **options), head.filter
 
@@ -521,36 +524,37 @@ class WriteSender:
         if write.offer_pending:
             batch: Any = write.batch
             core = core_of(batch)
-            self._owed_offer = core.head, core.pinned
+            self._owed_offer = core.head, core.pinned, write.through
         # A failed filter sends nothing more.
         if write.filter is not None and write.filter.error is not None:
             self._leftovers = None
         elif ENDINGS[status].leaves_bytes_in_filter:
-            self._leftovers = write.filter or self._leftovers
+            # A codec leads to the writer's filter, so the fuller pipeline includes the other.
+            if bytes_held(write.filter) >= bytes_held(self._leftovers):
+                self._leftovers = write.filter
         elif not bytes_held(self._leftovers):
             self._leftovers = None
 
-    def follows_truncation(self, batch: IOBatch) -> bool:
-        """Return whether bytes of a batch would follow those of a write that ended part-way."""
+    def truncated(self) -> IOBatch | None:
+        """Return the unsent bytes of a write that ended part-way; None: nothing is truncated."""
         if not self._rest:
             self._rest = None
-        return self._rest is not None and batch is not self._rest
+        return self._rest
 
-    def check_owed_offer(self, batch: IOBatch) -> None:
+    def check_owed_offer(self, batch: IOBatch, through: Through) -> None:
         """Refuse bytes in place of those that a callback must be offered again.
 
         OpenSSL may have sent a part of the record that it made of them.
 
         Raises:
-            RuntimeError: batch does not begin with the offer that is owed.
+            RuntimeError: batch does not begin with the offer that is owed to this callback.
 
         """
-        if self._owed_offer is not None and batch:
+        if self._owed_offer is not None:
             core = core_of(batch)
-            owed, length = self._owed_offer
-            if core.pinned != length or core.head is not owed:
+            owed, length, callback = self._owed_offer
+            if not batch or core.pinned != length or (core.head, through) != (owed, callback):
                 raise RuntimeError(
                     "the callback must be offered the bytes of an earlier operation again: post "
                     "the batch of that operation first"
                 )
-            self._owed_offer = None

@@ -37,7 +37,7 @@ class SocketWatch:
     loop: asyncio.AbstractEventLoop
     _sock: socket.socket
     _on_writable: Callable[[], None]
-    # Called once if the socket is closed while it is watched; the watch has stopped then.
+    # Called if the socket is closed while it is watched. It must call stop().
     _on_closed: Callable[[], None]
     # The duplicate that the loop watches, or -1.
     _fd: int = field(init=False, default=-1)
@@ -64,7 +64,7 @@ class SocketWatch:
             self._retry = loop.call_later(RETRY_INTERVAL, self._try_again)
             return
         try:
-            loop.add_writer(self._fd, self._on_writable)
+            loop.add_writer(self._fd, self._writable)
         except BaseException:
             self.stop()
             raise
@@ -89,15 +89,21 @@ class SocketWatch:
         self._retry = None
         self._on_writable()
 
+    def _writable(self) -> None:
+        # The socket's number may belong to another connection by now.
+        if self.check():
+            self._on_writable()
+
     def __del__(self) -> None:
         if self._fd >= 0:  # the loop was closed without the writer
             os.close(self._fd)
 
-    def check(self) -> None:
-        """Stop, and call back, if the socket was closed."""
-        if not self._is_open():
-            self.stop()
-            self._on_closed()
+    def check(self) -> bool:
+        """Return whether the socket is open, if it is watched; call back if it was closed."""
+        is_open = self._fd < 0 or self._is_open()
+        if not is_open:
+            self._on_closed()  # stops this watch, too
+        return is_open
 
     def _is_open(self) -> bool:
         fd = self._sock.fileno()
@@ -126,15 +132,17 @@ class _Checks:
     def schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the timer, if it is not running."""
         if not self._scheduled:
-            self._scheduled = True
             loop.call_later(CHECK_INTERVAL, self._check, loop)
+            self._scheduled = True
 
     def _check(self, loop: asyncio.AbstractEventLoop) -> None:
         self._scheduled = False
-        for watch in list(self.watches):
-            watch.check()
-        if self.watches:
-            self.schedule(loop)
+        try:
+            for watch in list(self.watches):
+                watch.check()
+        finally:
+            if self.watches:
+                self.schedule(loop)
 
 
 _checks: WeakKeyDictionary[asyncio.AbstractEventLoop, _Checks] = WeakKeyDictionary()

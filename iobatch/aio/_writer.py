@@ -25,7 +25,7 @@ from iobatch._target import check_more
 from iobatch._write import WRITE_LIMIT
 from iobatch.aio._budget import TurnBudget
 from iobatch.aio._operation import DoneCallback, WriteOperation, check_callable, combine_callbacks
-from iobatch.aio._pipelines import Pipelines, Through, filter_of, filters_of
+from iobatch.aio._pipelines import Pipelines, Through, check_through, filter_of, filters_of
 from iobatch.aio._posted import DONE, PENDING, CancellationType, PostedWrite, WriteStatus
 from iobatch.aio._queue import aborted
 from iobatch.aio._sender import CLOSED, STATE_NAMES, WAITING, WriteSender
@@ -110,6 +110,7 @@ class BatchWriter:
             raise ValueError("sock must be non-blocking")
         if through is None and hasattr(sock, "do_handshake"):
             raise TypeError("a TLS socket needs through=ssl.SSLSocket.send")
+        check_through(through)
         if high_water < 1:
             raise ValueError(f"high_water must be at least 1, not {high_water}")
         if limit is None:
@@ -493,8 +494,9 @@ class BatchWriter:
         )
         if batch or finishes:
             pipelines.check_order(pipeline)
-        sender.check_owed_offer(batch)
-        aborts = (finishes or bool(batch)) and sender.follows_truncation(batch)
+        if batch or finishes:
+            sender.check_owed_offer(batch, pipeline)
+        truncated = sender.truncated() if batch or finishes else None
         write = PostedWrite(sender, self.user_info if user_info is ... else user_info)
         write.flags = flags
         write.ancdata = control
@@ -504,6 +506,9 @@ class BatchWriter:
         write.finishes = finishes
         write.until = until
         write.ends_codec = finishes and pipeline is not pipelines.through
+        write.resumes = batch is truncated
+        if pipeline is not None and write.filter is None:
+            write.offer_pending = core_of(batch).pinned > 0
         write.operation = operation = WriteOperation(write)
         if done_callback is not None:
             write.add_done_callback((done_callback, copy_context()))
@@ -513,7 +518,7 @@ class BatchWriter:
             size = rest.bytesleft if exactly is None else exactly
             write.max_bytes = size
             write.complete_at = min(1, size) if some else size
-            if aborts:
+            if not (truncated is None or write.resumes):
                 write.end(WriteStatus.ABORTED, aborted())
             else:
                 sender.post(write, timeout, stall_timeout)

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from iobatch.aio import BatchWriter, WriteStatus
-from iobatch.aio._watch import CHECK_INTERVAL
+from iobatch.aio._watch import CHECK_INTERVAL, SocketWatch
 from tests.support.aio import statuses
 from tests.support.batches import batch_of
 from tests.support.loops import both_loops, full_writer, is_watched
 from tests.support.programs import run_python
-from tests.support.sockets import PATIENCE, clog, fd_count, stream_pair
+from tests.support.sockets import PATIENCE, clog, fd_count, is_silent, stream_pair
 
 
 @both_loops
@@ -218,3 +218,51 @@ def test_program_that_closes_its_socket_in_an_error_path_goes_on(loop: str) -> N
         pytest.importorskip("uvloop", reason="uvloop is missing: install it (pip install uvloop)")
     result = run_python(CLOSES_ITS_SOCKET, loop)
     assert (result.stdout, result.stderr, result.returncode) == ("ABORTED True\n", "", 0)
+
+
+@both_loops
+@pytest.mark.parametrize("wakes", ["writable", "stall timer"])
+async def test_no_byte_reaches_another_connection_that_got_the_descriptors_number(
+    wakes: str,
+) -> None:
+    """The socket is writable, or its stall timer fires, before the check for closed sockets."""
+    with full_writer() as (writer, peer), stream_pair() as (stranger, strangers_peer):
+        operation = writer.write(batch_of(b"secret"))
+        os.dup2(stranger.fileno(), writer.sock.fileno())
+        if wakes == "writable":
+            await peer.clear()
+        else:
+            writer._sender.try_now()
+        with pytest.raises(OSError, match="canceled"):
+            await operation
+        assert operation.status is WriteStatus.ABORTED
+        assert is_silent(strangers_peer)
+
+
+@both_loops
+async def test_exception_in_one_check_does_not_stop_the_others() -> None:
+    loop = asyncio.get_running_loop()
+    errors: list[Any] = []
+    reported = asyncio.Event()
+
+    def report(_loop: object, context: dict[str, Any]) -> None:
+        errors.append(context["exception"])
+        reported.set()
+
+    loop.set_exception_handler(report)
+    with full_writer() as (first, _), full_writer() as (second, _):
+        operations = [writer.write(batch_of(b"abc")) for writer in (first, second)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(SocketWatch, "check", raise_error)
+            async with asyncio.timeout(PATIENCE):
+                await reported.wait()
+        for writer in (first, second):
+            writer.sock.close()
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.wait(operations)
+        assert statuses(operations) == [WriteStatus.ABORTED] * 2
+    assert {type(error) for error in errors} == {ZeroDivisionError}
+
+
+def raise_error(_watch: SocketWatch) -> bool:
+    raise ZeroDivisionError

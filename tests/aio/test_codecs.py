@@ -343,3 +343,90 @@ async def test_messages_have_ancillary_data_and_an_address(
             with pytest.raises((TypeError, ValueError)):
                 writer.write(batch, ancdata=bad)  # type: ignore[arg-type]
         assert batch.bytesleft == 1
+
+
+@both_loops
+async def test_cancelling_several_codecs_keeps_the_one_that_has_begun_open() -> None:
+    with full_writer() as (writer, peer):
+        first, second = Filter(Chunked()), Filter(Chunked())
+        writer.write(batch_of(b"body"), through=first)
+        writer.finish(through=first)
+        writer.write(batch_of(b"other"), through=second)
+        writer.finish(through=second)
+        assert writer.cancel()
+        with pytest.raises(RuntimeError, match="codec is open"):
+            writer.write(batch_of(b"next"))
+        writer.finish(through=first)
+        operation = writer.write(batch_of(b"next"))
+        assert await peer.read(18) == b"4\r\nbody\r\n0\r\n\r\nnext"
+        assert await operation == 4
+        assert writer.pending == 0
+
+
+@both_loops
+async def test_flush_and_empty_writes_open_no_codec_and_close_none() -> None:
+    with writer_pair() as (writer, peer):
+        first, second = Filter(Chunked()), Filter(Chunked())
+        await writer.write(batch_of(b"body"), through=first)
+        for operation in (
+            writer.flush(through=second),
+            writer.flush(through=first),
+            writer.write(IOBatch(), through=second),
+        ):
+            assert operation.status is DONE
+        with pytest.raises(RuntimeError, match="codec is open"):
+            writer.write(batch_of(b"plain"))
+        await writer.write(batch_of(b"more"), through=first)
+        await writer.finish(through=first)
+        await writer.flush(through=second)
+        assert await writer.write(batch_of(b"plain")) == 5
+        assert await read(peer, 28) == b"4\r\nbody\r\n4\r\nmore\r\n0\r\n\r\nplain"
+
+
+@both_loops
+async def test_cancelled_end_of_a_stream_without_a_body_is_still_owed() -> None:
+    """The end is output that the filter holds."""
+    with full_writer() as (writer, peer):
+        coded = Filter(Chunked())
+        assert writer.finish(through=coded).cancel()
+        with pytest.raises(RuntimeError, match="codec is open"):
+            writer.write(batch_of(b"next"))
+        writer.finish(through=coded)
+        operation = writer.write(batch_of(b"next"))
+        assert await peer.read(9) == b"0\r\n\r\nnext"
+        assert await operation == 4
+
+
+@both_loops
+async def test_owed_offer_stays_owed_until_its_callback_gets_it() -> None:
+    """Neither a write that is cancelled first nor a reset frees the callback for other bytes."""
+    offers: list[bytes] = []
+
+    def callback(_sock: Any, view: memoryview) -> int:
+        offers.append(bytes(view))
+        return IOB_AGAIN
+
+    with writer_pair(through=callback) as (writer, _):
+        first = writer.write(batch_of(b"first"))
+        assert first.cancel()
+        coded = Filter(Chunked(), callback)
+        for post in (
+            lambda: writer.write(batch_of(b"other")),
+            lambda: writer.write(first.batch, through=coded),
+            lambda: writer.finish(through=coded),
+        ):
+            with pytest.raises(RuntimeError, match="offered the bytes of an earlier operation"):
+                post()
+        again = writer.write(first.batch)
+        assert not again.cancel(CancellationType.TOTAL)
+        assert again.cancel()
+        again.batch.reset()
+        with pytest.raises(RuntimeError, match="offered the bytes of an earlier operation"):
+            writer.write(batch_of(b"other"))
+        assert set(offers) == {b"first"}
+
+
+@both_loops
+async def test_writer_refuses_a_pipeline_that_can_not_be_called() -> None:
+    with writer_pair() as (writer, _), pytest.raises(TypeError, match="through must be callable"):
+        BatchWriter(writer.sock, through=5)  # type: ignore[arg-type]

@@ -215,3 +215,18 @@ async def test_work_is_linear_in_the_number_of_operations() -> None:
 
     few, many = await work(2500), await work(10_000)
     assert many < 6 * few  # four times as many operations
+
+
+@both_loops
+async def test_rest_that_ends_before_its_first_byte_still_lets_nothing_follow() -> None:
+    with scripted_writer(2, again(), again(), again()) as (writer, sock):
+        first = writer.write(batch_of(b"abcdef"))
+        assert first.cancel()
+        rest = writer.write(first.batch)
+        after = writer.write(batch_of(b"after"))
+        assert rest.cancel()
+        late = writer.write(batch_of(b"late"))
+        assert statuses([rest, after, late]) == [CANCELLED, ABORTED, ABORTED]
+        assert await writer.write(rest.batch) == 4
+        assert await writer.write(late.batch) == 4
+        assert sock.taken == b"abcdeflate"
