@@ -275,7 +275,8 @@ class WriteSender:
         head = self.queue.head
         if head is None:
             return self._leftovers is not None and self._drain_leftovers()
-        before = bytes_held(head.filter)
+        filtered = head.filter is not None
+        before = bytes_held(head.filter) if filtered else 0
         try:
             code, source = self._advance_write(head)
         except Exception as exc:
@@ -286,7 +287,7 @@ class WriteSender:
             self._end_early(head, WriteStatus.ERROR, exc)
             return True
         # A full filter returns IOB_AGAIN even if it has sent some of the bytes it holds.
-        if code > 0 or bytes_held(head.filter) < before:
+        if code > 0 or (filtered and bytes_held(head.filter) < before):
             self.last_progress = self.loop.time()
         if code > 0:
             self.budget.spend(code)
@@ -553,7 +554,8 @@ class WriteSender:
         if self._owed_offer is not None:
             core = core_of(batch)
             owed, length, callback = self._owed_offer
-            if not batch or core.pinned != length or (core.head, through) != (owed, callback):
+            is_owed = batch and core.head is owed and core.pinned == length
+            if not is_owed or through is not callback:
                 raise RuntimeError(
                     "the callback must be offered the bytes of an earlier operation again: post "
                     "the batch of that operation first"

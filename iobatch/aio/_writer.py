@@ -492,11 +492,11 @@ class BatchWriter:
         stall_timeout = (
             self._stall_timeout if stall_timeout is ... else check_timeout(stall_timeout)
         )
+        truncated = None
         if batch or finishes:
             pipelines.check_order(pipeline)
-        if batch or finishes:
             sender.check_owed_offer(batch, pipeline)
-        truncated = sender.truncated() if batch or finishes else None
+            truncated = sender.truncated()
         write = PostedWrite(sender, self.user_info if user_info is ... else user_info)
         write.flags = flags
         write.ancdata = control

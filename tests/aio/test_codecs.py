@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import os
-import socket
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +13,7 @@ from iobatch import IOB_AGAIN, IOBatch
 from iobatch.aio import BatchWriter, CancellationType, WriteStatus
 from iobatch.filters import Chunked, Filter
 from tests.support.aio import statuses
-from tests.support.batches import batch_of, data
+from tests.support.batches import batch_of
 from tests.support.filters import Identity
 from tests.support.http import split
 from tests.support.loops import both_loops, full_writer, read, turns, writer_pair
@@ -277,75 +275,6 @@ async def test_async_with_needs_no_end_of_a_filter_that_took_nothing() -> None:
 
 
 @both_loops
-async def test_offer_that_openssl_may_have_begun_is_made_again_before_other_bytes() -> None:
-    """The end of its operation leaves it owed: cancelled, timed out, or failed."""
-    offers: list[bytes] = []
-    script = [IOB_AGAIN, IOB_AGAIN]
-
-    def callback(_sock: Any, view: memoryview) -> int:
-        offers.append(bytes(view))
-        return script.pop() if script else len(view)
-
-    with writer_pair(through=callback) as (writer, _):
-        first = writer.write(batch_of(b"first"))
-        after = writer.write(batch_of(b"after"))
-        assert not first.cancel(CancellationType.TOTAL)
-        assert first.cancel()
-        assert statuses([first, after]) == [CANCELLED, ABORTED]
-        other = batch_of(b"other")
-        with pytest.raises(RuntimeError, match="offered the bytes of an earlier operation again"):
-            writer.write(other)
-        assert other.bytesleft == 5
-        again = writer.write(first.batch)
-        operation = writer.write(other)
-        await turns(50)
-        writer._sender.resume()
-        assert statuses([again, operation]) == [DONE, DONE]
-        assert set(offers[:-1]) == {b"first"}
-        assert offers[-1] == b"other"
-
-
-@both_loops
-async def test_messages_have_ancillary_data_and_an_address(
-    make_file: Callable[[bytes], int],
-) -> None:
-    with (
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ours,
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as theirs,
-    ):
-        ours.setblocking(False)
-        theirs.bind(("127.0.0.1", 0))
-        writer = BatchWriter(ours)
-        assert await writer.write(batch_of(b"datagram"), address=theirs.getsockname()) == 8
-        assert theirs.recv(99) == b"datagram"
-        batch = batch_of(b"x")
-        operation = writer.write(batch, address=7)
-        with pytest.raises(TypeError):
-            await operation
-        assert await writer.write(operation.batch, address=theirs.getsockname()) == 1
-    with writer_pair() as (writer, _):
-        for options in ({"address": ("127.0.0.1", 9)}, {"ancdata": [(1, 1, b"")]}):
-            with pytest.raises(ValueError, match="are for messages"):
-                writer.write(batch_of(b"x"), **options)
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        ours.setblocking(False)
-        writer = BatchWriter(ours)
-        fd = make_file(data(10))
-        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, fd.to_bytes(4, "little"))
-        assert await writer.write(batch_of(b"a file"), ancdata=iter([rights])) == 6
-        message, [passed], _, _ = socket.recv_fds(theirs, 99, 1)
-        assert os.pread(passed, 99, 0) == data(10)
-        os.close(passed)
-        assert message == b"a file"
-        batch = batch_of(b"x")
-        for bad in ([(1, 1)], [(1, "1", b"")], [(1, 1, 5)], 7):
-            with pytest.raises((TypeError, ValueError)):
-                writer.write(batch, ancdata=bad)  # type: ignore[arg-type]
-        assert batch.bytesleft == 1
-
-
-@both_loops
 async def test_cancelling_several_codecs_keeps_the_one_that_has_begun_open() -> None:
     with full_writer() as (writer, peer):
         first, second = Filter(Chunked()), Filter(Chunked())
@@ -395,35 +324,6 @@ async def test_cancelled_end_of_a_stream_without_a_body_is_still_owed() -> None:
         operation = writer.write(batch_of(b"next"))
         assert await peer.read(9) == b"0\r\n\r\nnext"
         assert await operation == 4
-
-
-@both_loops
-async def test_owed_offer_stays_owed_until_its_callback_gets_it() -> None:
-    """Neither a write that is cancelled first nor a reset frees the callback for other bytes."""
-    offers: list[bytes] = []
-
-    def callback(_sock: Any, view: memoryview) -> int:
-        offers.append(bytes(view))
-        return IOB_AGAIN
-
-    with writer_pair(through=callback) as (writer, _):
-        first = writer.write(batch_of(b"first"))
-        assert first.cancel()
-        coded = Filter(Chunked(), callback)
-        for post in (
-            lambda: writer.write(batch_of(b"other")),
-            lambda: writer.write(first.batch, through=coded),
-            lambda: writer.finish(through=coded),
-        ):
-            with pytest.raises(RuntimeError, match="offered the bytes of an earlier operation"):
-                post()
-        again = writer.write(first.batch)
-        assert not again.cancel(CancellationType.TOTAL)
-        assert again.cancel()
-        again.batch.reset()
-        with pytest.raises(RuntimeError, match="offered the bytes of an earlier operation"):
-            writer.write(batch_of(b"other"))
-        assert set(offers) == {b"first"}
 
 
 @both_loops
