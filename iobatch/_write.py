@@ -43,9 +43,10 @@ def iob_write(
     Its return value or exception means:
 
     - `n > 0`: it took the first n bytes of the view.
-    - `-1` or None, or BlockingIOError, SSLWantWriteError, SSLWantReadError or a TimeoutError
-      without errno: "again". A BlockingIOError with a positive characters_written counts as that
-      number of bytes taken.
+    - `-1` or None, or BlockingIOError, SSLWantWriteError, SSLWantReadError, any OSError whose errno
+      is EAGAIN or EWOULDBLOCK, or a TimeoutError without errno: "again". A BlockingIOError means
+      this whatever its errno. If its characters_written is positive, this number of bytes counts as
+      taken.
     - `0`: the other side takes no more bytes.
     - `-3`, or any other OSError: a permanent error.
 
