@@ -23,13 +23,14 @@ class TLS:
     """A transform to TLS over memory BIOs, for one connection: the last filter before its socket.
 
     The filter sends. Received data goes to receive(), or the caller writes it to the incoming BIO
-    and uses the SSLObject directly. Both drive the handshake. Until the handshake is done nothing
-    can be written, and the filter wants to read. The messages of a handshake or an alert go out
-    with the next write or with drain(): call drain() after receive().
+    and uses the SSLObject directly. Both drive the handshake. The handshake is over as soon as
+    sslobject.version() is not None. Until then nothing can be written, and the filter wants to
+    read. The messages of a handshake or an alert go out with the next write or with drain(): call
+    drain() (of a BatchWriter: flush()) after each receive(), even if it has raised.
 
     The peer's close_notify ends what the peer sends. In TLS 1.3 writing goes on, and finish() sends
     our close_notify. Earlier versions close both directions: once receive() has raised
-    SSLZeroReturnError, writing fails with it, and only finish() works.
+    SSLZeroReturnError, only finish() works. A write fails with that error, and the filter with it.
 
     All records of a piece of input go to the socket in one system call. ssl.SSLSocket.send makes
     one system call for each record, but needs no BIOs and is itself a callback of iob_write.

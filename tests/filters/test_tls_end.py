@@ -90,6 +90,7 @@ def test_peers_close_notify_ends_both_directions_in_tls_1_2(
     with pytest.raises(ssl.SSLZeroReturnError):
         client.tls.receive(send_close_notify(client))
     assert_refused(sock, client.filter, ssl.SSLZeroReturnError, "close_notify")
+    assert client.filter.finish(sock) == IOB_ERROR  # works only without a refused write
     assert not sock.taken
 
 
