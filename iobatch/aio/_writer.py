@@ -43,12 +43,14 @@ class BatchWriter:
     """Sends batches over a socket, one after the other, on the running asyncio loop.
 
     The socket belongs to the caller. The caller may read from the socket meanwhile, and must close
-    it only after closing the writer. Nothing else may write to the socket, and it must not belong
-    to an asyncio transport. A writer may be used only in the thread of its loop.
+    it only after closing the writer: a socket that is closed under a waiting writer ends its
+    operations as ABORTED within a second and closes the writer. Nothing else may write to the
+    socket, and it must not belong to an asyncio transport. A writer may be used only in the thread
+    of its loop.
 
     Args:
         sock: a non-blocking socket. On a message socket (datagram, seqpacket) each write is one
-            message.
+            message, and an empty batch sends none.
         through: a callback of iob_write, normally a Filter, that all bytes go through. An operation
             is done when the filters have passed on all bytes that they held, or another callback
             has taken the operation's bytes. A writer does not read: if the filter or callback must
@@ -371,9 +373,9 @@ class BatchWriter:
     def flush(self, *, through: Through | EllipsisType = ...) -> WriteOperation:
         """Post a push of the bytes that filters hold, without bytes of its own.
 
-        Call it after receiving on a connection with TLS: it sends the messages that TLS makes by
-        itself, such as those of a handshake or a key update. The operation is done when they are
-        sent. It ends no stream: bytes inside a compressor stay there.
+        Await it after each receive() of TLS, even if it has raised: it sends the messages that TLS
+        makes by itself, such as those of a handshake or an alert. The operation is done when they
+        are sent. It ends no stream: bytes inside a compressor stay there.
 
         Args:
             through: the pipeline to push; `...`: the writer's.
@@ -389,8 +391,9 @@ class BatchWriter:
 
         Raises:
             Exception: the first unretrieved error or timeout of an operation, once. It is
-                unretrieved if the operation had no callback and was not awaited. So code that only
-                posts and drains still sees it.
+                unretrieved if the operation had no callback of any kind, and neither await nor
+                exception() has reported it. So code that only posts and drains still sees it. The
+                error of an ABORTED operation is never raised here.
 
         """
         sender = self._sender

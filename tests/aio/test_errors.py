@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 
 from iobatch import IOBatch
-from iobatch.aio import WriteOperation, WriteStatus
+from iobatch.aio import BatchWriter, WriteOperation, WriteStatus
 from tests.support.batches import batch_of
 from tests.support.loops import (
     both_loops,
@@ -86,6 +86,17 @@ async def test_unretrieved_error_is_raised_by_drain_once_and_not_logged() -> Non
         with pytest.raises(BrokenPipeError):
             await writer.drain()
         await writer.drain()
+
+
+@both_loops
+async def test_error_of_an_aborted_operation_is_raised_only_by_itself() -> None:
+    with writer_pair() as (owner, _):
+        async with BatchWriter(owner.sock) as writer:
+            operation = writer.write(batch_of(bytes(10_000_000)))
+            writer.close()
+            await writer.drain()
+        with pytest.raises(OSError, match="canceled"):
+            await operation
 
 
 @both_loops

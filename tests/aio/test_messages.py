@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from iobatch.aio import BatchWriter
+from iobatch import IOBatch
+from iobatch.aio import BatchWriter, WriteStatus
 from tests.support.batches import batch_of, data
 from tests.support.loops import (
     both_loops,
@@ -46,6 +47,16 @@ async def test_each_write_is_one_message_with_its_file_ranges(
         assert other.recv(9999) == b"ab"
         with pytest.raises(ValueError, match="message socket"):
             writer.write(batch_of(b"abc"), exactly=2)
+
+
+@both_loops
+async def test_empty_batch_is_done_and_sends_no_message() -> None:
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with one, other:
+        one.setblocking(False)
+        operation = BatchWriter(one).write(IOBatch())
+        assert (operation.status, await operation) == (WriteStatus.DONE, 0)
+        assert is_silent(other)
 
 
 @both_loops

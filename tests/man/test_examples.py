@@ -10,6 +10,7 @@ import select
 import socket
 import ssl
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -232,6 +233,66 @@ async def test_example_of_batch_writer_keeps_the_announced_length(path: Path) ->
         serving = asyncio.create_task(growing_example("BatchWriter.3")["serve"](writer.sock, path))
         assert await read(peer, len(WITH_LINE)) == WITH_LINE
         assert await serving == len(WITH_LINE)
+
+
+def tls_client(
+    sock: socket.socket, context: ssl.SSLContext, *, end_with_data: bool = False
+) -> bytes:
+    """Wait for the greeting, send "data" and close_notify, and receive up to close_notify."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    sslobject = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    tls = TLS(sslobject, incoming, outgoing)
+    sock.setblocking(False)
+    plain: bytes = example("TLS.3")["shake_hands"](sock, sslobject, tls, Filter(tls))
+    sock.settimeout(PATIENCE)
+    while plain != b"hello\n":
+        plain += tls.receive(sock.recv(65536))
+    sslobject.write(b"data")
+    if not end_with_data:
+        sock.sendall(outgoing.read())
+        while plain != b"hello\ndata":
+            plain += tls.receive(sock.recv(65536))
+    with suppress(ssl.SSLWantReadError):
+        sslobject.unwrap()
+    sock.sendall(outgoing.read())
+    with suppress(ssl.SSLZeroReturnError):
+        while not tls.ended:
+            plain += tls.receive(sock.recv(65536))
+    return plain
+
+
+@both_loops
+@pytest.mark.parametrize(
+    ("version", "end_with_data"),
+    [(ssl.TLSVersion.TLSv1_2, False), (ssl.TLSVersion.TLSv1_3, False), (None, True)],
+    ids=["1.2", "1.3", "close_notify with data"],
+)
+async def test_tls_example_of_batch_writer_speaks_first_and_answers_the_end(
+    version: ssl.TLSVersion | None, authority: trustme.CA, *, end_with_data: bool
+) -> None:
+    server, client = tls_contexts(authority, version)
+    with stream_pair("tcp4") as (ours, theirs):
+        ours.setblocking(False)
+        receiving = asyncio.create_task(
+            asyncio.to_thread(tls_client, theirs, client, end_with_data=end_with_data)
+        )
+        await example("BatchWriter.3")["echo"](ours, server)
+        assert await receiving == b"hello\ndata"
+
+
+@both_loops
+async def test_tls_example_of_batch_writer_sends_the_alert_of_a_failed_handshake(
+    authority: trustme.CA,
+) -> None:
+    server, client = tls_contexts(authority, ssl.TLSVersion.TLSv1_3)
+    client.maximum_version = ssl.TLSVersion.TLSv1_2
+    with stream_pair("tcp4") as (ours, theirs):
+        ours.setblocking(False)
+        receiving = asyncio.create_task(asyncio.to_thread(tls_client, theirs, client))
+        with pytest.raises(ssl.SSLError, match="UNSUPPORTED_PROTOCOL"):
+            await example("BatchWriter.3")["echo"](ours, server)
+        with pytest.raises(ssl.SSLError, match="ALERT_PROTOCOL_VERSION"):
+            await receiving
 
 
 @both_loops
