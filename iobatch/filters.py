@@ -130,6 +130,11 @@ class Filter:
         return self._batch.bytesleft
 
     @property
+    def bytessent(self) -> int:
+        """The number of bytes that have left this filter since it was made."""
+        return self._batch.bytessent
+
+    @property
     def error(self) -> OSError | None:
         """The permanent error of this filter or of a later one, or None."""
         error = self._batch.error

@@ -40,6 +40,12 @@ def bytes_held(through: Through) -> int:
     return sum(each.bytesleft for each in filters_of(through))
 
 
+def bytes_passed_on(through: Through) -> int:
+    """Return the number of bytes that have left a pipeline of filters; 0: it has no filter."""
+    *_, last = (None, *filters_of(through))
+    return 0 if last is None else last.bytessent
+
+
 def check_through(through: object) -> None:
     """Refuse a pipeline that can't be called.
 
@@ -104,6 +110,8 @@ class Pipelines:
         codec = self.codec
         if codec is not None and through is not codec:
             if id(codec) in self._begun or id(codec) in self._queued:
+                if any(each.error is not None for each in filters_of(codec)):
+                    raise RuntimeError("another codec has failed: its stream can't be ended")
                 raise RuntimeError("another codec is open: post finish(through=...) for it first")
             self.codec = None
 

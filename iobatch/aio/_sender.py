@@ -4,8 +4,8 @@
     EMPTY     nothing is queued                         BUSY, CLOSED
     BUSY      a call that sends is in progress;         EMPTY, WAITING; CLOSED, if a MemoryError or
               writes posted meanwhile are only queued   a signal handler's exception ends the call
-    WAITING   the loop watches the socket, or a         BUSY, EMPTY, CLOSED
-              thread reads ahead
+    WAITING   for the socket, the next turn of the      BUSY, EMPTY, CLOSED
+              loop, or a thread that reads ahead
     CLOSED    every write has ended, none is accepted   -
 
 The table in _operation.py defines how writes end; the queue implements it.
@@ -29,7 +29,7 @@ from iobatch._pagecache import PageCacheProbe
 from iobatch._send import SEND_LIMIT, iob_send, iob_sendmsg, send_joined
 from iobatch._write import WRITE_LIMIT, iob_write
 from iobatch.aio._operation import WriteOperation
-from iobatch.aio._pipelines import Pipelines, Through, bytes_held
+from iobatch.aio._pipelines import Pipelines, Through, bytes_held, bytes_passed_on
 from iobatch.aio._posted import (
     DONE,
     ENDINGS,
@@ -67,8 +67,7 @@ class WriteSender:
     """Sends posted writes in their order.
 
     Inside its calls, the caller's code runs only as hooks of batches, the filter, callbacks of
-    iob_write, signal handlers and finalizers. Yielding to the loop also goes through the socket's
-    watch, even if the socket is not full, so there is one resume path.
+    iob_write, signal handlers and finalizers.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -246,6 +245,9 @@ class WriteSender:
 
     def resume(self) -> None:
         """Send queued writes in a new turn of the loop, with a full budget."""
+        if self.sock.fileno() < 0:
+            self.close()  # the socket was closed under the writer
+            return
         self.budget.refill()
         self._send_queued()
 
@@ -275,8 +277,7 @@ class WriteSender:
         head = self.queue.head
         if head is None:
             return self._leftovers is not None and self._drain_leftovers()
-        filtered = head.filter is not None
-        before = bytes_held(head.filter) if filtered else 0
+        before = bytes_passed_on(head.filter)
         try:
             code, source = self._advance_write(head)
         except Exception as exc:
@@ -286,8 +287,9 @@ class WriteSender:
             # it.
             self._end_early(head, WriteStatus.ERROR, exc)
             return True
-        # A full filter returns IOB_AGAIN even if it has sent some of the bytes it holds.
-        if code > 0 or (filtered and bytes_held(head.filter) < before):
+        # A filter takes input while its output can't be sent, and a full one returns IOB_AGAIN even
+        # if it has sent some of the bytes it holds.
+        if bytes_passed_on(head.filter) > before or (code > 0 and not bytes_held(head.filter)):
             self.last_progress = self.loop.time()
         if code > 0:
             self.budget.spend(code)
@@ -372,7 +374,7 @@ class WriteSender:
             return  # the write ended meanwhile
         self._awaiting_read = None
         error = finish_read_ahead(self._probe, future)
-        if error is not None:
+        if error is not None and self.sock.fileno() >= 0:
             batch: Any = head.batch
             core_of(batch).fail(error)
             self._end_early(head, WriteStatus.ERROR, error)
@@ -399,7 +401,7 @@ class WriteSender:
     # Waiting
 
     def _update_watch(self) -> None:
-        """Watch the socket while anything waits for it, and wake tasks that can go on."""
+        """Have the loop resume if anything waits for it, and wake tasks that can go on."""
         if self.state == CLOSED:
             return
         waits = bool(self.queue.order) or self._leftovers is not None
@@ -412,7 +414,7 @@ class WriteSender:
         else:
             self.state = EMPTY
             self.budget.schedule_refill()
-        if self._waiters and (self.state == EMPTY or self.pending < self.high_water):
+        if self._waiters and (not self.queue.order or self.pending < self.high_water):
             self._wake_waiters()
 
     def _wake_waiters(self) -> None:
@@ -423,7 +425,7 @@ class WriteSender:
     def _start_watch(self) -> bool:
         """Have the loop watch the socket; if it refuses, end all writes and return False."""
         try:
-            self._watch.start()
+            self._watch.start(writable=self.budget.left <= 0)
         except Exception as exc:
             if is_interruption(exc):
                 raise
@@ -437,8 +439,7 @@ class WriteSender:
     async def wait_for_change(self) -> None:
         """Wait until drain() or the end of an `async with` block must check its condition again.
 
-        That is when fewer than high_water bytes are pending, and when `state` becomes EMPTY or
-        CLOSED.
+        That is when fewer than high_water bytes are pending, and when no write is queued.
         """
         waiter = self.loop.create_future()
         self._waiters.append(waiter)

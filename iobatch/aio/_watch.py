@@ -32,7 +32,7 @@ _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE)
 @final
 @define(eq=False)
 class SocketWatch:
-    """Calls back each time the loop finds the socket writable, from start() to stop()."""
+    """Calls back in turns of the loop in which the socket is writable, from start() to stop()."""
 
     loop: asyncio.AbstractEventLoop
     _sock: socket.socket
@@ -41,55 +41,77 @@ class SocketWatch:
     _on_closed: Callable[[], None]
     # The duplicate that the loop watches, or -1.
     _fd: int = field(init=False, default=-1)
-    # Set while no descriptor is available for a duplicate.
-    _retry: asyncio.TimerHandle | None = field(init=False, default=None)
+    # Whether the loop watches the duplicate.
+    _registered: bool = field(init=False, default=False)
+    # The next call back, if it does not wait for the socket.
+    _scheduled: asyncio.Handle | None = field(init=False, default=None)
 
-    def start(self) -> None:
-        """Watch the socket, if it is not watched yet.
+    def start(self, *, writable: bool) -> None:
+        """Call back in the next turn of the loop, or when the loop finds the socket writable.
+
+        uvloop reports an error of a socket only once. So a socket that may be writable is not left
+        to the loop: an attempt that failed to send is the last thing before the loop watches.
+
+        Args:
+            writable: whether to call back in the next turn.
 
         Raises:
             Exception: the socket is closed; or raised by the loop: it belongs to a transport.
 
         """
-        if self._fd >= 0 or self._retry is not None:
+        if self._scheduled is not None or not self._open():
             return
+        if writable:
+            self._unregister()
+            self._scheduled = self.loop.call_soon(self._writable)
+        elif not self._registered:
+            self._registered = True
+            try:
+                self.loop.add_writer(self._fd, self._writable)
+            except BaseException:
+                self.stop()
+                raise
+
+    def _open(self) -> bool:
+        """Make the duplicate; or return False, and try again later, if no descriptor is free."""
+        if self._fd >= 0:
+            return True
         loop = self.loop
         # The loop refuses the descriptor of a transport. It would not recognize the duplicate.
         loop.remove_writer(self._sock.fileno())
         try:
-            self._fd = os.dup(self._sock.fileno())
+            # No signal handler runs between the call and the assignment: map calls it from C.
+            [self._fd] = map(os.dup, (self._sock.fileno(),))
         except OSError as exc:
             if is_interruption(exc) or exc.errno not in _EXHAUSTED:
                 raise
-            self._retry = loop.call_later(RETRY_INTERVAL, self._try_again)
-            return
-        try:
-            loop.add_writer(self._fd, self._writable)
-        except BaseException:
-            self.stop()
-            raise
+            self._scheduled = loop.call_later(RETRY_INTERVAL, self._writable)
+            return False
         checks = _checks_of(loop)
         checks.watches.add(self)
         checks.schedule(loop)
+        return True
+
+    def _unregister(self) -> None:
+        if self._registered:
+            with suppress_call_error(OSError):
+                self.loop.remove_writer(self._fd)
+            self._registered = False
 
     def stop(self) -> None:
         """Stop watching the socket. A call after an exception resumes."""
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
+        if self._scheduled is not None:
+            self._scheduled.cancel()
+            self._scheduled = None
         if self._fd >= 0:
             _checks_of(self.loop).watches.discard(self)
-            with suppress_call_error(OSError):
-                self.loop.remove_writer(self._fd)
+            self._unregister()
             # No handler runs between these statements: the descriptor is closed once.
             fd, self._fd = self._fd, -1
             os.close(fd)
 
-    def _try_again(self) -> None:
-        self._retry = None
-        self._on_writable()
-
     def _writable(self) -> None:
+        self._scheduled = None
         # The socket's number may belong to another connection by now.
         if self.check():
             self._on_writable()

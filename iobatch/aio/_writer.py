@@ -28,7 +28,7 @@ from iobatch.aio._operation import DoneCallback, WriteOperation, check_callable,
 from iobatch.aio._pipelines import Pipelines, Through, check_through, filter_of, filters_of
 from iobatch.aio._posted import DONE, PENDING, CancellationType, PostedWrite, WriteStatus
 from iobatch.aio._queue import aborted
-from iobatch.aio._sender import CLOSED, STATE_NAMES, WAITING, WriteSender
+from iobatch.aio._sender import CLOSED, STATE_NAMES, WriteSender
 from iobatch.filters import Filter  # noqa: TC001 # for typing.get_type_hints
 
 BufferDoneCallback = Callable[["BatchWriter", Any, int], object]
@@ -57,7 +57,7 @@ class BatchWriter:
             read (a TLS handshake), the operation ends with SSLWantReadError.
         timeout: seconds from the posting of an operation until it must be done; None: no bound.
         stall_timeout: seconds within which the writer must send some bytes while an operation is
-            pending; None: no bound.
+            pending; None: no bound. Bytes that a filter holds are not sent yet.
         limit: the most bytes to send in one turn of the loop; None: SEND_LIMIT, or WRITE_LIMIT
             with through (in iob_send and iob_write None is no limit).
         high_water: drain() waits while at least this number of bytes is pending.
@@ -387,7 +387,7 @@ class BatchWriter:
         return self._post(IOBatch(), through=through)
 
     async def drain(self) -> None:
-        """Wait until fewer than high_water bytes are pending.
+        """Wait until fewer than high_water bytes, or no operations, are pending.
 
         Raises:
             Exception: the first unretrieved error or timeout of an operation, once. It is
@@ -397,7 +397,7 @@ class BatchWriter:
 
         """
         sender = self._sender
-        while sender.state == WAITING and sender.pending >= sender.high_water:
+        while sender.queue.order and sender.pending >= sender.high_water:
             await sender.wait_for_change()
         sender.queue.raise_unretrieved()
 
@@ -439,7 +439,7 @@ class BatchWriter:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close the writer. First wait until nothing is pending, unless the block raised.
+        """Close the writer. First wait until no operation is pending, unless the block raised.
 
         Raises:
             Exception: as for drain().
@@ -449,7 +449,7 @@ class BatchWriter:
         """
         sender = self._sender
         try:
-            while exc_type is None and sender.state == WAITING:
+            while exc_type is None and sender.queue.order:
                 await sender.wait_for_change()
             was_closed = sender.state == CLOSED
         finally:

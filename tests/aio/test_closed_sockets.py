@@ -7,17 +7,22 @@ import errno
 import gc
 import os
 import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from iobatch import IOBatch
 from iobatch.aio import BatchWriter, WriteStatus
 from iobatch.aio._watch import CHECK_INTERVAL, SocketWatch
 from tests.support.aio import statuses
-from tests.support.batches import batch_of
-from tests.support.loops import both_loops, full_writer, is_watched
+from tests.support.batches import batch_of, data
+from tests.support.loops import both_loops, full_writer, is_watched, turns, writer_pair
+from tests.support.pagecache import SMALL, slow_disk
 from tests.support.programs import run_python
 from tests.support.sockets import PATIENCE, clog, fd_count, is_silent, stream_pair
+
+if TYPE_CHECKING:
+    from tests.support.batches import MakeFile
 
 
 @both_loops
@@ -151,11 +156,57 @@ async def test_another_error_of_dup_ends_the_write() -> None:
 
 
 @both_loops
+async def test_closing_the_socket_aborts_a_write_for_which_no_descriptor_is_available() -> None:
+    with full_writer() as (writer, _), pytest.MonkeyPatch.context() as patch:
+        refuse_dup(patch, *[errno.EMFILE] * 3)
+        operation = writer.write(batch_of(b"abc"))
+        writer.sock.close()
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.wait([operation])
+        assert operation.status is WriteStatus.ABORTED
+        with pytest.raises(OSError, match="closed"):
+            writer.write(batch_of(b"x"))
+
+
+@both_loops
+@pytest.mark.parametrize("broken_from", [None, 0], ids=["read", "error"])
+async def test_closing_the_socket_aborts_a_write_while_a_thread_reads(
+    broken_from: int | None, make_file: MakeFile
+) -> None:
+    fd = make_file(data(SMALL))
+    with slow_disk() as disk, writer_pair() as (writer, _):
+        disk.evict(fd)
+        disk.ready.clear()
+        batch = IOBatch()
+        batch.addfile(fd)
+        operations = [writer.write(batch), writer.write(batch_of(b"abc"))]
+        await turns()
+        writer.sock.close()
+        disk.broken_from = broken_from
+        disk.ready.set()
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.wait(operations)
+        assert statuses(operations) == [WriteStatus.ABORTED] * 2
+        assert [operation.batch.bytesleft for operation in operations] == [SMALL, 3]
+
+
+@both_loops
+async def test_closing_the_socket_aborts_a_write_that_goes_on_in_the_next_turn() -> None:
+    with writer_pair(limit=1000) as (writer, _):
+        operations = [writer.write(batch_of(bytes(5000))), writer.write(batch_of(b"abc"))]
+        writer.sock.shutdown(socket.SHUT_RDWR)
+        writer.sock.close()
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.wait(operations)
+        assert statuses(operations) == [WriteStatus.ABORTED] * 2
+
+
+@both_loops
 async def test_closing_the_writer_stops_its_retries() -> None:
     with full_writer() as (writer, _), pytest.MonkeyPatch.context() as patch:
         refuse_dup(patch, errno.EMFILE)
         operation = writer.write(batch_of(b"abc"))
-        retry: Any = writer._sender._watch._retry
+        retry: Any = writer._sender._watch._scheduled
         assert not retry.cancelled()
         writer.close()
         assert operation.status is WriteStatus.ABORTED

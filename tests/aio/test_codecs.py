@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gzip
 import zlib
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ from tests.support.loops import both_loops, full_writer, read, turns, writer_pai
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from typing_extensions import Buffer
 
 BODY = b"The same again and again. " * 1000
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -330,3 +333,22 @@ async def test_cancelled_end_of_a_stream_without_a_body_is_still_owed() -> None:
 async def test_writer_refuses_a_pipeline_that_can_not_be_called() -> None:
     with writer_pair() as (writer, _), pytest.raises(TypeError, match="through must be callable"):
         BatchWriter(writer.sock, through=5)  # type: ignore[arg-type]
+
+
+@both_loops
+async def test_a_codec_that_failed_lets_no_other_bytes_follow() -> None:
+    """Its stream can't be ended, so the truncated body must be the last thing on the connection."""
+
+    class Broken(Identity):
+        def compress(self, data: Buffer, /) -> bytes:
+            if len(memoryview(data)) == 3:
+                raise OSError(errno.EIO, "scripted")
+            return super().compress(data)
+
+    with writer_pair() as (writer, _):
+        broken = Filter(Broken())
+        assert await writer.write(batch_of(b"good"), through=broken) == 4
+        with pytest.raises(OSError, match="scripted"):
+            await writer.write(batch_of(b"bad"), through=broken)
+        with pytest.raises(RuntimeError, match="another codec has failed"):
+            writer.write(batch_of(b"the next response"))

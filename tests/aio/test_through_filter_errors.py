@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import socket
 import ssl
+import struct
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +18,9 @@ from iobatch.filters import Filter
 from tests.support.batches import batch_of
 from tests.support.filters import Identity
 from tests.support.loops import both_loops, full_writer, is_watched, read, turns, writer_pair
-from tests.support.sockets import stream_pair
+from tests.support.sockets import PATIENCE, clog, stream_pair
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
 
@@ -29,7 +30,7 @@ class ScriptedFilter:
     def __init__(self, *script: int | BaseException, wants: int = EVENT_WRITE) -> None:
         self.script = list(script)
         self.wants = wants
-        self.bytesleft = 0
+        self.bytesleft = self.bytessent = 0
         self.error: OSError | None = None
 
     def __call__(self, _sock: socket.socket, view: memoryview) -> int:
@@ -125,6 +126,46 @@ async def test_failure_of_filter_finish_fails_the_writers_finish(
         with pytest.raises(error):
             await writer.finish()
         assert not is_watched(writer)
+
+
+@both_loops
+@pytest.mark.parametrize("size", [1000, 1 << 20], ids=["held by the filter", "more than it holds"])
+async def test_reset_by_the_peer_ends_a_write_that_waits_in_a_filter(size: int) -> None:
+    """The loop may report it once (uvloop), and the filter may still take input in that turn."""
+    with stream_pair("tcp4", buffers=4096) as (ours, theirs):
+        ours.setblocking(False)
+        clog(ours)
+        writer = BatchWriter(ours, through=Filter(Identity()))
+        operation = writer.write(batch_of(bytes(size)))
+        await turns()
+        assert operation.status is WriteStatus.PENDING
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        theirs.close()
+        async with asyncio.timeout(PATIENCE):
+            with pytest.raises((ConnectionResetError, BrokenPipeError)):
+                await operation
+        assert operation.status is WriteStatus.ERROR
+        writer.close()
+
+
+@both_loops
+async def test_block_raises_a_timeout_although_the_filter_holds_bytes_that_cannot_be_sent() -> None:
+    with full_writer(through=Filter(Identity())) as (writer, _):
+        async with asyncio.timeout(PATIENCE):
+            with pytest.raises(TimeoutError, match="of 100000 bytes"):
+                async with writer:
+                    writer.write(batch_of(bytes(100_000)), timeout=0.01)
+        assert writer.pending == 100_000
+
+
+@both_loops
+async def test_drain_raises_a_timeout_although_the_filter_holds_bytes_that_cannot_be_sent() -> None:
+    with full_writer(through=Filter(Identity())) as (writer, _):
+        writer.write(batch_of(bytes(100_000)), timeout=0.01)
+        async with asyncio.timeout(PATIENCE):
+            with pytest.raises(TimeoutError, match="of 100000 bytes"):
+                await writer.drain()
+            await writer.drain()  # no operation is pending
 
 
 @both_loops

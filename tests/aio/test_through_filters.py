@@ -16,10 +16,20 @@ from iobatch.filters import Chunked, Filter
 from tests.support.batches import batch_of, data
 from tests.support.filters import Growing, Identity
 from tests.support.http import unchunk
-from tests.support.loops import FakeTime, both_loops, full_writer, is_watched, turns, writer_pair
+from tests.support.loops import (
+    FakeTime,
+    both_loops,
+    full_writer,
+    is_watched,
+    read,
+    turns,
+    writer_pair,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from typing_extensions import Buffer
 
 
 @both_loops
@@ -173,3 +183,47 @@ async def test_slow_progress_of_a_filter_prevents_stall_timeout() -> None:
         assert operation.status is WriteStatus.PENDING
         now.advance(10.1)
         assert operation.status is WriteStatus.TIMEOUT
+
+
+@both_loops
+@pytest.mark.parametrize("filters", [1, 2])
+async def test_input_that_a_filter_takes_while_nothing_leaves_it_is_a_stall(filters: int) -> None:
+    """A filter takes high_water bytes of input although the socket is full."""
+    through = None
+    for _ in range(filters):
+        through = Filter(Identity(), through)
+    with full_writer(through=through) as (writer, _):
+        now = FakeTime(asyncio.get_running_loop())
+        writer._sender.loop = now  # type: ignore[assignment]
+        operation = writer.write(batch_of(bytes(250_000)), stall_timeout=10)
+        for _ in range(3):
+            taken = operation.bytes_transferred
+            now.advance(3)
+            writer._sender.resume()
+            assert operation.bytes_transferred > taken
+        assert operation.status is WriteStatus.PENDING
+        now.advance(1.1)
+        assert operation.status is WriteStatus.TIMEOUT
+
+
+@both_loops
+async def test_input_of_a_compressor_that_makes_no_output_yet_is_no_stall() -> None:
+    """The peer takes all that there is to take."""
+
+    class Collect:
+        def compress(self, _data: Buffer, /) -> bytes:
+            return b""
+
+        def flush(self) -> bytes:
+            return b"end"
+
+    with writer_pair(through=Filter(Collect())) as (writer, peer):
+        now = FakeTime(asyncio.get_running_loop())
+        writer._sender.loop = now  # type: ignore[assignment]
+        operation = writer.write(batch_of(bytes(1 << 20)), stall_timeout=10)
+        while operation.status is WriteStatus.PENDING:
+            now.advance(9)
+            await asyncio.sleep(0)
+        assert operation.status is WriteStatus.DONE
+        await writer.finish()
+        assert await read(peer, 3) == b"end"

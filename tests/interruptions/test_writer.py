@@ -22,8 +22,8 @@ from tests.support.interruptions import (
     handler_that_raises,
     raise_from_handler,
 )
-from tests.support.loops import both_loops, full_writer, read, writer_pair
-from tests.support.sockets import PATIENCE, stream_pair
+from tests.support.loops import both_loops, full_writer, read, turns, writer_pair
+from tests.support.sockets import PATIENCE, fd_count, stream_pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,6 +104,23 @@ async def test_interrupted_turn_of_the_loop_ends_every_write(
         if not raised:
             break
     assert point > 20
+
+
+@both_loops
+async def test_interrupted_post_of_a_write_that_waits_leaks_no_descriptor() -> None:
+    """The loop watches a duplicate of the socket's descriptor."""
+    for point in count(1):
+        with full_writer() as (writer, _):
+            before = fd_count()
+            handler = handler_that_raises(point, ZeroDivisionError)
+            with handler as raised, suppress(ZeroDivisionError):
+                writer.write(batch_of(b"abc"))
+            writer.close()
+            await turns()  # uvloop keeps a descriptor until a later turn
+            assert fd_count() == before, point
+        if not raised:
+            break
+    assert point > 30
 
 
 @both_loops
