@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from enum import Enum
+from math import inf
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from attrs import define, frozen
@@ -226,11 +227,13 @@ class PostedWrite:
 
 # uvloop counts whole milliseconds: a timer may fire up to this number of seconds too early.
 _TIMER_RESOLUTION: Final = 0.001
+# A stall is found at most this part of the stall timeout too late.
+_CHECKS_IN_A_STALL: Final = 4
 
 
 @define(eq=False)
 class Timer:
-    """The one timer for both timeouts of a pending write, rescheduled only when it fires."""
+    """The one timer for both timeouts of a pending write; progress does not reschedule it."""
 
     _write: PostedWrite
     # The loop's time at which the write ends in any case.
@@ -240,22 +243,33 @@ class Timer:
     _posted_at: float
     _handle: asyncio.TimerHandle | None = None
 
-    def check(self) -> None:
+    def start(self) -> None:
         """End the write if a timeout has expired, else schedule the next check."""
         sender = self._write.sender
-        now = sender.loop.time() + _TIMER_RESOLUTION
-        if self._stalled_at() <= now < self._deadline:
-            sender.try_now()
-            if self._write.ended:
-                return
-        due = min(self._deadline, self._stalled_at())
-        if due <= now:
+        if self.expired:
             sender.expire(self._write)
         else:
-            self._handle = sender.loop.call_at(due, self.check)
+            wait = self._stall_timeout / _CHECKS_IN_A_STALL
+            due = min(self._due(), sender.loop.time() + max(wait, _TIMER_RESOLUTION))
+            self._handle = sender.loop.call_at(due, self._check)
 
-    def _stalled_at(self) -> float:
-        return max(self._posted_at, self._write.sender.last_progress) + self._stall_timeout
+    def _check(self) -> None:
+        sender = self._write.sender
+        if self._stall_timeout < inf and sender.loop.time() < self._deadline:
+            # The peer's system takes some bytes after the socket was full, and the loop does not
+            # report a socket writable that has room for so few. Progress counts from here.
+            sender.try_now()
+        if not self._write.ended:
+            self.start()
+
+    @property
+    def expired(self) -> bool:
+        """Whether the write must end."""
+        return self._due() <= self._write.sender.loop.time() + _TIMER_RESOLUTION
+
+    def _due(self) -> float:
+        progress = max(self._posted_at, self._write.sender.last_progress)
+        return min(self._deadline, progress + self._stall_timeout)
 
     def stop(self) -> None:
         """Cancel the scheduled check."""

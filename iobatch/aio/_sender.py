@@ -239,7 +239,7 @@ class WriteSender:
                 inf if stall_timeout is None else stall_timeout,
                 now,
             )
-            write.timer.check()
+            write.timer.start()
 
     # Sending
 
@@ -409,6 +409,8 @@ class WriteSender:
             waits = self._start_watch()
         else:
             self._watch.stop()
+        if self.state == CLOSED:
+            return
         if waits:
             self.state = WAITING
         else:
@@ -424,12 +426,15 @@ class WriteSender:
 
     def _start_watch(self) -> bool:
         """Have the loop watch the socket; if it refuses, end all writes and return False."""
+        if self.sock.fileno() < 0:
+            self.close()  # a hook or callback has closed the socket
+            return False
         try:
             self._watch.start(writable=self.budget.left <= 0)
         except Exception as exc:
             if is_interruption(exc):
                 raise
-            # The socket is closed, or belongs to a transport.
+            # The descriptor is closed, or belongs to a transport.
             for write in self.queue.writes:
                 self._end_early(write, WriteStatus.ERROR, exc)
             self._leftovers = None
@@ -478,9 +483,17 @@ class WriteSender:
         return cancelled
 
     def expire(self, write: PostedWrite) -> None:
-        """End a write whose timeout has expired."""
-        text = f"{write.transferred} of {write.max_bytes} bytes were sent in time"
-        self._end_early(write, WriteStatus.TIMEOUT, TimeoutError(text))
+        """End a write whose timeout has expired.
+
+        The writes before it, whose timeouts may have expired at the same time, end first: one of
+        them may have sent some bytes, and then this write is aborted.
+        """
+        for each in self.queue.writes:
+            if each is write or (each.timer is not None and each.timer.expired):
+                text = f"{each.transferred} of {each.max_bytes} bytes were sent in time"
+                self._end_early(each, WriteStatus.TIMEOUT, TimeoutError(text))
+            if each is write:
+                break
         if self.state != BUSY:
             self._update_watch()
 

@@ -14,6 +14,7 @@ import pytest
 from iobatch import IOBatch
 from iobatch.aio import BatchWriter, WriteStatus
 from iobatch.aio._watch import CHECK_INTERVAL, SocketWatch
+from iobatch.filters import Chunked, Filter
 from tests.support.aio import statuses
 from tests.support.batches import batch_of, data
 from tests.support.loops import both_loops, full_writer, is_watched, turns, writer_pair
@@ -188,6 +189,18 @@ async def test_closing_the_socket_aborts_a_write_while_a_thread_reads(
             await asyncio.wait(operations)
         assert statuses(operations) == [WriteStatus.ABORTED] * 2
         assert [operation.batch.bytesleft for operation in operations] == [SMALL, 3]
+
+
+@both_loops
+async def test_closing_the_socket_in_a_hook_aborts_the_rest_of_the_write() -> None:
+    with writer_pair(buffers=4096, through=Filter(Chunked())) as (writer, _):
+        batch = IOBatch()
+        batch.addbuf(b"head", on_release=writer.sock.close)
+        batch.addbuf(bytes(1_000_000))
+        operation = writer.write(batch)
+        assert operation.status is WriteStatus.ABORTED
+        with pytest.raises(OSError, match="closed"):
+            writer.write(batch_of(b"x"))
 
 
 @both_loops

@@ -164,6 +164,37 @@ async def test_socket_is_tried_again_before_a_stall_ends_the_operation() -> None
 
 
 @both_loops
+async def test_stall_is_found_soon_although_the_socket_takes_some_bytes_later() -> None:
+    """The last bytes that fit count from a check within the stall timeout, not from its end."""
+    with full_writer() as (writer, peer):
+        clock = FakeTime(asyncio.get_running_loop())
+        writer._sender.loop = clock  # type: ignore[assignment]
+        operation = writer.write(batch_of(bytes(MIB)), stall_timeout=10)
+        peer.sock.recv(peer.filler)  # the loop has no turn in which to report the socket writable
+        clock.advance(2.6)
+        assert operation.bytes_transferred > 0
+        clock.advance(9.8)
+        assert operation.status is PENDING
+        clock.advance(0.3)
+        assert operation.status is TIMEOUT
+
+
+@both_loops
+@pytest.mark.parametrize("name", ["timeout", "stall_timeout"])
+async def test_writes_that_expire_together_end_in_their_order(name: str) -> None:
+    """One that has sent some of its bytes aborts the others, whichever timer fires first."""
+    with writer_pair(buffers=4096) as (writer, _):
+        clock = FakeTime(asyncio.get_running_loop())
+        writer._sender.loop = clock  # type: ignore[assignment]
+        writer.timeout = 20
+        operations = [writer.write(batch_of(bytes(MIB)), **{name: 10}) for _ in range(3)]
+        clock.timers.reverse()
+        clock.now += 10
+        clock.advance(0)
+        assert statuses(operations) == [TIMEOUT, ABORTED, ABORTED]
+
+
+@both_loops
 async def test_stall_timeout_of_zero_ends_a_write_that_has_to_wait() -> None:
     with full_writer() as (writer, _):
         operation = writer.write(batch_of(b"some"), stall_timeout=0)
