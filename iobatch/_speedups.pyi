@@ -1,0 +1,3 @@
+# For type checkers: the compiled module need not exist.
+
+SOURCE_HASH: int
