@@ -3,6 +3,7 @@
     iobatch           IOBatch: the list. iob_send, iob_sendmsg, iob_write, iob_sendall: send it.
                       IOB_DONE, IOB_AGAIN, IOB_ERROR: what they return, besides numbers of bytes.
                       TruncatedFileError. COPY_LIMIT, SEND_LIMIT, WRITE_LIMIT.
+                      COMPILED: whether the compiled hot path is in use.
     iobatch.filters   Filter, Transform, Chunked, TLS: compression, chunked coding and TLS.
     iobatch.aio       BatchWriter, WriteOperation, WriteStatus, CancellationType: posted writes on
                       asyncio and uvloop. send_to_stream: over an asyncio stream.
@@ -17,11 +18,13 @@ describes the server. Each function, and each class with methods, has a page of 
 from iobatch._batch import IOBatch
 from iobatch._core import IOB_AGAIN, IOB_DONE, IOB_ERROR
 from iobatch._errors import TruncatedFileError
+from iobatch._forms import COMPILED
 from iobatch._send import COPY_LIMIT, SEND_LIMIT, iob_send, iob_sendmsg
 from iobatch._sendall import iob_sendall
 from iobatch._write import WRITE_LIMIT, iob_write
 
 __all__ = [
+    "COMPILED",
     "COPY_LIMIT",
     "IOB_AGAIN",
     "IOB_DONE",

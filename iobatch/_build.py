@@ -74,5 +74,5 @@ class SpeedupsHook(BuildHookInterface[BuilderConfig]):
             shutil.copy(module, target)
         else:
             build_data["force_include"][str(module)] = str(target)
-        build_data["infer_tag"] = True
-        build_data["pure_python"] = False
+            build_data["infer_tag"] = True
+            build_data["pure_python"] = False

@@ -21,6 +21,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 # Each module of the library imports only from the modules before it.
 IMPORT_ORDER = (
+    "_forms",
     "_errors",
     "_arguments",
     "_files",
@@ -47,6 +48,7 @@ IMPORT_ORDER = (
     "typing",
 )
 DOCUMENTED_NAMES = {
+    "COMPILED",
     "COPY_LIMIT",
     "IOB_AGAIN",
     "IOB_DONE",
@@ -63,9 +65,10 @@ DOCUMENTED_NAMES = {
 
 
 def module_names() -> set[str]:
-    """Return the names of all modules, without each package's `__init__`."""
+    """Return the names of all modules, without each package's `__init__` and the build's hook."""
     paths = [path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py")]
-    return {".".join(path.with_suffix("").parts) for path in paths if path.stem != "__init__"}
+    names = {".".join(path.with_suffix("").parts) for path in paths if path.stem != "__init__"}
+    return names - {"_build"}
 
 
 def is_of_server(name: str) -> bool:
@@ -76,7 +79,7 @@ def is_of_server(name: str) -> bool:
 def imports(module: str) -> set[str]:
     """Return the modules and packages of iobatch that a module imports, for typing too."""
     tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())
-    modules = {f"iobatch.{name}" for name in module_names()}
+    modules = {f"iobatch.{name}" for name in (*module_names(), "_speedups")}
     imported = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -98,9 +101,12 @@ def test_attrs_is_the_only_dependency() -> None:
 
 
 def test_import_loads_no_package_except_attrs_and_prints_no_warning() -> None:
+    """A module that Cython compiled adds names for Cython's own use, which have no spec."""
     result = run_python(
         "import sys; before = set(sys.modules); import iobatch\n"
-        "added = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "names = set(sys.modules) - before\n"
+        "loaded = [name for name in names if getattr(sys.modules[name], '__spec__', None)]\n"
+        "added = {name.partition('.')[0] for name in loaded}\n"
         "print(*sorted(added - sys.stdlib_module_names))"
     )
     assert (result.stdout, result.stderr) == ("attr attrs iobatch\n", "")
@@ -142,7 +148,12 @@ def test_public_function_or_class_is_documented_and_annotated(name: str) -> None
 
 @pytest.mark.parametrize("module", IMPORT_ORDER)
 def test_module_imports_only_from_modules_before_it(module: str) -> None:
-    assert imports(module) <= set(IMPORT_ORDER[: IMPORT_ORDER.index(module)])
+    before = IMPORT_ORDER[: IMPORT_ORDER.index(module)]
+    assert imports(module) - {"_speedups"} <= set(before)
+
+
+def test_only_one_module_imports_the_compiled_one() -> None:
+    assert [name for name in module_names() if "_speedups" in imports(name)] == ["_forms"]
 
 
 def test_import_order_names_every_module_of_the_library() -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, assert_type
 import numpy as np
 
 from iobatch import (
+    COMPILED,
     COPY_LIMIT,
     IOB_AGAIN,
     IOB_DONE,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 def codes_and_limits() -> list[int]:
     """Use the constants as ints."""
+    assert_type(COMPILED, bool)
     return [IOB_DONE, IOB_AGAIN, IOB_ERROR, COPY_LIMIT, SEND_LIMIT, WRITE_LIMIT]
 
 
