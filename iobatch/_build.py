@@ -28,7 +28,7 @@ def compile_speedups() -> Path:
     """Compile the module in a temporary folder, and return its path."""
     if sys.implementation.name != "cpython":
         raise RuntimeError("only CPython can load the compiled module")
-    # If one of them is missing, that is a failure to compile, and none of this hook.
+    # Imported here, so that a missing package is a failure to compile, and not one of this hook.
     cython, setuptools = import_module("Cython.Build"), import_module("setuptools")
     folder = mkdtemp(prefix="iobatch-")
     atexit.register(shutil.rmtree, folder)  # the wheel is written after this hook has run
