@@ -23,6 +23,7 @@ from iobatch._arguments import (
 from iobatch._core import COUNT_UNKNOWN, SENDING, TOO_LONG, BatchCore
 from iobatch._entries import Release, describe
 from iobatch._errors import copy_to_raise, suppress_call_error
+from iobatch._forms import compiled_methods
 from iobatch._files import file_size, is_path, open_file
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ _fadvise = getattr(os, "posix_fadvise", None)
 _ONLY_BYTES: Final = frozenset((bytes,))
 
 
+@compiled_methods
 class IOBatch:
     """An ordered list of byte buffers and file ranges that are still to be sent.
 

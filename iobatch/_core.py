@@ -70,6 +70,7 @@ from iobatch._errors import (
     report_unraisable,
 )
 from iobatch._files import pread
+from iobatch._forms import speedups
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -100,8 +101,8 @@ COUNT_UNKNOWN: Final = OSError(
 
 
 @define(eq=False, repr=False, init=False)
-class BatchCore:
-    """The entries of a batch and their accounting, as the sending modules use them."""
+class CoreState:
+    """The fields of a BatchCore."""
 
     # The number of bytes left to send.
     left: int
@@ -143,6 +144,17 @@ class BatchCore:
         self.release_pending = False
         self.queue = deque()
         self._due_releases = deque()
+
+
+Queue = deque
+if speedups is not None and not TYPE_CHECKING:
+    CoreState, Queue = speedups.CoreState, speedups.EntryQueue
+
+
+class BatchCore(CoreState):
+    """The entries of a batch and their accounting, as the sending modules use them."""
+
+    __slots__ = ()
 
     # Adding
 
@@ -235,7 +247,7 @@ class BatchCore:
 
         """
         other.check_idle()
-        empty: deque[Entry] = deque()
+        empty: deque[Entry] = Queue()
         left = self.left + other.left
         if left > MAX_BYTES:
             raise OverflowError(TOO_LONG)
@@ -599,3 +611,7 @@ def _too_long(entries: Iterable[Entry]) -> OverflowError:
     """Release the views of refused entries, which a traceback would hold; return the error."""
     release_views(entries)
     return OverflowError(TOO_LONG)
+
+
+if speedups is not None:
+    speedups.connect(BatchCore)

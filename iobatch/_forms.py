@@ -2,12 +2,17 @@
 
 import os
 import warnings
+from collections.abc import Callable
+from functools import update_wrapper
 from importlib.util import source_hash
 from pathlib import Path
 from types import ModuleType
-from typing import Final
+from typing import Final, TypeVar, cast
 
-__all__ = ["COMPILED", "load", "speedups"]
+Function = TypeVar("Function", bound=Callable[..., object])
+Class = TypeVar("Class")
+
+__all__ = ["COMPILED", "compiled", "compiled_methods", "load", "speedups"]
 
 
 def load() -> ModuleType | None:
@@ -31,8 +36,38 @@ def load() -> ModuleType | None:
                 stacklevel=2,
             )
             return None
-    return _speedups
+    # A second copy of the package in one process, imported anew, has no compiled form.
+    return _speedups if _speedups.claim() else None
 
 
 speedups: Final = load()
 COMPILED: Final[bool] = speedups is not None
+
+
+def compiled(twin: Function) -> Function:
+    """Return the compiled form of a function, or the function itself if there is none.
+
+    The compiled form handles the plain cases and calls its twin in Python for all others. It shows
+    the twin's docstring, signature and annotations.
+    """
+    if speedups is None:
+        return twin
+    speedups.connect(twin)
+    return cast("Function", update_wrapper(getattr(speedups, twin.__name__), twin))
+
+
+def compiled_methods(twin: type[Class]) -> type[Class]:
+    """Return a class with the compiled forms of methods in the place of their twins, if there are any.
+
+    The base of the new class, which is compiled, has its fields.
+    """
+    if speedups is None:
+        return twin
+    speedups.connect(twin)
+    base: type = getattr(speedups, f"{twin.__name__}Base")
+    replaced = {"__dict__", "__init__", "__slots__", "__weakref__", *vars(base), *twin.__slots__}
+    names = {name: value for name, value in vars(twin).items() if name not in replaced}
+    for name, form in vars(base).items():
+        if name in vars(twin) and callable(form) and not name.startswith("__"):
+            names[name] = update_wrapper(form, vars(twin)[name])
+    return type(twin)(twin.__name__, (base,), names | {"__slots__": ()})

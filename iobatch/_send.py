@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from iobatch._arguments import MAX_BYTES, Buffer, HasFileno, check_flags, check_limit
 from iobatch._batch import IOBatch, core_of
-from iobatch._core import COUNT_UNKNOWN, IDLE, IOB_AGAIN, IOB_DONE, IOB_ERROR, SENDING
+from iobatch._core import COUNT_UNKNOWN, IDLE, IOB_AGAIN, IOB_DONE, IOB_ERROR, SENDING, STAGE_LIMIT  # noqa
 from iobatch._entries import IOV_MAX
 from iobatch._errors import TruncatedFileError, is_interruption
+from iobatch._forms import compiled
 from iobatch._target import (
     MORE,
     NOSIGNAL,
@@ -60,6 +61,7 @@ _ONLY_BYTES: Final = frozenset((bytes,))
 _HAS_SENDMSG: Final = hasattr(socket.socket, "sendmsg")
 
 
+@compiled
 def iob_send(
     sock: socket.socket | int | HasFileno,
     batch: IOBatch,

@@ -1,7 +1,793 @@
-"""The hot path, compiled."""
+# cython: language_level=3, binding=True, embedsignature=False
+"""The hot path, compiled: adding, staging, sending and accounting of plain entries.
+
+Each function and method here has a twin in Python, which is the description of what it does. It
+handles the plain case and calls its twin for every other, before it has changed anything, or after
+it has accounted for what it has done. _forms.py puts the functions in the place of their twins.
+
+No Python code runs from the start of a system call to the end of its accounting: a signal handler
+runs before or after both, so the counts are exact whatever it raises. (Python's rules for steps are
+in _core.py. Here each part between two calls of Python objects is one step.) While the GIL is
+released, another thread may append to the batch, but `activity` keeps it from sending or emptying
+it. A pointer into a buffer is used only while this module holds a reference to the bytes object, or
+an export of the view.
+"""
+
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.errno cimport EAGAIN, EINTR, EINVAL, ENOSYS, EOPNOTSUPP, EOVERFLOW, errno
+from libc.string cimport memcpy, memset
+from posix.types cimport off_t
+
+import os
+import signal
+import socket
+from collections import deque
+from selectors import EVENT_READ, EVENT_WRITE
 
 cdef extern from *:
     # The build defines it as the hash of this file; iobatch/_forms.py compares the two.
     unsigned long long IOBATCH_SOURCE_HASH
 
+cdef extern from "<errno.h>" nogil:
+    int EWOULDBLOCK
+
+cdef extern from "<sys/uio.h>" nogil:
+    cdef struct iovec:
+        void *iov_base
+        size_t iov_len
+
+cdef extern from "<sys/socket.h>" nogil:
+    cdef struct msghdr:
+        void *msg_name
+        iovec *msg_iov
+        size_t msg_iovlen
+    ssize_t c_send "send"(int, const void *, size_t, int)
+    ssize_t c_sendmsg "sendmsg"(int, const msghdr *, int)
+    int MSG_NOSIGNAL
+    int MSG_MORE
+
+cdef extern from "<sys/sendfile.h>" nogil:
+    ssize_t c_sendfile "sendfile"(int, int, off_t *, size_t)
+
+cdef extern from "<unistd.h>" nogil:
+    ssize_t c_pread "pread"(int, void *, size_t, off_t)
+
 SOURCE_HASH = IOBATCH_SOURCE_HASH
+
+cdef enum:
+    IDLE = 0  # the activities of _core.py
+    SENDING = 1
+    RELEASING = 2
+    AGAIN = -1  # the return codes
+    FAILED = -3
+    # The most buffers of one sendmsg(2).
+    MOST_BUFFERS = 1024
+    # The most views in one call: each needs a Py_buffer on the stack.
+    MOST_VIEWS = 16
+    # Buffers up to this total are joined on the stack.
+    STACK_LIMIT = 16384
+    # Slots that an empty queue keeps for its next entries.
+    MOST_SLOTS = 1024
+
+cdef long long MAX_BYTES = 0x7FFFFFFFFFFFFFFF
+cdef long long MAX_CALL_BYTES = 0x7FFFF000
+
+# The system calls go through this table, so that tests can script them.
+cdef struct Calls:
+    ssize_t (*send)(int, const void *, size_t, int) noexcept nogil
+    ssize_t (*sendmsg)(int, const msghdr *, int) noexcept nogil
+    ssize_t (*sendfile)(int, int, off_t *, size_t) noexcept nogil
+    ssize_t (*pread)(int, void *, size_t, off_t) noexcept nogil
+
+cdef Calls calls
+calls.send = c_send
+calls.sendmsg = c_sendmsg
+calls.sendfile = c_sendfile
+calls.pread = c_pread
+
+cdef object _UNSET = object()
+cdef object socket_class = socket.socket
+cdef object socket_fileno = socket.socket.fileno
+cdef object socket_gettimeout = socket.socket.gettimeout
+cdef int SIGPIPE = signal.SIGPIPE
+cdef int SIG_IGN = signal.SIG_IGN
+
+# What the twins have: set by install().
+cdef object core_class, twin_addbuf, twin_addbufs, twin_addfile, twin_del
+cdef object twin_iob_send
+cdef dict send_names  # the names of _send.py
+cdef long long SEND_LIMIT, COPY_LIMIT, STAGE_LIMIT, JOIN_LIMIT, JOIN_MEAN_LIMIT
+
+
+@cython.final
+@cython.no_gc_clear
+cdef class EntryQueue:
+    """The entries of a batch, in order: the part of collections.deque that a core uses."""
+
+    # The entries are in the slots from head to tail; the other slots hold None.
+    cdef list slots
+    cdef Py_ssize_t head, tail
+
+    def __cinit__(self):
+        self.slots = []
+
+    cdef int push(self, object entry) except -1:
+        if self.tail < len(self.slots):
+            self.slots[self.tail] = entry
+        else:
+            if self.head > 64 and self.head > self.tail // 2:
+                del self.slots[:self.head]
+                self.tail -= self.head
+                self.head = 0
+            self.slots.append(entry)
+        self.tail += 1
+        return 0
+
+    cdef object pop(self):
+        """Remove the first entry and return it: it is the caller who drops it."""
+        cdef object entry = self.slots[self.head]
+        self.slots[self.head] = None
+        self.head += 1
+        if self.head >= self.tail:
+            self.empty()
+        return entry
+
+    cdef int empty(self) except -1:
+        self.head = self.tail = 0
+        if len(self.slots) > MOST_SLOTS:
+            self.slots = []
+        return 0
+
+    cdef Py_ssize_t slot(self, Py_ssize_t index) except -1:
+        if not 0 <= index < self.tail - self.head:
+            raise IndexError("the queue has no such entry")
+        return self.head + index
+
+    def __len__(self):
+        return self.tail - self.head
+
+    def __iter__(self):
+        return iter(self.slots[self.head:self.tail])
+
+    def __getitem__(self, Py_ssize_t index):
+        return self.slots[self.slot(index)]
+
+    def __setitem__(self, Py_ssize_t index, entry):
+        self.slots[self.slot(index)] = entry
+
+    def __delitem__(self, Py_ssize_t index):
+        cdef object entry = None
+        index = self.slot(index)
+        if index == self.head:
+            entry = self.pop()
+        else:
+            self.tail -= 1
+            entry = self.slots.pop(index)
+
+    def append(self, entry):
+        self.push(entry)
+
+    def popleft(self):
+        if self.head == self.tail:
+            raise IndexError("the queue is empty")
+        return self.pop()
+
+    def insert(self, Py_ssize_t index, entry):
+        self.slots.insert(self.head + index, entry)
+        self.tail += 1
+
+    def extend(self, entries):
+        cdef list added = list(entries)
+        self.slots[self.tail:] = added
+        self.tail += len(added)
+
+    def extendleft(self, entries):
+        cdef list added = list(entries)
+        added.reverse()
+        self.slots[self.head:self.head] = added
+        self.tail += len(added)
+
+    def clear(self):
+        # Entries that a finalizer adds meanwhile stay.
+        cdef Py_ssize_t count = self.tail - self.head
+        while count > 0 and self.head < self.tail:
+            self.pop()
+            count -= 1
+
+
+@cython.no_gc_clear
+cdef class CoreState:
+    """The fields of a BatchCore; _core.py describes them."""
+
+    cdef public long long left, sent, pinned, _to_remove
+    cdef public Py_ssize_t ranges, releasable
+    cdef public int activity
+    cdef public bint release_pending
+    cdef public object error, wants
+    cdef public EntryQueue queue, _due_releases
+
+    def __cinit__(self):
+        self.wants = EVENT_WRITE
+        self.queue = EntryQueue.__new__(EntryQueue)
+        self._due_releases = EntryQueue.__new__(EntryQueue)
+
+
+@cython.no_gc_clear
+cdef class IOBatchBase:
+    """The fields and the plain methods of an IOBatch."""
+
+    cdef object __weakref__
+    cdef readonly CoreState _core
+
+    def __cinit__(self):
+        self._core = core_class()
+
+    def __init__(self):
+        pass
+
+    def __bool__(self):
+        return self._core.left > 0
+
+    @property
+    def bytesleft(self):
+        """The number of bytes that are still to be sent."""
+        return self._core.left
+
+    @property
+    def bytessent(self):
+        """The number of bytes that were sent since creation or reset()."""
+        return self._core.sent
+
+    def __del__(self):
+        if self._core.left or self._core.release_pending:
+            twin_del(self)
+
+    def addbuf(self, data, *, on_release=None):
+        cdef CoreState core = self._core
+        cdef Py_ssize_t size
+        if type(data) is bytes and on_release is None:
+            size = PyBytes_GET_SIZE(data)
+            if size <= MAX_BYTES - core.left:
+                if size:
+                    core.queue.push(data)
+                    core.left += size
+                return None
+        return twin_addbuf(self, data, on_release=on_release)
+
+    def addbufs(self, buffers):
+        cdef CoreState core = self._core
+        cdef EntryQueue queue = core.queue
+        cdef long long size = 0
+        cdef bint has_empty = False
+        if type(buffers) is list or type(buffers) is tuple:
+            for data in buffers:
+                if type(data) is not bytes:
+                    break
+                size += PyBytes_GET_SIZE(data)
+                has_empty = has_empty or not PyBytes_GET_SIZE(data)
+            else:
+                if size <= MAX_BYTES - core.left:
+                    if has_empty:
+                        buffers = [data for data in buffers if data]
+                    queue.slots[queue.tail:] = buffers
+                    queue.tail += len(buffers)
+                    core.left += size
+                    return None
+        return twin_addbufs(self, buffers)
+
+    def addfile(self, file, offset=0, count=None, *, on_release=None):
+        cdef CoreState core = self._core
+        cdef long long fd, start, size
+        if type(file) is int and type(offset) is int and type(count) is int and on_release is None:
+            try:
+                fd, start, size = file, offset, count
+            except OverflowError:
+                fd = -1
+            if (
+                0 <= fd <= 0x7FFFFFFF and start >= 0 and size > 0
+                and size <= MAX_BYTES - core.left and start <= MAX_BYTES - core.left - size
+            ):
+                core.queue.push((file, offset, count, None, False))
+                core.ranges += 1
+                core.left += size
+                return None
+        return twin_addfile(self, file, offset, count, on_release=on_release)
+
+
+cdef int consume(CoreState core, long long nbytes) except -1:
+    """Do what BatchCore.consume does; only if entries need an action, by calling it."""
+    cdef EntryQueue queue = core.queue
+    cdef object entry
+    cdef long long size
+    if core.releasable:
+        core.consume(nbytes)
+        return 0
+    core.left -= nbytes
+    core.sent += nbytes
+    core.pinned = 0
+    if not core.left:
+        core.ranges = 0
+        queue.clear()
+        return 0
+    while nbytes > 0 and queue.head < queue.tail:
+        entry = queue.slots[queue.head]
+        if type(entry) is bytes:
+            size = PyBytes_GET_SIZE(entry)
+            if size > nbytes:
+                queue.slots[queue.head] = memoryview(entry)[nbytes:]
+                core.releasable += 1
+                return 0
+        else:
+            fd, offset, count, file, refused = entry
+            size = count
+            if size > nbytes:
+                queue.slots[queue.head] = (fd, offset + nbytes, count - nbytes, file, refused)
+                return 0
+            core.ranges -= 1
+        nbytes -= size
+        queue.pop()
+    return 0
+
+
+cdef struct Stage:
+    # The buffers of one system call.
+    int buffers  # their number
+    int entries  # the number of entries that they are made of, the Releases between them included
+    int ranges  # the number of ranges to read among them
+    int views
+    long long size  # their total length in bytes
+    bint unusual  # this module can't send them
+
+
+cdef int measure(CoreState core, long long most, Stage *stage) except -1:
+    """Find the entries at the head for one system call, as BatchCore.stage does; read nothing."""
+    cdef EntryQueue queue = core.queue
+    cdef object entry
+    cdef long long count, want, read_limit = min(most, STAGE_LIMIT)
+    cdef Py_ssize_t index, end = queue.tail
+    # All of a short batch of bytes is joined, however many they are.
+    cdef bint joins_all = not (core.ranges or core.releasable) and core.left <= min(JOIN_LIMIT, most)
+    stage.buffers = stage.entries = stage.ranges = stage.views = 0
+    stage.size = 0
+    stage.unusual = False
+    if end - queue.head > MOST_BUFFERS and not joins_all:
+        end = queue.head + MOST_BUFFERS
+    for index in range(queue.head, end):
+        entry = queue.slots[index]
+        if type(entry) is bytes:
+            stage.size += PyBytes_GET_SIZE(entry)
+            stage.buffers += 1
+        elif type(entry) is tuple:
+            count = (<tuple>entry)[2]
+            if count > COPY_LIMIT and not (<tuple>entry)[4]:
+                break
+            want = read_limit - stage.size
+            if want <= 0:
+                break
+            stage.buffers += 1
+            stage.ranges += 1
+            if count > want:
+                stage.size += want
+                stage.entries += 1
+                break
+            stage.size += count
+        elif type(entry) is memoryview:
+            stage.size += len(entry)
+            stage.buffers += 1
+            stage.views += 1
+            if stage.views > MOST_VIEWS:
+                stage.unusual = True
+                break
+        stage.entries += 1
+        if stage.size >= most:
+            stage.size = most
+            break
+    return 0
+
+
+cdef enum:
+    UNUSUAL = -5000  # not done, and nothing has changed: the twin does it
+    RAISED = -9999
+
+
+cdef long long read_range(tuple entry, char *buffer, long long count) except RAISED:
+    """Read the first `count` bytes of a range; return how many bytes were read, or -errno."""
+    cdef int fd = entry[0]
+    cdef off_t offset = entry[1]
+    cdef ssize_t nbytes
+    cdef int number = 0
+    while True:
+        with nogil:
+            nbytes = calls.pread(fd, buffer, count, offset)
+            if nbytes < 0:
+                number = errno
+        if nbytes >= 0:
+            return nbytes
+        if number != EINTR:
+            return -number
+        check_signals()
+
+
+cdef int keep_piece(CoreState core, Py_ssize_t index, tuple entry, bytes piece) except -1:
+    """Put bytes that were read from the start of a range in its place."""
+    cdef EntryQueue queue = core.queue
+    cdef object fd, offset, count, file, refused
+    cdef Py_ssize_t slot = queue.slot(index), size = PyBytes_GET_SIZE(piece)
+    if queue.slots[slot] is not entry:
+        raise RuntimeError("the batch was changed while it was in use")
+    fd, offset, count, file, refused = entry
+    if size == count:
+        queue.slots[slot] = piece
+        core.ranges -= 1
+    else:
+        rest = (fd, offset + size, count - size, file, refused)
+        queue.insert(index, piece)
+        queue.slots[queue.slot(index + 1)] = rest
+    return 0
+
+
+cdef long long send_joined(CoreState core, int fd, Stage *stage, int flags) except RAISED:
+    """Send the staged buffers by one send(2); return the number of bytes, -errno or UNUSUAL."""
+    cdef EntryQueue queue = core.queue
+    cdef char on_stack[STACK_LIMIT]
+    cdef char *data = on_stack
+    cdef bytes on_heap
+    cdef object entry
+    cdef long long size = stage.size, position = 0, length
+    cdef ssize_t nbytes
+    cdef int index, number = 0
+    if size > STACK_LIMIT:
+        on_heap = PyBytes_FromStringAndSize(NULL, size)
+        data = PyBytes_AS_STRING(on_heap)
+    for index in range(stage.entries):
+        entry = queue.slots[queue.slot(index)]
+        if type(entry) is bytes:
+            length = min(PyBytes_GET_SIZE(entry), size - position)
+            memcpy(data + position, PyBytes_AS_STRING(entry), length)
+            position += length
+        elif type(entry) is tuple:
+            length = min(<long long>(<tuple>entry)[2], size - position)
+            if read_range(<tuple>entry, data + position, length) != length:
+                return UNUSUAL
+            position += length
+    if position != size:
+        return UNUSUAL
+    while True:
+        with nogil:
+            nbytes = calls.send(fd, data, size, flags)
+            if nbytes < 0:
+                number = errno
+        if nbytes >= 0 or number != EINTR:
+            break
+        check_signals()
+    if nbytes < size and stage.ranges:
+        keep_unsent(core, data, max(nbytes, 0), stage)
+    return nbytes if nbytes >= 0 else -number
+
+
+cdef int keep_unsent(CoreState core, const char *data, long long sent, Stage *stage) except -1:
+    """Put what was read and not sent in the place of its ranges, so that it is not read again."""
+    cdef EntryQueue queue = core.queue
+    cdef object entry
+    cdef long long position = 0, length
+    cdef int index
+    for index in range(stage.entries):
+        entry = queue.slots[queue.slot(index)]
+        if type(entry) is bytes:
+            position += PyBytes_GET_SIZE(entry)
+        elif type(entry) is tuple:
+            length = min(<long long>(<tuple>entry)[2], stage.size - position)
+            if position + length > sent:
+                try:
+                    piece = PyBytes_FromStringAndSize(data + position, length)
+                    keep_piece(core, index, <tuple>entry, piece)
+                except MemoryError:
+                    return 0  # these bytes are read again
+            position += length
+    return 0
+
+
+cdef long long send_gathered(CoreState core, int fd, Stage *stage, int flags) except RAISED:
+    """Send the staged buffers by one sendmsg(2), or the only one by send(2); as send_joined()."""
+    cdef EntryQueue queue = core.queue
+    cdef iovec pieces[MOST_BUFFERS]
+    cdef PyObject *held[MOST_BUFFERS]
+    cdef Py_buffer exports[MOST_VIEWS]
+    cdef msghdr message
+    cdef object entry
+    cdef char *data
+    cdef long long size = stage.size, position = 0, length
+    cdef ssize_t nbytes
+    cdef int index, count = 0, views = 0, number = 0
+    try:
+        for index in range(stage.entries):
+            entry = queue.slots[queue.slot(index)]
+            if type(entry) is tuple:
+                length = min(<long long>(<tuple>entry)[2], size - position)
+                piece = PyBytes_FromStringAndSize(NULL, length)
+                if read_range(<tuple>entry, PyBytes_AS_STRING(piece), length) != length:
+                    return UNUSUAL
+                keep_piece(core, index, <tuple>entry, piece)
+                entry = piece
+            if type(entry) is bytes:
+                data = PyBytes_AS_STRING(entry)
+                length = PyBytes_GET_SIZE(entry)
+            elif type(entry) is memoryview and views < MOST_VIEWS:
+                PyObject_GetBuffer(entry, &exports[views], PyBUF_SIMPLE)
+                data = <char *>exports[views].buf
+                length = exports[views].len
+                views += 1
+            else:
+                continue  # a Release
+            Py_INCREF(entry)
+            held[count] = <PyObject *>entry
+            length = min(length, size - position)
+            position += length
+            pieces[count].iov_base = data
+            pieces[count].iov_len = length
+            count += 1
+        if position != size:
+            return UNUSUAL
+        memset(&message, 0, sizeof(message))
+        message.msg_iov = pieces
+        message.msg_iovlen = count
+        while True:
+            with nogil:
+                if count == 1:
+                    nbytes = calls.send(fd, pieces[0].iov_base, pieces[0].iov_len, flags)
+                else:
+                    nbytes = calls.sendmsg(fd, &message, flags)
+                if nbytes < 0:
+                    number = errno
+            if nbytes >= 0 or number != EINTR:
+                return nbytes if nbytes >= 0 else -number
+            check_signals()
+    finally:
+        for index in range(views):
+            PyBuffer_Release(&exports[index])
+        for index in range(count):
+            Py_DECREF(<object>held[index])
+
+
+cdef long long send_range(tuple entry, int fd, long long count) except RAISED:
+    """Send the first `count` bytes of a range by sendfile; return as send_joined()."""
+    cdef int source = entry[0]
+    cdef off_t offset = entry[1]
+    cdef ssize_t nbytes
+    cdef int number = 0
+    while True:
+        with nogil:
+            nbytes = calls.sendfile(fd, source, &offset, count)
+            if nbytes < 0:
+                number = errno
+        if nbytes > 0:
+            return nbytes
+        if nbytes == 0:
+            return UNUSUAL  # the file has ended
+        if number != EINTR:
+            return -number
+        check_signals()
+
+
+cdef long long send_steps(CoreState core, object sock, int fd, long long limit) except RAISED:
+    """Do what _send_in_steps of _send.py does; the caller has stored SENDING."""
+    cdef Stage stage
+    cdef tuple entry
+    cdef long long sent = 0, nbytes, most
+    cdef bint more, more_pending = False
+    cdef int flags
+    core.pinned = 0
+    try:
+        while True:
+            most = min(limit, MAX_CALL_BYTES)
+            measure(core, most, &stage)
+            if stage.unusual:
+                nbytes = UNUSUAL
+            elif stage.buffers:
+                more = stage.size < core.left and stage.size < limit
+                flags = MSG_NOSIGNAL | (MSG_MORE if more else 0)
+                if stage.buffers > 1 and not stage.views and (
+                    stage.size <= JOIN_LIMIT or stage.size <= JOIN_MEAN_LIMIT * stage.buffers
+                ):
+                    nbytes = send_joined(core, fd, &stage, flags)
+                else:
+                    nbytes = send_gathered(core, fd, &stage, flags)
+                if nbytes >= 0:
+                    more_pending = more
+            else:
+                entry = core.queue[0]
+                stage.size = min(<long long>entry[2], most)
+                more = stage.size < core.left and stage.size < limit
+                # A cork is needed if more follows; without SIG_IGN the range is read.
+                if more or send_names["getsignal"](SIGPIPE) != SIG_IGN:
+                    nbytes = UNUSUAL
+                else:
+                    nbytes = send_range(entry, fd, stage.size)
+                    if nbytes in (-EINVAL, -ENOSYS, -EOPNOTSUPP, -EOVERFLOW):
+                        core.refuse_sendfile()
+                        continue
+                    if nbytes >= 0:
+                        more_pending = False
+            if nbytes == UNUSUAL:
+                nbytes = send_names["_send_in_steps"](sock, core, 0, limit)
+                if nbytes > 0:
+                    more_pending = False
+                    return sent + nbytes
+                return sent or nbytes
+            if nbytes == -EAGAIN or nbytes == -EWOULDBLOCK:
+                core.wants = EVENT_WRITE
+                return sent or AGAIN
+            if nbytes < 0:
+                code = core.call_raised(OSError(-nbytes, os.strerror(-nbytes)))
+                return sent or code
+            sent += nbytes
+            limit -= nbytes
+            more = more and nbytes == stage.size
+            consume(core, nbytes)
+            if not more:
+                return sent or AGAIN
+    finally:
+        if more_pending:
+            send_names["uncork"](sock, corked=False)
+
+
+def iob_send(sock, batch, *, flags=0, limit=_UNSET):
+    cdef CoreState core
+    cdef long long most
+    cdef int fd
+    if type(sock) is socket_class and isinstance(batch, IOBatchBase) and flags is 0:
+        core = (<IOBatchBase>batch)._core
+        if limit is _UNSET:
+            most = SEND_LIMIT
+        else:
+            most = plain_limit(limit)
+        if most > 0 and not core.activity and not core.release_pending:
+            if core.error is not None:
+                return FAILED
+            if not core.left:
+                return 0
+            fd = socket_fileno(sock)
+            timeout = socket_gettimeout(sock)
+            if fd >= 0 and (timeout is None or timeout == 0):
+                core.activity = SENDING
+                try:
+                    return send_steps(core, sock, fd, most)
+                finally:
+                    core.activity = IDLE
+    if limit is _UNSET:
+        return twin_iob_send(sock, batch, flags=flags)
+    return twin_iob_send(sock, batch, flags=flags, limit=limit)
+
+
+cdef long long plain_limit(object limit) except? -1:
+    """Return a limit in bytes; -1: the twin must look at it."""
+    if limit is None:
+        return MAX_BYTES
+    if type(limit) is int and limit <= MAX_BYTES:
+        return limit
+    return -1
+
+
+# Connecting the two forms
+
+cdef bint claimed = False
+
+
+def claim():
+    """Return whether the caller is the first: only one import of iobatch can use this module."""
+    global claimed
+    first, claimed = not claimed, True
+    return first
+
+
+def connect(twin):
+    """Have the compiled form of a function or class call its twin for what is unusual."""
+    global core_class, twin_addbuf, twin_addbufs, twin_addfile, twin_del
+    global twin_iob_send, send_names
+    global SEND_LIMIT, COPY_LIMIT, STAGE_LIMIT, JOIN_LIMIT, JOIN_MEAN_LIMIT
+    if twin.__name__ == "BatchCore":
+        core_class = twin
+    elif twin.__name__ == "IOBatch":
+        twin_addbuf = twin.addbuf
+        twin_addbufs = twin.addbufs
+        twin_addfile = twin.addfile
+        twin_del = twin.__del__
+    else:
+        twin_iob_send = twin
+        names = send_names = twin.__globals__
+        SEND_LIMIT = names["SEND_LIMIT"]
+        COPY_LIMIT = names["COPY_LIMIT"]
+        STAGE_LIMIT = names["STAGE_LIMIT"]
+        JOIN_LIMIT = names["JOIN_LIMIT"]
+        JOIN_MEAN_LIMIT = names["JOIN_MEAN_LIMIT"]
+
+
+# Scripted system calls, for tests
+
+cdef dict script = {}
+cdef object script_error = None
+
+
+cdef int check_signals() except -1:
+    global script_error
+    error, script_error = script_error, None
+    if error is not None:
+        raise error
+    PyErr_CheckSignals()
+    return 0
+
+
+cdef ssize_t scripted(str name, tuple arguments, void *buffer=NULL) noexcept:
+    """Call the function that stands for a system call; its exception sets errno."""
+    global script_error
+    cdef int number
+    try:
+        result = script[name](*arguments)
+        if buffer is NULL:
+            return result
+        memcpy(buffer, PyBytes_AS_STRING(result), PyBytes_GET_SIZE(result))
+        return PyBytes_GET_SIZE(result)
+    except OSError as error:
+        number = error.errno or EAGAIN
+    except BaseException as error:
+        script_error = error
+        number = EINTR
+    set_errno(number)
+    return -1
+
+
+cdef extern from *:
+    """
+    static void set_errno(int number) { errno = number; }
+    """
+    void set_errno(int number)
+
+
+cdef ssize_t scripted_send(int fd, const void *data, size_t size, int flags) noexcept with gil:
+    return scripted("send", (fd, PyBytes_FromStringAndSize(<const char *>data, size), flags))
+
+
+cdef ssize_t scripted_sendmsg(int fd, const msghdr *message, int flags) noexcept with gil:
+    cdef list pieces = []
+    cdef size_t index
+    for index in range(message.msg_iovlen):
+        piece = message.msg_iov[index]
+        pieces.append(PyBytes_FromStringAndSize(<const char *>piece.iov_base, piece.iov_len))
+    return scripted("sendmsg", (fd, pieces, flags))
+
+
+cdef ssize_t scripted_sendfile(int fd, int source, off_t *offset, size_t count) noexcept with gil:
+    return scripted("sendfile", (fd, source, offset[0], count))
+
+
+cdef ssize_t scripted_pread(int fd, void *buffer, size_t count, off_t offset) noexcept with gil:
+    return scripted("pread", (fd, count, offset), buffer)
+
+
+def script_call(str name, function):
+    """Have a Python function stand for a system call; None: the system's own again.
+
+    Args:
+        name: send, sendmsg, sendfile or pread.
+        function: called as the function of os, or with a descriptor, bytes or a list of bytes, and
+            flags. It returns as much as that function, or raises an OSError with the errno.
+
+    """
+    script[name] = function
+    calls.send = c_send
+    calls.sendmsg = c_sendmsg
+    calls.sendfile = c_sendfile
+    calls.pread = c_pread
+    if script.get("send") is not None:
+        calls.send = scripted_send
+    if script.get("sendmsg") is not None:
+        calls.sendmsg = scripted_sendmsg
+    if script.get("sendfile") is not None:
+        calls.sendfile = scripted_sendfile
+    if script.get("pread") is not None:
+        calls.pread = scripted_pread

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
+from iobatch._forms import speedups
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from types import ModuleType
@@ -85,6 +87,24 @@ def patch_os(patch: pytest.MonkeyPatch, name: str, replacement: object) -> None:
             if value is real:
                 patch.setattr(module, attribute, replacement)
     patch.setattr(os, name, replacement)
+    if name in {"pread", "sendfile"}:
+        patch.setattr(SYSTEM_CALLS, name, replacement)
+
+
+class SystemCalls:
+    """The system calls of the compiled form, which calls no function of os; None: the real one."""
+
+    def __init__(self) -> None:
+        for name in ("send", "sendmsg", "sendfile", "pread"):
+            setattr(self, name, None)
+
+    def __setattr__(self, name: str, function: object) -> None:
+        object.__setattr__(self, name, function)
+        if speedups is not None:
+            speedups.script_call(name, function)
+
+
+SYSTEM_CALLS = SystemCalls()
 
 
 class Read(NamedTuple):
