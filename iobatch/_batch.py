@@ -23,8 +23,8 @@ from iobatch._arguments import (
 from iobatch._core import COUNT_UNKNOWN, SENDING, TOO_LONG, BatchCore
 from iobatch._entries import Release, describe
 from iobatch._errors import copy_to_raise, suppress_call_error
-from iobatch._forms import compiled_methods
 from iobatch._files import file_size, is_path, open_file
+from iobatch._forms import compiled_methods
 
 if TYPE_CHECKING:
     from iobatch._entries import Releases

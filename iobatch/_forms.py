@@ -6,11 +6,13 @@ from collections.abc import Callable
 from functools import update_wrapper
 from importlib.util import source_hash
 from pathlib import Path
-from types import ModuleType
-from typing import Final, TypeVar, cast
+from types import GetSetDescriptorType, MemberDescriptorType, ModuleType
+from typing import Any, Final, TypeVar, cast
 
 Function = TypeVar("Function", bound=Callable[..., object])
 Class = TypeVar("Class")
+# The descriptors that `__slots__` makes.
+_FIELDS: Final = (GetSetDescriptorType, MemberDescriptorType)
 
 __all__ = ["COMPILED", "compiled", "compiled_methods", "load", "speedups"]
 
@@ -57,7 +59,7 @@ def compiled(twin: Function) -> Function:
 
 
 def compiled_methods(twin: type[Class]) -> type[Class]:
-    """Return a class with the compiled forms of methods in the place of their twins, if there are any.
+    """Return a class with the compiled forms of its methods that have one, or the class itself.
 
     The base of the new class, which is compiled, has its fields.
     """
@@ -65,9 +67,11 @@ def compiled_methods(twin: type[Class]) -> type[Class]:
         return twin
     speedups.connect(twin)
     base: type = getattr(speedups, f"{twin.__name__}Base")
-    replaced = {"__dict__", "__init__", "__slots__", "__weakref__", *vars(base), *twin.__slots__}
-    names = {name: value for name, value in vars(twin).items() if name not in replaced}
-    for name, form in vars(base).items():
-        if name in vars(twin) and callable(form) and not name.startswith("__"):
-            names[name] = update_wrapper(form, vars(twin)[name])
-    return type(twin)(twin.__name__, (base,), names | {"__slots__": ()})
+    names: dict[str, Any] = {"__slots__": ()}
+    for name, value in vars(twin).items():
+        form = vars(base).get(name)
+        if callable(form) and not name.startswith("__"):
+            names[name] = update_wrapper(form, value)
+        elif form is None and name != "__slots__" and not isinstance(value, _FIELDS):
+            names[name] = value
+    return type(twin.__name__, (base,), names)

@@ -1,3 +1,5 @@
 # For type checkers: the compiled module need not exist.
 
 SOURCE_HASH: int
+
+def claim() -> bool: ...

@@ -692,6 +692,7 @@ def connect(twin):
     global SEND_LIMIT, COPY_LIMIT, STAGE_LIMIT, JOIN_LIMIT, JOIN_MEAN_LIMIT
     if twin.__name__ == "BatchCore":
         core_class = twin
+        STAGE_LIMIT = twin.stage.__globals__["STAGE_LIMIT"]
     elif twin.__name__ == "IOBatch":
         twin_addbuf = twin.addbuf
         twin_addbufs = twin.addbufs
@@ -702,7 +703,6 @@ def connect(twin):
         names = send_names = twin.__globals__
         SEND_LIMIT = names["SEND_LIMIT"]
         COPY_LIMIT = names["COPY_LIMIT"]
-        STAGE_LIMIT = names["STAGE_LIMIT"]
         JOIN_LIMIT = names["JOIN_LIMIT"]
         JOIN_MEAN_LIMIT = names["JOIN_MEAN_LIMIT"]
 

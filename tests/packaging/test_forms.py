@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib.util import source_hash
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -22,7 +22,8 @@ STATE = "import iobatch, sys; print(iobatch.COMPILED, 'iobatch._speedups' in sys
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     """Stand a module in for the compiled one, of a package in a folder of its own."""
-    made = ModuleType("iobatch._speedups")
+    made: Any = ModuleType("iobatch._speedups")
+    made.claim = lambda: True
     monkeypatch.delenv("IOBATCH_PURE", raising=False)
     monkeypatch.setitem(sys.modules, made.__name__, made)
     monkeypatch.setattr(iobatch, "_speedups", made, raising=False)
