@@ -65,13 +65,20 @@ def compiled_methods(twin: type[Class]) -> type[Class]:
     """
     if speedups is None:
         return twin
-    speedups.connect(twin)
     base: type = getattr(speedups, f"{twin.__name__}Base")
-    names: dict[str, Any] = {"__slots__": ()}
+    names: dict[str, Any] = {}
+    slots: list[str] = []
     for name, value in vars(twin).items():
         form = vars(base).get(name)
         if callable(form) and not name.startswith("__"):
             names[name] = update_wrapper(form, value)
-        elif form is None and name != "__slots__" and not isinstance(value, _FIELDS):
+        elif form is not None or name == "__slots__":
+            pass
+        elif isinstance(value, _FIELDS):
+            slots.append(name)
+        else:
             names[name] = value
-    return type(twin.__name__, (base,), names)
+    names["__slots__"] = slots
+    form = type(twin.__name__, (base,), names)
+    speedups.connect(twin, form)
+    return form

@@ -17,6 +17,7 @@ from attrs import define, field
 from iobatch._entries import Release
 from iobatch._errors import is_interruption
 from iobatch._files import pread
+from iobatch._forms import speedups
 
 if TYPE_CHECKING:
     from iobatch._core import BatchCore
@@ -234,3 +235,7 @@ class PageCacheProbe:
             if its_fd == fd and start <= offset < end:
                 return min(count, end - offset)
         return 0
+
+
+if speedups is not None:
+    speedups.connect(PageCacheProbe)

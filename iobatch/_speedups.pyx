@@ -15,6 +15,7 @@ an export of the view.
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
 from cpython.object cimport PyObject
@@ -57,12 +58,30 @@ cdef extern from "<sys/sendfile.h>" nogil:
 cdef extern from "<unistd.h>" nogil:
     ssize_t c_pread "pread"(int, void *, size_t, off_t)
 
+cdef extern from * nogil:
+    """
+    /* pread, but only of what is in the page cache: EAGAIN if nothing is. */
+    static ssize_t pread_cached(int fd, void *buffer, size_t count, off_t offset)
+    {
+    #ifdef RWF_NOWAIT
+        struct iovec piece = {buffer, count};
+        return preadv2(fd, &piece, 1, offset, RWF_NOWAIT);
+    #else
+        errno = ENOSYS;
+        return -1;
+    #endif
+    }
+    """
+    ssize_t c_pread_cached "pread_cached"(int, void *, size_t, off_t)
+
 SOURCE_HASH = IOBATCH_SOURCE_HASH
 
 cdef enum:
     IDLE = 0  # the activities of _core.py
     SENDING = 1
     RELEASING = 2
+    EMPTY = 0  # the states of aio/_sender.py
+    BUSY = 1
     AGAIN = -1  # the return codes
     FAILED = -3
     # The most buffers of one sendmsg(2).
@@ -83,12 +102,14 @@ cdef struct Calls:
     ssize_t (*sendmsg)(int, const msghdr *, int) noexcept nogil
     ssize_t (*sendfile)(int, int, off_t *, size_t) noexcept nogil
     ssize_t (*pread)(int, void *, size_t, off_t) noexcept nogil
+    ssize_t (*pread_cached)(int, void *, size_t, off_t) noexcept nogil
 
 cdef Calls calls
 calls.send = c_send
 calls.sendmsg = c_sendmsg
 calls.sendfile = c_sendfile
 calls.pread = c_pread
+calls.pread_cached = c_pread_cached
 
 cdef object _UNSET = object()
 cdef object socket_class = socket.socket
@@ -98,10 +119,11 @@ cdef int SIGPIPE = signal.SIGPIPE
 cdef int SIG_IGN = signal.SIG_IGN
 
 # What the twins have: set by install().
-cdef object core_class, twin_addbuf, twin_addbufs, twin_addfile, twin_del
+cdef object core_class, batch_class, operation_class
+cdef object twin_addbuf, twin_addbufs, twin_addfile, twin_del, twin_write, twin_await
 cdef object twin_iob_send
 cdef dict send_names  # the names of _send.py
-cdef long long SEND_LIMIT, COPY_LIMIT, STAGE_LIMIT, JOIN_LIMIT, JOIN_MEAN_LIMIT
+cdef long long SEND_LIMIT, COPY_LIMIT, STAGE_LIMIT, JOIN_LIMIT, JOIN_MEAN_LIMIT, JOIN_CACHED_LIMIT
 
 
 @cython.final
@@ -221,7 +243,6 @@ cdef class CoreState:
 cdef class IOBatchBase:
     """The fields and the plain methods of an IOBatch."""
 
-    cdef object __weakref__
     cdef readonly CoreState _core
 
     def __cinit__(self):
@@ -395,15 +416,21 @@ cdef enum:
     RAISED = -9999
 
 
-cdef long long read_range(tuple entry, char *buffer, long long count) except RAISED:
-    """Read the first `count` bytes of a range; return how many bytes were read, or -errno."""
+cdef long long read_range(tuple entry, char *buffer, long long count, bint cached) except RAISED:
+    """Read the first `count` bytes of a range; return how many bytes were read, or -errno.
+
+    With `cached`, only what is in the page cache is read.
+    """
     cdef int fd = entry[0]
     cdef off_t offset = entry[1]
     cdef ssize_t nbytes
     cdef int number = 0
     while True:
         with nogil:
-            nbytes = calls.pread(fd, buffer, count, offset)
+            if cached:
+                nbytes = calls.pread_cached(fd, buffer, count, offset)
+            else:
+                nbytes = calls.pread(fd, buffer, count, offset)
             if nbytes < 0:
                 number = errno
         if nbytes >= 0:
@@ -431,8 +458,13 @@ cdef int keep_piece(CoreState core, Py_ssize_t index, tuple entry, bytes piece) 
     return 0
 
 
-cdef long long send_joined(CoreState core, int fd, Stage *stage, int flags) except RAISED:
-    """Send the staged buffers by one send(2); return the number of bytes, -errno or UNUSUAL."""
+cdef long long send_joined(
+    CoreState core, int fd, Stage *stage, int flags, bint cached=False
+) except RAISED:
+    """Send the staged buffers by one send(2); return the number of bytes, -errno or UNUSUAL.
+
+    With `cached`, a range that is not in the page cache is UNUSUAL.
+    """
     cdef EntryQueue queue = core.queue
     cdef char on_stack[STACK_LIMIT]
     cdef char *data = on_stack
@@ -452,7 +484,7 @@ cdef long long send_joined(CoreState core, int fd, Stage *stage, int flags) exce
             position += length
         elif type(entry) is tuple:
             length = min(<long long>(<tuple>entry)[2], size - position)
-            if read_range(<tuple>entry, data + position, length) != length:
+            if read_range(<tuple>entry, data + position, length, cached) != length:
                 return UNUSUAL
             position += length
     if position != size:
@@ -510,7 +542,7 @@ cdef long long send_gathered(CoreState core, int fd, Stage *stage, int flags) ex
             if type(entry) is tuple:
                 length = min(<long long>(<tuple>entry)[2], size - position)
                 piece = PyBytes_FromStringAndSize(NULL, length)
-                if read_range(<tuple>entry, PyBytes_AS_STRING(piece), length) != length:
+                if read_range(<tuple>entry, PyBytes_AS_STRING(piece), length, False) != length:
                     return UNUSUAL
                 keep_piece(core, index, <tuple>entry, piece)
                 entry = piece
@@ -574,6 +606,14 @@ cdef long long send_range(tuple entry, int fd, long long count) except RAISED:
         check_signals()
 
 
+cdef long long account_error(CoreState core, int number) except RAISED:
+    """Account for a system call that failed with this errno; return AGAIN or FAILED."""
+    if number == EAGAIN or number == EWOULDBLOCK:
+        core.wants = EVENT_WRITE
+        return AGAIN
+    return core.call_raised(OSError(number, os.strerror(number)))
+
+
 cdef long long send_steps(CoreState core, object sock, int fd, long long limit) except RAISED:
     """Do what _send_in_steps of _send.py does; the caller has stored SENDING."""
     cdef Stage stage
@@ -619,12 +659,8 @@ cdef long long send_steps(CoreState core, object sock, int fd, long long limit) 
                     more_pending = False
                     return sent + nbytes
                 return sent or nbytes
-            if nbytes == -EAGAIN or nbytes == -EWOULDBLOCK:
-                core.wants = EVENT_WRITE
-                return sent or AGAIN
             if nbytes < 0:
-                code = core.call_raised(OSError(-nbytes, os.strerror(-nbytes)))
-                return sent or code
+                return sent or account_error(core, -nbytes)
             sent += nbytes
             limit -= nbytes
             more = more and nbytes == stage.size
@@ -651,9 +687,8 @@ def iob_send(sock, batch, *, flags=0, limit=_UNSET):
                 return FAILED
             if not core.left:
                 return 0
-            fd = socket_fileno(sock)
-            timeout = socket_gettimeout(sock)
-            if fd >= 0 and (timeout is None or timeout == 0):
+            fd = plain_fd(sock)
+            if fd >= 0:
                 core.activity = SENDING
                 try:
                     return send_steps(core, sock, fd, most)
@@ -664,6 +699,13 @@ def iob_send(sock, batch, *, flags=0, limit=_UNSET):
     return twin_iob_send(sock, batch, flags=flags, limit=limit)
 
 
+cdef int plain_fd(object sock) except -2:
+    """Return the descriptor of a socket without a timeout; -1: the twin must look at it."""
+    cdef int fd = socket_fileno(sock)
+    timeout = socket_gettimeout(sock)
+    return fd if timeout is None or timeout == 0 else -1
+
+
 cdef long long plain_limit(object limit) except? -1:
     """Return a limit in bytes; -1: the twin must look at it."""
     if limit is None:
@@ -671,6 +713,136 @@ cdef long long plain_limit(object limit) except? -1:
     if type(limit) is int and limit <= MAX_BYTES:
         return limit
     return -1
+
+
+# BatchWriter's short way
+
+cdef class TurnBudgetBase:
+    """The fields of a TurnBudget that the short way uses."""
+
+    cdef public long long left, refill_below
+
+
+cdef class WriteSenderBase:
+    """The fields of a WriteSender that the short way uses."""
+
+    cdef public int state
+    cdef public bint _direct
+    cdef public object sock, pipelines, budget, queue, _rest
+
+
+cdef class WriteOperationBase:
+    """The field of a WriteOperation, and how one that was done when it was posted is awaited."""
+
+    cdef public object _write
+
+    def __await__(self):
+        if type(self._write) is not tuple:
+            return twin_await(self)
+        result = Result.__new__(Result)
+        (<Result>result).value = (<tuple>self._write)[2]
+        return result
+
+
+@cython.final
+cdef class Result:
+    """An awaitable's iterator that ends at once, with a value."""
+
+    cdef object value
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        raise StopIteration(self.value)
+
+
+cdef class BatchWriterBase:
+    """The fields of a BatchWriter that the short way uses, and the short way."""
+
+    cdef public object _sender, _timeout, _stall_timeout, user_info
+
+    def write(self, batch=_UNSET, **options):
+        cdef WriteSenderBase sender
+        cdef TurnBudgetBase budget
+        cdef WriteOperationBase operation
+        cdef CoreState core
+        cdef long long left, sent, code
+        cdef int fd
+        if batch is _UNSET:
+            return twin_write(self, **options)
+        if options or type(batch) is not batch_class:
+            return twin_write(self, batch, **options)
+        core = (<IOBatchBase>batch)._core
+        sender = self._sender
+        budget = sender.budget
+        left, sent = core.left, core.sent
+        if (
+            sender.state != EMPTY or not sender._direct or sender.pipelines.codec is not None
+            or sender._rest is not None or not 0 < left <= budget.left
+            or core.activity or core.release_pending or core.releasable or core.error is not None
+            or type(sender.sock) is not socket_class
+        ):
+            return twin_write(self, batch)
+        fd = plain_fd(sender.sock)
+        if fd < 0:
+            return twin_write(self, batch)
+        # Lock writer and batch: a finalizer must not send this batch or a queued write.
+        sender.state = BUSY
+        core.activity = SENDING
+        try:
+            code = send_whole(core, sender.sock, fd)
+        except BaseException:
+            core.activity = IDLE
+            sender.close()
+            raise
+        core.activity = IDLE
+        if code == UNUSUAL:
+            sender.state = EMPTY
+            return twin_write(self, batch)
+        if code != left:
+            try:
+                return sender._queue_rest(
+                    core, sent, code, self.user_info,
+                    timeout=self._timeout, stall_timeout=self._stall_timeout,
+                )
+            except BaseException:
+                sender.close()
+                raise
+        core.sent = sent  # a batch's count does not include bytes that a write has taken from it
+        budget.left -= left
+        sender.state = EMPTY
+        if budget.left < budget.refill_below:
+            budget.schedule_refill()
+        if sender.queue.order:  # a finalizer has posted writes
+            sender._send_queued()
+        operation = WriteOperationBase.__new__(operation_class)
+        operation._write = (sender, self.user_info, left)
+        return operation
+
+
+cdef long long send_whole(CoreState core, object sock, int fd) except RAISED:
+    """Send all of a batch that needs no wait for the disk; return as iob_send(), or UNUSUAL."""
+    cdef Stage stage
+    cdef long long nbytes, left = core.left
+    if core.ranges and left > JOIN_CACHED_LIMIT:
+        return UNUSUAL
+    if left > JOIN_CACHED_LIMIT:
+        return send_steps(core, sock, fd, left)
+    measure(core, left, &stage)
+    if stage.size != left or stage.unusual:
+        return UNUSUAL
+    core.pinned = 0
+    if stage.buffers == 1 and not stage.ranges:
+        nbytes = send_gathered(core, fd, &stage, MSG_NOSIGNAL)
+    else:
+        nbytes = send_joined(core, fd, &stage, MSG_NOSIGNAL, True)
+    if nbytes == UNUSUAL:
+        return UNUSUAL
+    if nbytes < 0:
+        return account_error(core, -nbytes)
+    consume(core, nbytes)
+    return nbytes or AGAIN
 
 
 # Connecting the two forms
@@ -685,20 +857,29 @@ def claim():
     return first
 
 
-def connect(twin):
+def connect(twin, form=None):
     """Have the compiled form of a function or class call its twin for what is unusual."""
-    global core_class, twin_addbuf, twin_addbufs, twin_addfile, twin_del
+    global core_class, batch_class, operation_class
+    global twin_addbuf, twin_addbufs, twin_addfile, twin_del, twin_write, twin_await
     global twin_iob_send, send_names
-    global SEND_LIMIT, COPY_LIMIT, STAGE_LIMIT, JOIN_LIMIT, JOIN_MEAN_LIMIT
+    global SEND_LIMIT, COPY_LIMIT, STAGE_LIMIT, JOIN_LIMIT, JOIN_MEAN_LIMIT, JOIN_CACHED_LIMIT
     if twin.__name__ == "BatchCore":
         core_class = twin
         STAGE_LIMIT = twin.stage.__globals__["STAGE_LIMIT"]
     elif twin.__name__ == "IOBatch":
+        batch_class = form
         twin_addbuf = twin.addbuf
         twin_addbufs = twin.addbufs
         twin_addfile = twin.addfile
         twin_del = twin.__del__
-    else:
+    elif twin.__name__ == "WriteOperation":
+        operation_class = form
+        twin_await = twin.__await__
+    elif twin.__name__ == "BatchWriter":
+        twin_write = twin.write
+    elif twin.__name__ == "PageCacheProbe":
+        JOIN_CACHED_LIMIT = twin.try_join_cached.__globals__["JOIN_CACHED_LIMIT"]
+    elif twin.__name__ == "iob_send":
         twin_iob_send = twin
         names = send_names = twin.__globals__
         SEND_LIMIT = names["SEND_LIMIT"]
@@ -769,11 +950,19 @@ cdef ssize_t scripted_pread(int fd, void *buffer, size_t count, off_t offset) no
     return scripted("pread", (fd, count, offset), buffer)
 
 
+cdef ssize_t scripted_preadv(int fd, void *buffer, size_t count, off_t offset) noexcept with gil:
+    piece = bytearray(count)
+    nbytes = scripted("preadv", (fd, (piece,), offset, os.RWF_NOWAIT))
+    if nbytes > 0:
+        memcpy(buffer, PyByteArray_AS_STRING(piece), nbytes)
+    return nbytes
+
+
 def script_call(str name, function):
     """Have a Python function stand for a system call; None: the system's own again.
 
     Args:
-        name: send, sendmsg, sendfile or pread.
+        name: send, sendmsg, sendfile, pread, or preadv, which reads only from the page cache.
         function: called as the function of os, or with a descriptor, bytes or a list of bytes, and
             flags. It returns as much as that function, or raises an OSError with the errno.
 
@@ -783,6 +972,7 @@ def script_call(str name, function):
     calls.sendmsg = c_sendmsg
     calls.sendfile = c_sendfile
     calls.pread = c_pread
+    calls.pread_cached = c_pread_cached
     if script.get("send") is not None:
         calls.send = scripted_send
     if script.get("sendmsg") is not None:
@@ -791,3 +981,5 @@ def script_call(str name, function):
         calls.sendfile = scripted_sendfile
     if script.get("pread") is not None:
         calls.pread = scripted_pread
+    if script.get("preadv") is not None:
+        calls.pread_cached = scripted_preadv

@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING, final
 
 from attrs import define, field
 
+from iobatch._forms import compiled_methods
+
 if TYPE_CHECKING:
     import asyncio
 
 
 @final
+@compiled_methods
 @define(eq=False)
 class TurnBudget:
     """The number of bytes that may still be sent in this turn of the event loop.

@@ -10,10 +10,12 @@ from typing import Any, final
 
 from iobatch._batch import IOBatch
 from iobatch._errors import copy_to_raise
+from iobatch._forms import compiled_methods
 from iobatch.aio._posted import DONE, PENDING, CancellationType, PostedWrite, Sender, WriteStatus
 
 
 @final
+@compiled_methods
 class WriteOperation:
     """A write that was posted on a BatchWriter. Only iobatch creates operations.
 

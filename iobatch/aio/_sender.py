@@ -25,6 +25,7 @@ from attrs import define, field
 from iobatch._batch import IOBatch, core_of
 from iobatch._core import IDLE, IOB_AGAIN, IOB_DONE, IOB_ERROR, SENDING
 from iobatch._errors import is_interruption
+from iobatch._forms import compiled_methods
 from iobatch._pagecache import PageCacheProbe
 from iobatch._send import SEND_LIMIT, iob_send, iob_sendmsg, send_joined
 from iobatch._write import WRITE_LIMIT, iob_write
@@ -62,6 +63,7 @@ MUST_READ: Final = (
 
 
 @final
+@compiled_methods
 @define(eq=False)
 class WriteSender:
     """Sends posted writes in their order.

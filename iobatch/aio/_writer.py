@@ -20,6 +20,7 @@ from iobatch._arguments import (
     check_timeout,
 )
 from iobatch._batch import IOBatch, core_of
+from iobatch._forms import compiled_methods
 from iobatch._send import SEND_LIMIT
 from iobatch._target import check_more
 from iobatch._write import WRITE_LIMIT
@@ -39,6 +40,7 @@ _NO_ANCDATA: Final = ()
 
 
 @final
+@compiled_methods
 class BatchWriter:
     """Sends batches over a socket, one after the other, on the running asyncio loop.
 

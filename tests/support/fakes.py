@@ -87,7 +87,7 @@ def patch_os(patch: pytest.MonkeyPatch, name: str, replacement: object) -> None:
             if value is real:
                 patch.setattr(module, attribute, replacement)
     patch.setattr(os, name, replacement)
-    if name in {"pread", "sendfile"}:
+    if name in vars(SYSTEM_CALLS):
         patch.setattr(SYSTEM_CALLS, name, replacement)
 
 
@@ -95,7 +95,7 @@ class SystemCalls:
     """The system calls of the compiled form, which calls no function of os; None: the real one."""
 
     def __init__(self) -> None:
-        for name in ("send", "sendmsg", "sendfile", "pread"):
+        for name in ("send", "sendmsg", "sendfile", "pread", "preadv"):
             setattr(self, name, None)
 
     def __setattr__(self, name: str, function: object) -> None:
