@@ -96,6 +96,13 @@ cdef enum:
 cdef long long MAX_BYTES = 0x7FFFFFFFFFFFFFFF
 cdef long long MAX_CALL_BYTES = 0x7FFFF000
 
+cdef extern from "Python.h":
+    int PYGEN_RETURN
+    ctypedef struct PyAsyncMethods:
+        int (*am_send)(object, object, PyObject **) noexcept
+    ctypedef struct PyTypeObject:
+        PyAsyncMethods *tp_as_async
+
 # The system calls go through this table, so that tests can script them.
 cdef struct Calls:
     ssize_t (*send)(int, const void *, size_t, int) noexcept nogil
@@ -121,9 +128,10 @@ cdef int SIG_IGN = signal.SIG_IGN
 # What the twins have: set by install().
 cdef object core_class, batch_class, operation_class
 cdef object twin_addbuf, twin_addbufs, twin_addfile, twin_del, twin_write, twin_await
-cdef object twin_iob_send
-cdef dict send_names  # the names of _send.py
-cdef long long SEND_LIMIT, COPY_LIMIT, STAGE_LIMIT, JOIN_LIMIT, JOIN_MEAN_LIMIT, JOIN_CACHED_LIMIT
+cdef object twin_iob_send, twin_iob_write, count_unknown
+cdef dict send_names, write_names  # the names of _send.py and _write.py
+cdef long long SEND_LIMIT, WRITE_LIMIT, COPY_LIMIT, STAGE_LIMIT
+cdef long long JOIN_LIMIT, JOIN_MEAN_LIMIT, JOIN_CACHED_LIMIT, JOIN_OFFER_LIMIT
 
 
 @cython.final
@@ -699,6 +707,67 @@ def iob_send(sock, batch, *, flags=0, limit=_UNSET):
     return twin_iob_send(sock, batch, flags=flags, limit=limit)
 
 
+def iob_write(sock, batch, callback, *, limit=_UNSET):
+    cdef CoreState core
+    cdef EntryQueue queue
+    cdef object entry, view, answer
+    cdef long long most = WRITE_LIMIT, written = 0, nbytes, offered, pin_before
+    if limit is not _UNSET:
+        most = plain_limit(limit)
+    if isinstance(batch, IOBatchBase) and most > 0:
+        core = (<IOBatchBase>batch)._core
+        if core.left and not core.activity and not core.release_pending and core.error is None:
+            pin_before = core.pinned
+            core.activity = SENDING
+            core.wants = EVENT_WRITE
+            try:
+                while core.left and written < most:
+                    pin_before = core.pinned
+                    queue = core.queue
+                    entry = queue.slots[queue.slot(0)]
+                    if (
+                        type(entry) is bytes and not pin_before
+                        and (queue.tail - queue.head == 1 or PyBytes_GET_SIZE(entry) >= JOIN_OFFER_LIMIT)
+                    ):
+                        core.pinned = min(PyBytes_GET_SIZE(entry), most - written)
+                        view = memoryview(entry)[:core.pinned]
+                    else:
+                        view = core.pin_head(most - written)
+                    offered = len(view)
+                    core.error = count_unknown
+                    try:
+                        answer = callback(sock, view)
+                    except Exception as exc:
+                        answer = write_names["count_taken"](exc, offered, core)
+                    finally:
+                        write_names["release"](view)
+                    if type(answer) is int and 0 < answer <= offered:
+                        nbytes = answer
+                    else:
+                        nbytes = write_names["check_answer"](answer, offered, core)
+                        if nbytes < 0:
+                            break
+                    pin_before = 0
+                    core.error = None
+                    consume(core, nbytes)
+                    written += nbytes
+                    if nbytes < offered:
+                        break
+            except BaseException as exc:
+                code = core.call_raised(exc)
+                if code is None:
+                    # A batch that has failed has no pin: see BatchCore.fail().
+                    core.pinned = 0 if core.error is count_unknown else pin_before
+                    raise
+                return written or code
+            finally:
+                core.activity = IDLE
+            return written or AGAIN
+    if limit is _UNSET:
+        return twin_iob_write(sock, batch, callback)
+    return twin_iob_write(sock, batch, callback, limit=limit)
+
+
 cdef int plain_fd(object sock) except -2:
     """Return the descriptor of a socket without a timeout; -1: the twin must look at it."""
     cdef int fd = socket_fileno(sock)
@@ -723,12 +792,27 @@ cdef class TurnBudgetBase:
     cdef public long long left, refill_below
 
 
+cdef class PipelinesBase:
+    """The field of a Pipelines that the short way uses."""
+
+    cdef public object codec
+
+
+cdef class WriteQueueBase:
+    """The field of a WriteQueue that the short way uses."""
+
+    cdef public object order
+
+
 cdef class WriteSenderBase:
     """The fields of a WriteSender that the short way uses."""
 
     cdef public int state
     cdef public bint _direct
-    cdef public object sock, pipelines, budget, queue, _rest
+    cdef public object sock, _rest
+    cdef public TurnBudgetBase budget
+    cdef public PipelinesBase pipelines
+    cdef public WriteQueueBase queue
 
 
 cdef class WriteOperationBase:
@@ -745,10 +829,14 @@ cdef class WriteOperationBase:
 
 
 @cython.final
+@cython.freelist(8)
 cdef class Result:
-    """An awaitable's iterator that ends at once, with a value."""
+    """The iterator of an awaitable that does not suspend: it ends at once, with a value."""
 
     cdef object value
+
+    def __await__(self):  # it has Cython make the slots for the function below
+        return self
 
     def __iter__(self):
         return self
@@ -757,14 +845,25 @@ cdef class Result:
         raise StopIteration(self.value)
 
 
+cdef int send_result(object result, object argument, PyObject **value) noexcept:
+    """Do what __next__ does, without an exception, which would cost more than the rest."""
+    Py_INCREF((<Result>result).value)
+    value[0] = <PyObject *>(<Result>result).value
+    return PYGEN_RETURN
+
+
+(<PyTypeObject *>Result).tp_as_async.am_send = send_result
+
+
 cdef class BatchWriterBase:
     """The fields of a BatchWriter that the short way uses, and the short way."""
 
-    cdef public object _sender, _timeout, _stall_timeout, user_info
+    cdef public WriteSenderBase _sender
+    cdef public object _timeout, _stall_timeout, user_info
 
     def write(self, batch=_UNSET, **options):
-        cdef WriteSenderBase sender
-        cdef TurnBudgetBase budget
+        cdef WriteSenderBase sender = self._sender
+        cdef TurnBudgetBase budget = sender.budget
         cdef WriteOperationBase operation
         cdef CoreState core
         cdef long long left, sent, code
@@ -774,8 +873,6 @@ cdef class BatchWriterBase:
         if options or type(batch) is not batch_class:
             return twin_write(self, batch, **options)
         core = (<IOBatchBase>batch)._core
-        sender = self._sender
-        budget = sender.budget
         left, sent = core.left, core.sent
         if (
             sender.state != EMPTY or not sender._direct or sender.pipelines.codec is not None
@@ -861,11 +958,15 @@ def connect(twin, form=None):
     """Have the compiled form of a function or class call its twin for what is unusual."""
     global core_class, batch_class, operation_class
     global twin_addbuf, twin_addbufs, twin_addfile, twin_del, twin_write, twin_await
-    global twin_iob_send, send_names
-    global SEND_LIMIT, COPY_LIMIT, STAGE_LIMIT, JOIN_LIMIT, JOIN_MEAN_LIMIT, JOIN_CACHED_LIMIT
+    global twin_iob_send, twin_iob_write, send_names, write_names, count_unknown
+    global SEND_LIMIT, WRITE_LIMIT, COPY_LIMIT, STAGE_LIMIT
+    global JOIN_LIMIT, JOIN_MEAN_LIMIT, JOIN_CACHED_LIMIT, JOIN_OFFER_LIMIT
     if twin.__name__ == "BatchCore":
         core_class = twin
-        STAGE_LIMIT = twin.stage.__globals__["STAGE_LIMIT"]
+        names = twin.stage.__globals__
+        STAGE_LIMIT = names["STAGE_LIMIT"]
+        JOIN_OFFER_LIMIT = names["JOIN_OFFER_LIMIT"]
+        count_unknown = names["COUNT_UNKNOWN"]
     elif twin.__name__ == "IOBatch":
         batch_class = form
         twin_addbuf = twin.addbuf
@@ -879,6 +980,10 @@ def connect(twin, form=None):
         twin_write = twin.write
     elif twin.__name__ == "PageCacheProbe":
         JOIN_CACHED_LIMIT = twin.try_join_cached.__globals__["JOIN_CACHED_LIMIT"]
+    elif twin.__name__ == "iob_write":
+        twin_iob_write = twin
+        write_names = twin.__globals__
+        WRITE_LIMIT = write_names["WRITE_LIMIT"]
     elif twin.__name__ == "iob_send":
         twin_iob_send = twin
         names = send_names = twin.__globals__

@@ -20,6 +20,7 @@ from iobatch._core import (
     BatchCore,
 )
 from iobatch._errors import is_interruption
+from iobatch._forms import compiled
 
 Sock = TypeVar("Sock")
 # A function like write(2); iob_write documents it.
@@ -30,6 +31,7 @@ WriteCallback = Callable[[Sock, memoryview], int | None]
 WRITE_LIMIT: Final = 64 * 1024
 
 
+@compiled
 def iob_write(
     sock: Sock,
     batch: IOBatch,
@@ -136,29 +138,49 @@ def _offer(
     offered = len(view)
     core.error = COUNT_UNKNOWN
     try:
-        nbytes = callback(sock, view)
-    except BlockingIOError as exc:
+        answer = callback(sock, view)
+    except Exception as exc:
+        answer = count_taken(exc, offered, core)
+    finally:
+        release(view)
+    return check_answer(answer, offered, core)
+
+
+def count_taken(exc: Exception, offered: int, core: BatchCore) -> int:
+    """Return how many bytes a callback took that raised an exception; raise it again for none."""
+    if isinstance(exc, BlockingIOError):
         # A full io.BufferedWriter reports in characters_written how many bytes it took.
-        taken = getattr(exc, "characters_written", 0)
-        if not 0 < taken <= offered or is_interruption(exc):
-            raise
-        nbytes = taken
-    except RecursionError as exc:
+        taken: int = getattr(exc, "characters_written", 0)
+        if 0 < taken <= offered and not is_interruption(exc):
+            return taken
+    elif isinstance(exc, RecursionError) and not is_interruption(exc):
         # The callback's own, as any other exception of it. After the callback has returned, it is
         # the interpreter's, and the count is unknown. A MemoryError can come after the callback's
         # own system call.
-        if not is_interruption(exc):
-            core.error = None
-        raise
-    finally:
-        try:
-            view.release()
-        except BufferError as exc:
-            # A callback that keeps an export of the view (for example a PickleBuffer) breaks its
-            # contract; release() then fails.
-            if is_interruption(exc):
-                raise
-    nbytes = IOB_AGAIN if nbytes is None else index(nbytes)
+        core.error = None
+    raise exc
+
+
+def release(view: memoryview) -> None:
+    """Release a view after its offer."""
+    try:
+        view.release()
+    except BufferError as exc:
+        # A callback that keeps an export of the view (for example a PickleBuffer) breaks its
+        # contract; release() then fails.
+        if is_interruption(exc):
+            raise
+
+
+def check_answer(answer: int | None, offered: int, core: BatchCore) -> int:
+    """Return the number of bytes that a callback took, or IOB_AGAIN.
+
+    Raises:
+        OSError: made from the return code.
+        ValueError, TypeError: the answer is invalid.
+
+    """
+    nbytes = IOB_AGAIN if answer is None else index(answer)
     if not (-1 <= nbytes <= offered or nbytes == IOB_ERROR):
         raise ValueError(f"the callback returned {nbytes} when {offered} bytes were offered")
     if nbytes == 0:

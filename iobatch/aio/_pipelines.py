@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from attrs import define, field
 
+from iobatch._forms import compiled_methods
 from iobatch._write import WriteCallback
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def _end_of(through: Through) -> Iterator[Any]:
 
 
 @final
+@compiled_methods
 @define(eq=False)
 class Pipelines:
     """The pipelines of one writer's queued writes, and the streams that are open in them."""

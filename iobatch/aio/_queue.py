@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, final
 from attrs import define, field
 
 from iobatch._errors import copy_to_raise
+from iobatch._forms import compiled_methods
 from iobatch.aio._posted import ENDINGS, PENDING, PostedWrite, WriteStatus
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def aborted() -> OSError:
 
 
 @final
+@compiled_methods
 @define(eq=False)
 class WriteQueue:
     """The pending writes, in the order in which they are sent. Only the head can be partly sent."""
