@@ -37,10 +37,11 @@ if TYPE_CHECKING:
 SEND_LIMIT: Final = 2 * 1024 * 1024
 # A range of up to this number of bytes is read and sent with its neighbours in one sendmsg; a
 # longer range is sent by sendfile. `python -m tests.bench kernel` sends the same files both ways in
-# turn on loopback. Both ways cost the same at 16 KiB for a header and one file, and at 40 KiB for
-# eight files in a batch. At 32 KiB reading costs a tenth more for the one file, and saves a fifth
-# for the eight.
+# turn on loopback. For two to eight files in a batch both ways cost the same at about 32 KiB.
 COPY_LIMIT: Final = 32 * 1024
+# The same for a range after which the batch ends, as in most responses. Sending it by sendfile
+# needs no cork, and for a header and one file both ways cost the same at about 10 KiB.
+LAST_COPY_LIMIT: Final = 10 * 1024
 # Buffers that are all `bytes` are joined for the system call if their total is up to JOIN_LIMIT
 # bytes, or their mean up to JOIN_MEAN_LIMIT: copying them costs less than the work of sendmsg on a
 # list.
@@ -141,14 +142,14 @@ def _send_in_steps(  # noqa: PLR0912 # a handler may raise where a function begi
     """
     stage = core.stage if _HAS_SENDMSG else partial(_stage_single, core)
     # sendfile takes no flags, so with flags all ranges are read. _stage_single() always reads them.
-    copy_limit = MAX_BYTES if flags or not (_sendfile and _HAS_SENDMSG) else COPY_LIMIT
+    limits = () if flags or not (_sendfile and _HAS_SENDMSG) else (COPY_LIMIT, LAST_COPY_LIMIT)
     sent = 0
     more_pending = False  # the last bytes were sent with a MSG_MORE that this function added
     corked: bool | None = None  # whether this function corks target; None: not needed yet
     core.pinned = 0
     try:
         while True:
-            buffers, size = stage(limit if limit < _MAX_CALL_BYTES else _MAX_CALL_BYTES, copy_limit)
+            buffers, size = stage(limit if limit < _MAX_CALL_BYTES else _MAX_CALL_BYTES, *limits)
             if buffers:
                 more = size < core.left and size < limit
                 send_flags = flags | MORE if more else flags
@@ -277,7 +278,7 @@ def send_joined(target: Any, core: BatchCore, data: bytes, flags: int = 0) -> in
 
 
 def _stage_single(
-    core: BatchCore, max_bytes: int, _copy_limit: int
+    core: BatchCore, max_bytes: int, *_copy_limits: int
 ) -> tuple[list[bytes | memoryview], int]:
     """Stage one buffer, as stage() does, on a system without sendmsg; all ranges are read."""
     buffer = core.coalesce_head(max_bytes)

@@ -139,7 +139,7 @@ def _offer(
     core.error = COUNT_UNKNOWN
     try:
         answer = callback(sock, view)
-    except Exception as exc:
+    except Exception as exc:  # noqa: BLE001 # count_taken() raises it again
         answer = count_taken(exc, offered, core)
     finally:
         release(view)
