@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import update_wrapper
 from importlib.util import source_hash
 from pathlib import Path
-from types import GetSetDescriptorType, MemberDescriptorType, ModuleType
+from types import GetSetDescriptorType, MemberDescriptorType, ModuleType, WrapperDescriptorType
 from typing import Any, Final, TypeVar, cast
 
 Function = TypeVar("Function", bound=Callable[..., object])
@@ -61,7 +61,8 @@ def compiled(twin: Function) -> Function:
 def compiled_methods(twin: type[Class]) -> type[Class]:
     """Return a class with the compiled forms of its methods that have one, or the class itself.
 
-    The base of the new class, which is compiled, has its fields.
+    The base of the new class, which is compiled, has some of its fields. All other members are in
+    the new class, so help() shows no member of the base except `__new__`.
     """
     if speedups is None:
         return twin
@@ -69,15 +70,19 @@ def compiled_methods(twin: type[Class]) -> type[Class]:
     names: dict[str, Any] = {}
     slots: list[str] = []
     for name, value in vars(twin).items():
-        form = vars(base).get(name)
-        if callable(form) and not name.startswith("__"):
-            names[name] = update_wrapper(form, value)
-        elif form is not None or name == "__slots__":
-            pass
+        slot = vars(base).get(name)
+        function: Any = getattr(speedups, f"{twin.__name__}_{name}", None)
+        if isinstance(slot, WrapperDescriptorType):
+            names[name] = slot  # the type calls this one directly, and a function through Python
         elif isinstance(value, _FIELDS):
-            slots.append(name)
-        else:
+            if slot is None:
+                slots.append(name)
+        elif function is None:
             names[name] = value
+        elif isinstance(value, property):
+            names[name] = property(update_wrapper(function, value.fget))
+        else:
+            names[name] = update_wrapper(function, value)
     names["__slots__"] = slots
     form = type(twin.__name__, (base,), names)
     speedups.connect(twin, form)

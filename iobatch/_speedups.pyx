@@ -1,4 +1,4 @@
-# cython: language_level=3, binding=True, embedsignature=False
+# cython: language_level=3, binding=True, embedsignature=False, auto_pickle=False
 """The hot path, compiled: adding, staging, sending and accounting of plain entries.
 
 Each function and method here has a twin in Python, which is the description of what it does. It
@@ -134,6 +134,7 @@ cdef long long SEND_LIMIT, WRITE_LIMIT, COPY_LIMIT, LAST_COPY_LIMIT, STAGE_LIMIT
 cdef long long JOIN_LIMIT, JOIN_MEAN_LIMIT, JOIN_CACHED_LIMIT, JOIN_OFFER_LIMIT
 
 
+@cython.binding(False)  # so that a method checks the type of `self`
 @cython.final
 @cython.no_gc_clear
 cdef class EntryQueue:
@@ -249,96 +250,104 @@ cdef class CoreState:
 
 @cython.no_gc_clear
 cdef class IOBatchBase:
-    """The fields and the plain methods of an IOBatch."""
+    """The fields of an IOBatch, and its methods that have a slot in the type."""
 
     cdef readonly CoreState _core
 
     def __cinit__(self):
         self._core = core_class()
 
-    def __init__(self):
-        pass
-
     def __bool__(self):
         return self._core.left > 0
-
-    @property
-    def bytesleft(self):
-        """The number of bytes that are still to be sent."""
-        return self._core.left
-
-    @property
-    def bytessent(self):
-        """The number of bytes that were sent since creation or reset()."""
-        return self._core.sent
 
     def __del__(self):
         if self._core.left or self._core.release_pending:
             twin_del(self)
 
-    def addbuf(self, data, *, on_release=None):
-        cdef CoreState core = self._core
-        cdef Py_ssize_t size
-        if type(data) is bytes and on_release is None:
-            size = PyBytes_GET_SIZE(data)
+
+# The other methods of an IOBatch, and the getters of its properties. They are functions, which
+# check the type of `self`: a method of a compiled class does not, so IOBatch.addbuf(1, b"") would
+# crash.
+
+def IOBatch___init__(IOBatchBase self not None):
+    pass
+
+
+def IOBatch_bytesleft(IOBatchBase self not None):
+    return self._core.left
+
+
+def IOBatch_bytessent(IOBatchBase self not None):
+    return self._core.sent
+
+
+def IOBatch_addbuf(IOBatchBase self not None, data, *, on_release=None):
+    cdef CoreState core = self._core
+    cdef Py_ssize_t size
+    if type(data) is bytes and on_release is None:
+        size = PyBytes_GET_SIZE(data)
+        if size <= MAX_BYTES - core.left:
+            if size:
+                core.queue.push(data)
+                core.left += size
+            return None
+    return twin_addbuf(self, data, on_release=on_release)
+
+
+def IOBatch_addbufs(IOBatchBase self not None, buffers):
+    cdef CoreState core = self._core
+    cdef EntryQueue queue = core.queue
+    cdef long long size = 0
+    cdef bint has_empty = False
+    if type(buffers) is list or type(buffers) is tuple:
+        for data in buffers:
+            if type(data) is not bytes:
+                break
+            size += PyBytes_GET_SIZE(data)
+            has_empty = has_empty or not PyBytes_GET_SIZE(data)
+        else:
             if size <= MAX_BYTES - core.left:
-                if size:
-                    core.queue.push(data)
-                    core.left += size
-                return None
-        return twin_addbuf(self, data, on_release=on_release)
-
-    def addbufs(self, buffers):
-        cdef CoreState core = self._core
-        cdef EntryQueue queue = core.queue
-        cdef long long size = 0
-        cdef bint has_empty = False
-        if type(buffers) is list or type(buffers) is tuple:
-            for data in buffers:
-                if type(data) is not bytes:
-                    break
-                size += PyBytes_GET_SIZE(data)
-                has_empty = has_empty or not PyBytes_GET_SIZE(data)
-            else:
-                if size <= MAX_BYTES - core.left:
-                    if has_empty:
-                        buffers = [data for data in buffers if data]
-                    queue.slots[queue.tail:] = buffers
-                    queue.tail += len(buffers)
-                    core.left += size
-                    return None
-        return twin_addbufs(self, buffers)
-
-    def addfile(self, file, offset=0, count=None, *, on_release=None):
-        cdef CoreState core = self._core
-        cdef long long fd, start, size
-        if type(file) is int and type(offset) is int and type(count) is int and on_release is None:
-            try:
-                fd, start, size = file, offset, count
-            except OverflowError:
-                fd = -1
-            if (
-                0 <= fd <= 0x7FFFFFFF and start >= 0 and size > 0
-                and size <= MAX_BYTES - core.left and start <= MAX_BYTES - core.left - size
-            ):
-                core.queue.push((file, offset, count, None, False))
-                core.ranges += 1
+                if has_empty:
+                    buffers = [data for data in buffers if data]
+                queue.slots[queue.tail:] = buffers
+                queue.tail += len(buffers)
                 core.left += size
                 return None
-        return twin_addfile(self, file, offset, count, on_release=on_release)
+    return twin_addbufs(self, buffers)
+
+
+def IOBatch_addfile(IOBatchBase self not None, file, offset=0, count=None, *, on_release=None):
+    cdef CoreState core = self._core
+    cdef long long fd, start, size
+    if type(file) is int and type(offset) is int and type(count) is int and on_release is None:
+        try:
+            fd, start, size = file, offset, count
+        except OverflowError:
+            fd = -1
+        if (
+            0 <= fd <= 0x7FFFFFFF and start >= 0 and size > 0
+            and size <= MAX_BYTES - core.left and start <= MAX_BYTES - core.left - size
+        ):
+            core.queue.push((file, offset, count, None, False))
+            core.ranges += 1
+            core.left += size
+            return None
+    return twin_addfile(self, file, offset, count, on_release=on_release)
 
 
 cdef int consume(CoreState core, long long nbytes) except -1:
-    """Do what BatchCore.consume does; only if entries need an action, by calling it."""
+    """Do what BatchCore.consume does. Only its last step, for views and hooks, is in Python."""
     cdef EntryQueue queue = core.queue
     cdef object entry
     cdef long long size
-    if core.releasable:
-        core.consume(nbytes)
-        return 0
     core.left -= nbytes
     core.sent += nbytes
     core.pinned = 0
+    if core.releasable:
+        core._to_remove += nbytes
+        core.release_pending = True
+        core.release_entries()
+        return 0
     if not core.left:
         core.ranges = 0
         queue.clear()
@@ -782,7 +791,7 @@ cdef long long plain_limit(object limit) except? -1:
     """Return a limit in bytes; -1: the twin must look at it."""
     if limit is None:
         return MAX_BYTES
-    if type(limit) is int and limit <= MAX_BYTES:
+    if type(limit) is int and 0 < limit <= MAX_BYTES:
         return limit
     return -1
 
@@ -859,66 +868,69 @@ cdef int send_result(object result, object argument, PyObject **value) noexcept:
 
 
 cdef class BatchWriterBase:
-    """The fields of a BatchWriter that the short way uses, and the short way."""
+    """The fields of a BatchWriter that the short way uses."""
 
     cdef public WriteSenderBase _sender
     cdef public object _timeout, _stall_timeout, user_info
 
-    def write(self, batch=_UNSET, **options):
-        cdef WriteSenderBase sender = self._sender
-        cdef TurnBudgetBase budget = sender.budget
-        cdef WriteOperationBase operation
-        cdef CoreState core
-        cdef long long left, sent, code
-        cdef int fd
-        if batch is _UNSET:
-            return twin_write(self, **options)
-        if options or type(batch) is not batch_class:
-            return twin_write(self, batch, **options)
-        core = (<IOBatchBase>batch)._core
-        left, sent = core.left, core.sent
-        if (
-            sender.state != EMPTY or not sender._direct or sender.pipelines.codec is not None
-            or sender._rest is not None or not 0 < left <= budget.left
-            or core.activity or core.release_pending or core.releasable or core.error is not None
-            or type(sender.sock) is not socket_class
-        ):
-            return twin_write(self, batch)
-        fd = plain_fd(sender.sock)
-        if fd < 0:
-            return twin_write(self, batch)
-        # Lock writer and batch: a finalizer must not send this batch or a queued write.
-        sender.state = BUSY
-        core.activity = SENDING
+
+def BatchWriter_write(BatchWriterBase self not None, batch=_UNSET, **options):
+    cdef WriteSenderBase sender
+    cdef TurnBudgetBase budget
+    cdef WriteOperationBase operation
+    cdef CoreState core
+    cdef long long left, sent, code
+    cdef int fd
+    if batch is _UNSET:
+        return twin_write(self, **options)
+    if options or type(batch) is not batch_class:
+        return twin_write(self, batch, **options)
+    core = (<IOBatchBase>batch)._core
+    sender = self._sender
+    budget = sender.budget
+    left, sent = core.left, core.sent
+    if (
+        sender.state != EMPTY or not sender._direct or sender.pipelines.codec is not None
+        or sender._rest is not None or not 0 < left <= budget.left
+        or core.activity or core.release_pending or core.releasable or core.error is not None
+        or type(sender.sock) is not socket_class
+    ):
+        return twin_write(self, batch)
+    fd = plain_fd(sender.sock)
+    if fd < 0:
+        return twin_write(self, batch)
+    # Lock writer and batch: a finalizer must not send this batch or a queued write.
+    sender.state = BUSY
+    core.activity = SENDING
+    try:
+        code = send_whole(core, sender.sock, fd)
+    except BaseException:
+        core.activity = IDLE
+        sender.close()
+        raise
+    core.activity = IDLE
+    if code == UNUSUAL:
+        sender.state = EMPTY
+        return twin_write(self, batch)
+    if code != left:
         try:
-            code = send_whole(core, sender.sock, fd)
+            return sender._queue_rest(
+                core, sent, code, self.user_info,
+                timeout=self._timeout, stall_timeout=self._stall_timeout,
+            )
         except BaseException:
-            core.activity = IDLE
             sender.close()
             raise
-        core.activity = IDLE
-        if code == UNUSUAL:
-            sender.state = EMPTY
-            return twin_write(self, batch)
-        if code != left:
-            try:
-                return sender._queue_rest(
-                    core, sent, code, self.user_info,
-                    timeout=self._timeout, stall_timeout=self._stall_timeout,
-                )
-            except BaseException:
-                sender.close()
-                raise
-        core.sent = sent  # a batch's count does not include bytes that a write has taken from it
-        budget.left -= left
-        sender.state = EMPTY
-        if budget.left < budget.refill_below:
-            budget.schedule_refill()
-        if sender.queue.order:  # a finalizer has posted writes
-            sender._send_queued()
-        operation = WriteOperationBase.__new__(operation_class)
-        operation._write = (sender, self.user_info, left)
-        return operation
+    core.sent = sent  # a batch's count does not include bytes that a write has taken from it
+    budget.left -= left
+    sender.state = EMPTY
+    if budget.left < budget.refill_below:
+        budget.schedule_refill()
+    if sender.queue.order:  # a finalizer has posted writes
+        sender._send_queued()
+    operation = WriteOperationBase.__new__(operation_class)
+    operation._write = (sender, self.user_info, left)
+    return operation
 
 
 cdef long long send_whole(CoreState core, object sock, int fd) except RAISED:
