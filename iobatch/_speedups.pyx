@@ -122,6 +122,7 @@ cdef object _UNSET = object()
 cdef object socket_class = socket.socket
 cdef object socket_fileno = socket.socket.fileno
 cdef object socket_gettimeout = socket.socket.gettimeout
+cdef object scripted_class = None  # set by script_socket()
 cdef int SIGPIPE = signal.SIGPIPE
 cdef int SIG_IGN = signal.SIG_IGN
 
@@ -696,7 +697,7 @@ def iob_send(sock, batch, *, flags=0, limit=_UNSET):
     cdef CoreState core
     cdef long long most
     cdef int fd
-    if type(sock) is socket_class and isinstance(batch, IOBatchBase) and flags is 0:
+    if is_plain(sock) and isinstance(batch, IOBatchBase) and flags is 0:
         core = (<IOBatchBase>batch)._core
         if limit is _UNSET:
             most = SEND_LIMIT
@@ -717,6 +718,11 @@ def iob_send(sock, batch, *, flags=0, limit=_UNSET):
     if limit is _UNSET:
         return twin_iob_send(sock, batch, flags=flags)
     return twin_iob_send(sock, batch, flags=flags, limit=limit)
+
+
+cdef inline bint is_plain(object sock):
+    """Return whether a socket has no methods of its own."""
+    return type(sock) is socket_class or type(sock) is scripted_class
 
 
 def iob_write(sock, batch, callback, *, limit=_UNSET):
@@ -893,7 +899,7 @@ def BatchWriter_write(BatchWriterBase self not None, batch=_UNSET, **options):
         sender.state != EMPTY or not sender._direct or sender.pipelines.codec is not None
         or sender._rest is not None or not 0 < left <= budget.left
         or core.activity or core.release_pending or core.releasable or core.error is not None
-        or type(sender.sock) is not socket_class
+        or not is_plain(sender.sock)
     ):
         return twin_write(self, batch)
     fd = plain_fd(sender.sock)
@@ -1024,12 +1030,18 @@ cdef int check_signals() except -1:
     return 0
 
 
+cdef enum:
+    NOT_SCRIPTED = -2
+
+
 cdef ssize_t scripted(str name, tuple arguments, void *buffer=NULL) noexcept:
     """Call the function that stands for a system call; its exception sets errno."""
     global script_error
     cdef int number
     try:
         result = script[name](*arguments)
+        if result is NotImplemented:
+            return NOT_SCRIPTED
         if buffer is NULL:
             return result
         memcpy(buffer, PyBytes_AS_STRING(result), PyBytes_GET_SIZE(result))
@@ -1051,16 +1063,26 @@ cdef extern from *:
 
 
 cdef ssize_t scripted_send(int fd, const void *data, size_t size, int flags) noexcept with gil:
-    return scripted("send", (fd, PyBytes_FromStringAndSize(<const char *>data, size), flags))
+    piece = PyBytes_FromStringAndSize(<const char *>data, size)
+    cdef ssize_t nbytes = scripted("send", (fd, piece, flags))
+    if nbytes == NOT_SCRIPTED:
+        with nogil:
+            nbytes = c_send(fd, data, size, flags)
+    return nbytes
 
 
 cdef ssize_t scripted_sendmsg(int fd, const msghdr *message, int flags) noexcept with gil:
     cdef list pieces = []
     cdef size_t index
+    cdef ssize_t nbytes
     for index in range(message.msg_iovlen):
         piece = message.msg_iov[index]
         pieces.append(PyBytes_FromStringAndSize(<const char *>piece.iov_base, piece.iov_len))
-    return scripted("sendmsg", (fd, pieces, flags))
+    nbytes = scripted("sendmsg", (fd, pieces, flags))
+    if nbytes == NOT_SCRIPTED:
+        with nogil:
+            nbytes = c_sendmsg(fd, message, flags)
+    return nbytes
 
 
 cdef ssize_t scripted_sendfile(int fd, int source, off_t *offset, size_t count) noexcept with gil:
@@ -1085,7 +1107,8 @@ def script_call(str name, function):
     Args:
         name: send, sendmsg, sendfile, pread, or preadv, which reads only from the page cache.
         function: called as the function of os, or with a descriptor, bytes or a list of bytes, and
-            flags. It returns as much as that function, or raises an OSError with the errno.
+            flags. It returns as much as that function, or raises an OSError with the errno. One
+            that stands for send or sendmsg can return NotImplemented: the system's own is called.
 
     """
     script[name] = function
@@ -1104,3 +1127,9 @@ def script_call(str name, function):
         calls.pread = scripted_pread
     if script.get("preadv") is not None:
         calls.pread_cached = scripted_preadv
+
+
+def script_socket(cls):
+    """Have this module handle the sockets of a class as those of socket.socket."""
+    global scripted_class
+    scripted_class = cls

@@ -48,7 +48,7 @@ def functions_of(cls: type) -> Iterator[tuple[str, Any]]:
             elif isinstance(member, classmethod | staticmethod):
                 functions = (member.__func__,)
             for function in functions:
-                if inspect.isfunction(function) and is_ours(function):
+                if inspect.isroutine(function) and is_ours(function):
                     yield name, function
 
 
@@ -88,7 +88,7 @@ def test_walk_finds_methods_getters_setters_and_magic_methods() -> None:
 def test_annotations_resolve_at_run_time(name: str, thing: Any) -> None:
     """Those of each parameter and of the result."""
     hints = typing.get_type_hints(thing)
-    if inspect.isfunction(thing):
+    if inspect.isroutine(thing):
         parameters = [each for each in inspect.signature(thing).parameters if each != "self"]
         expected = {*parameters, "return"}
         assert {*hints} == expected, name

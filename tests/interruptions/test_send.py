@@ -14,6 +14,8 @@ import pytest
 
 from iobatch import IOB_AGAIN, IOB_DONE, IOB_ERROR, IOBatch, iob_send, iob_sendmsg, iob_write
 from tests.support.batches import batch_of, check_invariants, data, take
+from tests.support.fakes import patch_os
+from tests.support.forms import pure
 from tests.support.interruptions import (
     KINDS,
     LARGE,
@@ -124,7 +126,7 @@ def test_runtime_error_of_a_handler_leaves_the_snapshot_of_a_long_batch() -> Non
     with stream_pair() as (sock, _), pytest.MonkeyPatch.context() as patch:
         patch.setattr("iobatch._core.islice", interrupted_by(handler))
         with pytest.raises(RuntimeError, match="from a handler"):
-            iob_send(sock, batch)
+            pure(iob_send)(sock, batch)
     assert batch.bytesleft == 100_000
     assert batch.error is None
 
@@ -249,7 +251,7 @@ def test_exhaustion_in_the_accounting_fails_the_batch_for_good(
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("iobatch._core.BatchCore.consume", consume)
             with pytest.raises(kind):
-                step(sock, batch)
+                pure(step)(sock, batch)
         assert receive(peer, 5) == b"hello"
         assert step(sock, batch) == IOB_ERROR
         assert isinstance(batch.error, OSError)
@@ -270,7 +272,7 @@ def test_exhaustion_before_a_send_changes_nothing(
 
     with stream_pair() as (sock, peer):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("iobatch._core.pread", pread)
+            patch_os(patch, "pread", pread)
             with pytest.raises(kind):
                 iob_send(sock, batch)
         assert batch.error is None
@@ -313,7 +315,7 @@ def test_recursion_error_leaves_the_snapshot_of_a_long_batch() -> None:
     with stream_pair() as (sock, _), pytest.MonkeyPatch.context() as patch:
         patch.setattr("iobatch._core.islice", islice)
         with pytest.raises(RecursionError):
-            iob_send(sock, batch)
+            pure(iob_send)(sock, batch)
     assert (batch.bytesleft, batch.error) == (100_000, None)
 
 

@@ -41,6 +41,9 @@ class Scripted(socket.socket):
 
     A number in the script is the most bytes that a call accepts; an exception is raised. The
     accepted bytes are in `taken`. The socket is not connected, and nothing reaches the network.
+
+    The pure form calls the methods. The compiled form makes system calls, as for each plain socket,
+    and SYSTEM_CALLS leads them to the methods.
     """
 
     def __init__(self, *script: Action) -> None:
@@ -48,6 +51,11 @@ class Scripted(socket.socket):
         self.script = deque(script)
         self.calls: list[Call] = []
         self.taken = bytearray()
+        SYSTEM_CALLS.add(self)
+
+    def close(self) -> None:
+        SYSTEM_CALLS.remove(self)
+        super().close()
 
     def _take(self, name: str, pieces: Iterable[Buffer], flags: int) -> int:
         call = Call(name, tuple(bytes(piece) for piece in pieces), flags)
@@ -87,21 +95,45 @@ def patch_os(patch: pytest.MonkeyPatch, name: str, replacement: object) -> None:
             if value is real:
                 patch.setattr(module, attribute, replacement)
     patch.setattr(os, name, replacement)
-    if name in vars(SYSTEM_CALLS):
+    if name in SYSTEM_CALLS.NAMES:
         patch.setattr(SYSTEM_CALLS, name, replacement)
 
 
 class SystemCalls:
-    """The system calls of the compiled form, which calls no function of os; None: the real one."""
+    """The system calls of the compiled form, which calls no method and no function of os.
+
+    An attribute is the function that stands for a system call; None: the system's own.
+    """
+
+    NAMES = ("send", "sendmsg", "sendfile", "pread", "preadv")
 
     def __init__(self) -> None:
-        for name in ("send", "sendmsg", "sendfile", "pread", "preadv"):
+        self.sockets: dict[int, Scripted] = {}
+        for name in self.NAMES:
             setattr(self, name, None)
+        if speedups is not None:
+            speedups.script_socket(Scripted)
 
     def __setattr__(self, name: str, function: object) -> None:
         object.__setattr__(self, name, function)
-        if speedups is not None:
+        if speedups is not None and name in self.NAMES:
             speedups.script_call(name, function)
+
+    def add(self, sock: Scripted) -> None:
+        self.sockets[sock.fileno()] = sock
+        self.send, self.sendmsg = self._send, self._sendmsg
+
+    def remove(self, sock: Scripted) -> None:
+        if self.sockets.pop(sock.fileno(), None) and not self.sockets:
+            self.send = self.sendmsg = None
+
+    def _send(self, fd: int, data: bytes, flags: int) -> int:
+        sock = self.sockets.get(fd)
+        return NotImplemented if sock is None else sock.send(data, flags)
+
+    def _sendmsg(self, fd: int, pieces: list[bytes], flags: int) -> int:
+        sock = self.sockets.get(fd)
+        return NotImplemented if sock is None else sock.sendmsg(pieces, (), flags)
 
 
 SYSTEM_CALLS = SystemCalls()
