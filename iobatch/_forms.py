@@ -72,11 +72,10 @@ def compiled_methods(twin: type[Class]) -> type[Class]:
     for name, value in vars(twin).items():
         slot = vars(base).get(name)
         function: Any = getattr(speedups, f"{twin.__name__}_{name}", None)
-        if isinstance(slot, WrapperDescriptorType):
-            names[name] = slot  # the type calls this one directly, and a function through Python
+        if isinstance(slot, (WrapperDescriptorType, *_FIELDS)):
+            names[name] = slot
         elif isinstance(value, _FIELDS):
-            if slot is None:
-                slots.append(name)
+            slots.append(name)
         elif function is None:
             names[name] = value
         elif isinstance(value, property):

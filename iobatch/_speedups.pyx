@@ -889,7 +889,7 @@ def BatchWriter_write(BatchWriterBase self not None, batch=_UNSET, **options):
     cdef int fd
     if batch is _UNSET:
         return twin_write(self, **options)
-    if options or type(batch) is not batch_class:
+    if options or type(batch) is not batch_class or self._sender is None:  # None: no __init__
         return twin_write(self, batch, **options)
     core = (<IOBatchBase>batch)._core
     sender = self._sender

@@ -79,7 +79,7 @@ def test_walk_finds_methods_getters_setters_and_magic_methods() -> None:
         "iobatch.IOBatch.error",
         "iobatch.filters.Filter.__init__",
         "iobatch.filters.Transform.compress",
-        "iobatch.aio.WriteOperation.__await__",
+        "iobatch.aio.BatchWriter.__aenter__",
     ):
         assert name in names
 

@@ -16,10 +16,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from iobatch import IOB_AGAIN, IOB_DONE, IOB_ERROR, IOBatch, iob_send, iob_sendmsg, iob_write
 from tests.support.batches import check_invariants, data
 from tests.support.fakes import Scripted, again, patch_os, script_sendfile
+from tests.support.forms import copy_limit, pure
 from tests.support.sockets import fd_count
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from tests.support.batches import MakeFile
     from tests.support.drivers import Step
@@ -34,8 +35,9 @@ def by_iob_write(sock: Scripted, batch: IOBatch) -> int:
 
 SENDERS: dict[str, Step] = {
     "iob_send": iob_send,
-    "iob_send without sendfile": iob_send,
-    "iob_send without sendmsg": iob_send,
+    "iob_send, its pure form": pure(iob_send),
+    "iob_send without sendfile": pure(iob_send),
+    "iob_send without sendmsg": pure(iob_send),
     "iob_send, sendfile refused": iob_send,
     "iob_sendmsg": iob_sendmsg,
     "iob_write": by_iob_write,
@@ -43,15 +45,17 @@ SENDERS: dict[str, Step] = {
 
 
 @pytest.fixture(params=SENDERS)
-def sender(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Step]:
-    monkeypatch.setattr("iobatch._send.COPY_LIMIT", SHORT_COPY_LIMIT)
+def sender(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[str, Step]]:
     if "without" in request.param:
         attribute, value = {
             "iob_send without sendfile": ("_sendfile", None),
             "iob_send without sendmsg": ("_HAS_SENDMSG", False),
         }[request.param]
         monkeypatch.setattr(f"iobatch._send.{attribute}", value)
-    return request.param, SENDERS[request.param]
+    with copy_limit(SHORT_COPY_LIMIT):
+        yield request.param, SENDERS[request.param]
 
 
 def make_batch(fd: int, content: bytes, released: list[int]) -> tuple[IOBatch, bytes, list[int]]:
@@ -111,7 +115,7 @@ def test_call_cut_at_any_byte_loses_and_repeats_no_byte_and_no_hook(
             batch, wanted, ends = make_batch(fd, content, released)
             script = [cut, again(), again()] + [next_cuts, again()] * total
             with Scripted(*script) as sock, monkeypatch.context() as patch:
-                if name == "iob_send":
+                if name in {"iob_send", "iob_send, its pure form"}:
                     script_sendfile(patch, sock)
                 elif name == "iob_send, sendfile refused":
                     patch_os(patch, "sendfile", refuse_sendfile)

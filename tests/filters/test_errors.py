@@ -234,12 +234,12 @@ def test_socket_error_is_the_error_of_every_filter_and_the_batch(
     tls_client: TLSClient, sock: Scripted
 ) -> None:
     pipeline = Filter(Identity(), Filter(Chunked(), tls_client.filter))
-    error = ConnectionResetError(errno.ECONNRESET, "reset")
-    sock.script.append(error)
+    sock.script.append(ConnectionResetError(errno.ECONNRESET, "reset"))
     batch = batch_of(data(WRITE_LIMIT), b"more")
     assert iob_write(sock, batch, pipeline) == WRITE_LIMIT
     assert iob_write(sock, batch, pipeline) == IOB_ERROR
-    assert batch.error is pipeline.error is tls_client.filter.error is error
+    assert isinstance(batch.error, ConnectionResetError)
+    assert batch.error is pipeline.error is tls_client.filter.error
     assert_refused(sock, pipeline, ConnectionResetError)
     assert len(sock.calls) == 1
 

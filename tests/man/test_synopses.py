@@ -94,7 +94,7 @@ def test_synopsis_of_a_class_is_its_constructor_and_its_public_members(page: str
     assert set(statements) == set(expected)
     for subject, (owner, name, member) in expected.items():
         statement = statements[subject]
-        if inspect.isfunction(member):
+        if inspect.isroutine(member):
             actual = inspect.signature(member)
             without_self = list(actual.parameters.values())[1:]
             assert signature(statement) == actual.replace(parameters=without_self)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from iobatch import IOB_DONE, SEND_LIMIT, IOBatch, iob_send
+from iobatch import COPY_LIMIT, IOB_DONE, SEND_LIMIT, IOBatch, iob_send
 from tests.support.batches import check_invariants, data
 from tests.support.fakes import Scripted, patch_os, script_sendfile
+from tests.support.forms import copy_limit
 from tests.support.send import LARGE, MORE, send_repeatedly
 
 if TYPE_CHECKING:
@@ -43,11 +44,8 @@ def test_no_call_exceeds_its_limit_or_ends_with_msg_more(
     make_file: MakeFile, monkeypatch: pytest.MonkeyPatch, limit: int, flags: int
 ) -> None:
     """With MSG_MORE the last bytes of a call would be held back until the next call."""
-    if limit < 1000:  # little content, since a system call sends few bytes
-        monkeypatch.setattr("iobatch._send.COPY_LIMIT", 500)
-        content = data(3000)
-    else:
-        content = data(LARGE)
+    # Little content if a system call sends few bytes.
+    content, longest_copy = (data(3000), 500) if limit < 1000 else (data(LARGE), COPY_LIMIT)
     fd = make_file(content)
     batch = IOBatch()
     batch.addbuf(content[:100])
@@ -55,7 +53,7 @@ def test_no_call_exceeds_its_limit_or_ends_with_msg_more(
     batch.addbuf(bytearray(content[1000:2000]))
     batch.addfile(fd, 2000)
     batch.addbuf(b"trailer")
-    with Scripted() as sock:
+    with Scripted() as sock, copy_limit(longest_copy):
         script_sendfile(monkeypatch, sock)
         while (nbytes := iob_send(sock, batch, limit=limit, flags=flags)) > 0:
             assert nbytes <= limit

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from iobatch import IOB_DONE, IOBatch, iob_send, iob_sendmsg
-from iobatch._batch import core_of
-from tests.support.batches import IOV_MAX, check_invariants, data
-from tests.support.fakes import Scripted
+from iobatch._core import BatchCore
+from tests.support.batches import IOV_MAX, Borrowed, batch_of, check_invariants, data
+from tests.support.fakes import Scripted, script_sendfile
+from tests.support.forms import forms, name_of_form, pure
+from tests.support.send import LARGE
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator
 
+    from iobatch._entries import Entry
     from tests.support.batches import MakeFile
 
 
@@ -63,53 +65,51 @@ def test_buffers_added_while_ranges_are_read_are_sent(make_file: MakeFile) -> No
         assert sock.taken == content + b"!!!"
 
 
-def test_range_added_while_the_queue_is_copied_is_sent(make_file: MakeFile) -> None:
+def test_range_added_while_the_queue_is_copied_is_sent(
+    make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The buffers alone would have been joined; a range can't be."""
     content = data(30)
     fd = make_file(content)
-    batch = IOBatch()
+    batch = batch_of(b"one", b"two")
+    snapshot = BatchCore.snapshot
 
-    class Growing(deque[Any]):
-        """A queue to which a range is added as its iteration begins, as by a finalizer."""
+    def grown_snapshot(core: BatchCore, count: int | None = None) -> list[Entry]:
+        if len(core.queue) == 2:
+            batch.addfile(fd, 0, 30)
+        return snapshot(core, count)
 
-        grown = False
-
-        def __iter__(self) -> Iterator[Any]:
-            if not self.grown:
-                self.grown = True
-                batch.addfile(fd, 0, 30)
-            return super().__iter__()
-
-    core_of(batch).queue = Growing()
-    batch.addbuf(b"one")
-    batch.addbuf(b"two")
+    monkeypatch.setattr(BatchCore, "snapshot", grown_snapshot)
     with Scripted() as sock:
-        assert iob_send(sock, batch) == 36
+        assert pure(iob_send)(sock, batch) == 36
         assert sock.taken == b"onetwo" + content
     assert iob_send(sock, batch) == IOB_DONE
     check_invariants(batch)
 
 
-def test_range_added_right_after_the_queue_is_cleared_is_sent(make_file: MakeFile) -> None:
-    content = data(30)
+@pytest.mark.parametrize("send", forms(iob_send), ids=name_of_form)
+def test_range_added_while_the_queue_is_cleared_is_sent(
+    send: Callable[[socket.socket, IOBatch], int],
+    make_file: MakeFile,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The finalizer of the last file adds the range."""
+    content = data(LARGE)
     fd = make_file(content)
     batch = IOBatch()
 
-    class Growing(deque[Any]):
-        """A queue to which a range is added after it is cleared, as by a signal handler."""
+    class Finalized(Borrowed):
+        def __del__(self) -> None:
+            batch.addfile(fd, 0, 30)
 
-        def clear(self) -> None:
-            super().clear()
-            if not sock.calls[1:]:
-                batch.addfile(fd, 0, 30)
-
-    core_of(batch).queue = Growing()
-    batch.addbuf(b"one")
+    batch.addfile(Finalized(fd))
     with Scripted() as sock:
-        assert iob_send(sock, batch) == 3
+        script_sendfile(monkeypatch, sock)
+        assert send(sock, batch) == LARGE
         check_invariants(batch)
-        assert iob_send(sock, batch) == 30
-        assert sock.taken == b"one" + content
+        assert send(sock, batch) == 30
+        assert sock.taken == content + content[:30]
+    assert send(sock, batch) == IOB_DONE
 
 
 def test_entries_moved_into_the_batch_by_a_finalizer_are_sent(make_file: MakeFile) -> None:
@@ -145,5 +145,5 @@ def test_buffer_added_while_a_long_queue_is_copied_is_sent() -> None:
 
     with pytest.MonkeyPatch.context() as patch, Scripted() as sock:
         patch.setattr("iobatch._core.islice", islice_then_add)
-        assert iob_send(sock, batch) == 20 * (IOV_MAX + 1) + 5
+        assert pure(iob_send)(sock, batch) == 20 * (IOV_MAX + 1) + 5
         assert sock.taken.endswith(b"xlater")

@@ -13,6 +13,7 @@ import pytest
 from iobatch import COPY_LIMIT, IOB_DONE, IOBatch, iob_send
 from tests.support.batches import STAGE_LIMIT, check_invariants, data
 from tests.support.fakes import Call, Read, Scripted, again, log_preads, patch_os, script_sendfile
+from tests.support.forms import pure
 from tests.support.send import MORE, NOSIGNAL, failing_sendfile, send_repeatedly
 
 if TYPE_CHECKING:
@@ -83,12 +84,13 @@ def test_at_most_128_kib_are_staged_and_no_byte_is_read_twice(
     total = 40 * COPY_LIMIT if reason == "small" else 4 * size
     content = data(total)
     fd = make_file(content)
-    flags = 0
+    flags, send = 0, iob_send
     if reason == "flags":
         flags = int(socket.MSG_DONTROUTE)
     elif reason == "refused":
         patch_os(monkeypatch, "sendfile", failing_sendfile(errno.EINVAL))
     elif reason == "no sendfile":
+        send = pure(iob_send)
         monkeypatch.setattr("iobatch._send._sendfile", None)
     elif reason == "SIGPIPE":
         monkeypatch.setattr("iobatch._send.getsignal", lambda _number: signal.SIG_DFL)
@@ -98,7 +100,7 @@ def test_at_most_128_kib_are_staged_and_no_byte_is_read_twice(
     with Scripted(*([] if script == "all" else [1, again()] * 50)) as sock:
         log = log_preads(monkeypatch, sock.calls)  # reads and sends in one list, in order
         while batch:
-            iob_send(sock, batch, flags=flags)
+            send(sock, batch, flags=flags)
             read = sum(event.size for event in log if isinstance(event, Read))
             assert read - batch.bytessent <= STAGE_LIMIT
         assert sock.taken == content

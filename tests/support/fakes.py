@@ -63,7 +63,10 @@ class Scripted(socket.socket):
         offered = b"".join(call.pieces)
         action = self.script.popleft() if self.script else len(offered)
         if isinstance(action, BaseException):
-            raise action
+            try:
+                raise action
+            finally:
+                del action  # its traceback refers to this frame
         accepted = offered[:action]
         self.taken += accepted
         return len(accepted)
