@@ -79,7 +79,8 @@ def compiled_methods(twin: type[Class]) -> type[Class]:
         elif function is None:
             names[name] = value
         elif isinstance(value, property):
-            names[name] = property(update_wrapper(function, value.fget))
+            getter: Any = value.fget
+            names[name] = property(update_wrapper(function, getter))
         else:
             names[name] = update_wrapper(function, value)
     names["__slots__"] = slots
