@@ -11,7 +11,7 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from iobatch._arguments import MAX_BYTES, Buffer, HasFileno, check_flags, check_limit
+from iobatch._arguments import Buffer, HasFileno, check_flags, check_limit
 from iobatch._batch import IOBatch, core_of
 from iobatch._core import COUNT_UNKNOWN, IDLE, IOB_AGAIN, IOB_DONE, IOB_ERROR, SENDING
 from iobatch._entries import IOV_MAX

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from iobatch import COPY_LIMIT, IOB_DONE, IOBatch, iob_send
+from iobatch._send import LAST_COPY_LIMIT
 from tests.support.batches import STAGE_LIMIT, check_invariants, data
 from tests.support.fakes import Call, Read, Scripted, again, log_preads, patch_os, script_sendfile
 from tests.support.forms import pure
@@ -33,9 +34,10 @@ def test_small_ranges_and_buffers_share_one_system_call(
     batch.addfile(fd, 0, size)
     batch.addbuf(b"two: ")
     batch.addfile(fd, size, size)
+    batch.addbuf(b"end")
     with Scripted() as sock:
-        assert send_repeatedly(sock, batch) == [2 * size + 10, 0]
-        assert sock.taken == b"one: " + content[:size] + b"two: " + content[size:]
+        assert send_repeatedly(sock, batch) == [2 * size + 13, 0]
+        assert sock.taken == b"one: " + content[:size] + b"two: " + content[size:] + b"end"
         assert [call.flags for call in sock.calls] == [NOSIGNAL]
     assert reads == [Read(fd, 0, size), Read(fd, size, size)]
 
@@ -60,6 +62,25 @@ def test_range_longer_than_copy_limit_goes_by_sendfile(
         ]
         assert sock.taken == b"header" + content + b"trailer"
     assert reads == []
+
+
+@pytest.mark.parametrize("follows", [False, True], ids=["last", "not last"])
+@pytest.mark.parametrize("size", [LAST_COPY_LIMIT, LAST_COPY_LIMIT + 1])
+def test_range_that_ends_the_batch_goes_by_sendfile_above_a_limit_of_its_own(
+    make_file: MakeFile, monkeypatch: pytest.MonkeyPatch, size: int, follows: bool
+) -> None:
+    """Only a range that ends the batch needs no cork."""
+    content = data(size)
+    batch = IOBatch()
+    batch.addbuf(b"header")
+    batch.addfile(make_file(content))
+    if follows:
+        batch.addbuf(b"end")
+    with Scripted() as sock:
+        counts = script_sendfile(monkeypatch, sock)
+        send_repeatedly(sock, batch)
+        assert sock.taken == b"header" + content + (b"end" if follows else b"")
+    assert counts == ([size] if size > LAST_COPY_LIMIT and not follows else [])
 
 
 def staged_per_call(log: list[Any]) -> list[int]:
@@ -97,13 +118,14 @@ def test_at_most_128_kib_are_staged_and_no_byte_is_read_twice(
     batch = IOBatch()
     for offset in range(0, total, size):
         batch.addfile(fd, offset, size)
+    batch.addbuf(b"end")
     with Scripted(*([] if script == "all" else [1, again()] * 50)) as sock:
         log = log_preads(monkeypatch, sock.calls)  # reads and sends in one list, in order
         while batch:
             send(sock, batch, flags=flags)
             read = sum(event.size for event in log if isinstance(event, Read))
             assert read - batch.bytessent <= STAGE_LIMIT
-        assert sock.taken == content
+        assert sock.taken == content + b"end"
     assert max(staged_per_call(log)) <= STAGE_LIMIT
     reads = sorted(event for event in log if isinstance(event, Read))
     assert sum(event.size for event in reads) == total
