@@ -16,6 +16,7 @@ from pathlib import Path
 from tests.bench.report import Options
 
 TABLES = {
+    "goals": "goals for CPU: libowfat, asyncio, uvloop, aiofastnet; compiled and pure form",
     "send": "iob_send against libowfat, libevent, C and Python: CPU, system calls, segments",
     "write": "iob_write and filters: callbacks, gzip, TLS",
     "aio": "BatchWriter against the methods of asyncio and uvloop",

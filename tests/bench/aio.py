@@ -1,4 +1,4 @@
-"""Measure BatchWriter and send_to_stream against the methods of asyncio and uvloop to send files.
+"""Measure BatchWriter and send_to_stream against the methods of asyncio, and of its replacements.
 
 A response is a 200-byte header and a file of random bytes in the page cache. Responses go over one
 TCP connection on loopback; a method starts the next response as soon as its await returns. CPU is
@@ -14,7 +14,7 @@ Differences between the methods:
   for small files; reading it in another thread, which never blocks the loop, would cost more.
 - BatchWriter and send_to_stream check whether a file is in the page cache before they send it, and
   their figures include this check. The other methods don't check: see the last table.
-- uvloop has no sendfile.
+- uvloop has no sendfile. aiofastnet gives asyncio's loop its own transports.
 
 The last table sends files that are not in the page cache, while a second task takes every turn of
 the loop. The longest time between two turns of that task is the stall: the time for which a loop
@@ -30,7 +30,6 @@ import random
 import tempfile
 from contextlib import ExitStack
 from functools import partial
-from importlib import import_module
 from importlib.util import find_spec
 from statistics import median
 from time import perf_counter, process_time
@@ -44,14 +43,14 @@ from tests.bench.report import (
     format_spread,
     print_environment,
     print_table,
-    ratios,
     report_missing,
     run_in_turn,
 )
+from tests.bench.senders import loop_factory
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
 
     from tests.bench.report import Options
 
@@ -146,13 +145,8 @@ METHODS: dict[str, tuple[str, Method]] = {
     "loop.sendfile": ("asyncio", by_loop_sendfile),
     "BatchWriter.write, uvloop": ("uvloop", by_batch_writer),
     "writelines, drain, uvloop": ("uvloop", by_writelines),
+    "writelines, drain, aiofastnet": ("aiofastnet", by_writelines),
 }
-# File size, method, the methods whose best it is compared with, and the highest ratio allowed.
-GOALS = [
-    (KIB, "BatchWriter.write", ["writelines, drain"], 0.8),
-    (KIB, "BatchWriter.write", ["loop.sendfile"], 0.15),
-    (MIB, "BatchWriter.write", ["writelines, drain", "loop.sendfile"], 1.0),
-]
 STALL_METHODS: dict[str, Method] = {
     "BatchWriter.write": by_batch_writer,
     "iob_send, add_writer": by_iob_send,
@@ -165,11 +159,11 @@ def run(options: Options) -> None:
     """Print the tables."""
     pin_to_processor(SENDER)
     methods = dict(METHODS)
-    if find_spec("uvloop") is None:
-        report_missing(options, "uvloop", "pip install uvloop")
-        methods = {name: method for name, method in METHODS.items() if method[0] != "uvloop"}
-    print_environment(["attrs", "uvloop"])
-    results: dict[int, dict[str, list[float]]] = {}
+    for package in ("uvloop", "aiofastnet"):
+        if find_spec(package) is None:
+            report_missing(options, package, f"pip install {package}")
+            methods = {name: each for name, each in methods.items() if each[0] != package}
+    print_environment(["attrs", "uvloop", "aiofastnet"])
 
     def rows() -> Iterator[list[str]]:
         for size, rounds in ROUNDS.items():
@@ -180,31 +174,18 @@ def run(options: Options) -> None:
                     name: partial(cpu_per_response, loop, method, [file] * count, size)
                     for name, (loop, method) in methods.items()
                 }
-                results[size] = run_in_turn(each, options.turns)
-            yield [format_size(size), *(format_spread(results[size][name], 1) for name in methods)]
+                results = run_in_turn(each, options.turns)
+            yield [format_size(size), *(format_spread(results[name], 1) for name in methods)]
 
     print_table("A header and a file: CPU per response, microseconds", ["file", *methods], rows())
-    print_table(
-        "Goals", ["file", "method", "compared with", "ratio", "goal", "met"], goal_rows(results)
-    )
     print_stalls(options)
 
 
 def cpu_per_response(loop: str, method: Method, files: Sequence[BinaryIO], size: int) -> float:
     """Return the CPU microseconds per response."""
-    factory = import_module(loop).new_event_loop
-    with reader_connection() as sock, asyncio.Runner(loop_factory=factory) as runner:
+    with reader_connection() as sock, asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
         sock.setblocking(False)
         return runner.run(method(sock, files, size)) / len(files) * 1e6
-
-
-def goal_rows(results: Mapping[int, Mapping[str, Sequence[float]]]) -> Iterator[list[str]]:
-    """Yield a table row for each goal."""
-    for size, ours, peers, most in GOALS:
-        peer = min(peers, key=lambda name: median(results[size][name]))
-        ratio = ratios(results[size][ours], results[size][peer])
-        met = "yes" if median(ratio) <= most else "no"
-        yield [format_size(size), ours, peer, format_spread(ratio), f"{most}", met]
 
 
 def print_stalls(options: Options) -> None:

@@ -1,9 +1,10 @@
-"""Break down iobatch's CPU time per response into parts, and compare it with the goals.
+"""Break down iobatch's CPU time per response into parts, in the form that this process uses.
 
 The parts are measured separately, by process_time(), in turn with the whole response:
 
 - System calls: exactly the calls that iob_send makes for this response, recorded and repeated with
-  the same arguments. The figure includes Python's cost of making the calls.
+  the same arguments. The figure includes Python's cost of making the calls, which the compiled form
+  doesn't have, so its rest may be negative.
 - addbuf, addfile: only these calls.
 - The last iob_send: each response ends with a call that returns IOB_DONE.
 - The loops: the program's loops with empty bodies.
@@ -12,15 +13,11 @@ The parts are measured separately, by process_time(), in turn with the whole res
 A part that is measured separately finds the processor's caches as the same part left them. So the
 rest of iob_send also contains the cache misses that the parts cause one another.
 
-"At most" is the time that a goal allows, computed from libowfat's time in the same turn. If the
-system calls alone take longer in Python, the goal needs other or fewer system calls: saving time
-between them isn't enough.
-
 By line: while responses are sent, a timer interrupts the program a thousand times a second, and a
 signal handler counts the current line. It is a wall-clock timer, because CPU-time timers fire at
 the kernel's tick, four times less often; the program rarely waits. Python runs signal handlers only
 after calls and at the end of a loop's pass, so a line with a call also counts for the code since
-the previous call.
+the previous call. Compiled code has no lines: it counts for the line that calls it.
 """
 
 from __future__ import annotations
@@ -48,7 +45,6 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
     from tests.bench.report import Options
-    from tests.bench.send_processes import Sender
     from tests.bench.send_workloads import Workload
     from tests.bench.senders import Part
 
@@ -184,9 +180,7 @@ def add_nothing(batch: IOBatch, parts: Sequence[Part], fd: int, rounds: int) -> 
                 pass
 
 
-def measure(
-    options: Options, place: Place, workload: Workload, libowfat: Sender | None
-) -> dict[str, list[float]]:
+def measure(options: Options, place: Place, workload: Workload) -> dict[str, list[float]]:
     """Return the microseconds of each part in each turn."""
     port, file = place
     rounds = options.rounds(int(TARGET / whole_response(port, file, workload, options.rounds(200))))
@@ -198,8 +192,6 @@ def measure(
         "buffers": partial(time_adding, add_buffers, file, workload, rounds),
         "nothing": partial(time_adding, add_nothing, file, workload, rounds),
     }
-    if libowfat is not None:
-        methods["libowfat"] = lambda: libowfat.send(port, workload, rounds).cpu / 1e6
     return {
         name: [seconds * 1e6 for seconds in turns]
         for name, turns in run_in_turn(methods, options.turns).items()
@@ -212,7 +204,7 @@ def subtract(these: Sequence[float], *others: Sequence[float]) -> list[float]:
 
 
 def breakdown_of(workload: Workload, took: dict[str, list[float]]) -> dict[str, str]:
-    """Return the cells of a workload: its parts, and the time to save for each goal."""
+    """Return the cells of a workload: its parts."""
     rest = subtract(took["whole"], took["calls"], took["all"], took["last"])
     cells = {
         "iobatch": took["whole"],
@@ -223,12 +215,6 @@ def breakdown_of(workload: Workload, took: dict[str, list[float]]) -> dict[str, 
         "the last iob_send": took["last"],
         "the rest of iob_send": rest,
     }
-    if "libowfat" in took and workload.goal is not None and workload.stretch_goal is not None:
-        cells["libowfat"] = took["libowfat"]
-        for name, most in (("goal", workload.goal), ("stretch goal", workload.stretch_goal)):
-            allowed = [most * theirs for theirs in took["libowfat"]]
-            cells[f"{name}: at most"] = allowed
-            cells[f"{name}: to save"] = subtract(took["whole"], allowed)
     return {name: format_spread(values) for name, values in cells.items()}
 
 
@@ -270,10 +256,9 @@ def print_breakdown(
     place: Place,
     workloads: Sequence[Workload],
     by_line: Sequence[Workload],
-    libowfat: Sender | None,
 ) -> None:
     """Print the tables."""
-    took = {workload.name: measure(options, place, workload, libowfat) for workload in workloads}
+    took = {workload.name: measure(options, place, workload) for workload in workloads}
     columns = {workload.name: breakdown_of(workload, took[workload.name]) for workload in workloads}
     first, *_ = columns.values()
     print_table(

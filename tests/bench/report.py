@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from attrs import frozen
 
+from iobatch import COMPILED
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
@@ -51,9 +53,12 @@ def report_missing(options: Options, what: str, why: str) -> None:
 
 
 def print_environment(packages: Iterable[str]) -> None:
-    """Print the platform, and the versions of Python and of the given packages."""
+    """Print the platform, iobatch's form, and the versions of Python and of the given packages."""
+    form = "compiled form" if COMPILED else "pure Python"
     found = ", ".join(f"{name} {version(name)}" for name in packages if find_spec(name))
-    print(f"\n{platform.platform()}, Python {platform.python_version()}: {found}")
+    print(
+        f"\n{platform.platform()}, Python {platform.python_version()}, iobatch in {form}: {found}"
+    )
 
 
 def run_in_turn(methods: Mapping[str, Callable[[], T]], turns: int) -> dict[str, list[T]]:

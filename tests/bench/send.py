@@ -6,7 +6,7 @@ shares another's imports, heap or loop; the process lives for the whole run, and
 connection in each turn. Sockets are non-blocking and have TCP_NODELAY, as a server's have, so each
 response leaves at once. Only the lone buffer is also sent without TCP_NODELAY.
 
-CPU is process_time(), user and system, per response, over as many responses as take about TARGET
+CPU is process_time(), user and system, per response, over as many responses as take about 0.15
 seconds. Imports, connecting and the start of a loop are not measured. A sender on a network doesn't
 pay for loopback, so the benchmark keeps the cost of loopback low: the receiver has another
 processor, polls without sleeping, and lets the kernel discard the bytes. (The sender pays for
@@ -22,8 +22,8 @@ reports them after a shutdown; on these connections all bytes are compared. In t
 only the number of bytes is. Below 128 KiB the goal is never to send more segments than libowfat:
 the highest counts over all tries are compared. From 128 KiB on the medians are compared.
 
-Each goal for the CPU time has a stretch goal. The last tables, see breakdown.py, show which parts
-of the time stand between iobatch and the goals.
+iobatch's compiled and pure forms are two methods. goals.py has the goals for the CPU time. The last
+tables, see breakdown.py, show where the time goes.
 
 Differences between the methods:
 
@@ -38,9 +38,11 @@ Differences between the methods:
 - Without TCP_NODELAY the kernel joins small responses if the sender is faster than the ACKs, and a
   segment costs more than everything else: a sender just below that rate sends, and pays for, one
   segment per response. There too, look at "segments in the run" before comparing CPU.
-- asyncio and uvloop run a minimal protocol, without streams. Files are read in the loop's thread;
-  reading them in a thread pool, which never blocks the loop, would cost more. Methods that send in
-  pieces use the piece size that was measured to be the best.
+- asyncio, uvloop and aiofastnet run a minimal protocol, without streams. aiofastnet gives asyncio's
+  loop its own transports. A response of buffers is a list that exists before the clock starts,
+  while iobatch adds buffer by buffer, except in "iobatch, addbufs". Files are read in the loop's
+  thread; reading them in a thread pool, which never blocks the loop, would cost more. Methods that
+  send in pieces use the piece size that was measured to be the best.
 - trio's streams set TCP_NOTSENT_LOWAT to 16 KiB. All other socket options are the same.
 - twisted sends in the next turn of its reactor, and each write of trio takes a turn of its loop, by
   design. The other methods send at once if the socket has room.
@@ -48,13 +50,8 @@ Differences between the methods:
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from contextlib import ExitStack
-from functools import partial
-from pathlib import Path
-from random import Random
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -68,13 +65,15 @@ from tests.bench.report import (
     print_table,
     ratios,
     report_missing,
-    run_in_turn,
 )
 from tests.bench.send_processes import (
+    C_PROGRAMS,
     PACKAGES,
+    PURE,
     Sender,
-    find_commands,
+    measure_in_turn,
     running_receiver,
+    running_senders,
     trace_system_calls,
 )
 from tests.bench.send_workloads import BROKEN_DOWN, BY_LINE, KIB, PLOTTED, WORKLOADS, Workload
@@ -85,27 +84,21 @@ if TYPE_CHECKING:
 
     from tests.bench.report import Options
 
-TARGET = 0.15  # seconds of CPU for a method in a turn
-MAX_ROUNDS = 200_000  # responses in a turn
 SEGMENT_TRIES = 5  # connections whose segments are counted
-LIBRARIES = [name for name in METHODS if name not in {"iobatch", "Python by hand"}]
+# The methods that goals.py compares; aio.py also has them.
+AWAITED = {"BatchWriter.write", "asyncio, drain", "uvloop, drain", "aiofastnet, drain"}
 # The methods in the plot.
 PLOTTED_METHODS = [
     "iobatch",
+    "iobatch" + PURE,
     "libowfat",
     "libevent",
     "libevent, mmap",
     "asyncio",
     "uvloop",
+    "aiofastnet",
     "twisted",
 ]
-
-
-def rounds_for(options: Options, sender: Sender, port: int, workload: Workload) -> int:
-    """Warm up a sender; return the number of responses that take about TARGET seconds."""
-    some = options.rounds(max(1, min(1000, (8 << 20) // workload.size)))
-    cpu = sender.send(port, workload, some).cpu
-    return options.rounds(max(1, min(MAX_ROUNDS, int(TARGET * 1e6 / cpu))))
 
 
 @frozen
@@ -119,64 +112,50 @@ class Result:
 
 def run(options: Options) -> None:
     """Print the tables."""
-    processors = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, processors[:1])  # inherited by the senders
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        path = folder / "file"
-        data = Random(0).randbytes(16 << 20)
-        path.write_bytes(data)
-        os.sync()  # else the kernel writes the file back while it is sent
+        names = [*(name for name in METHODS if name not in AWAITED), *C_PROGRAMS]
+        senders, processors = stack.enter_context(running_senders(options, names))
         drop_port = stack.enter_context(running_receiver(processors))
         check_port = stack.enter_context(running_receiver(processors, check=True))
-        senders = {
-            name: stack.enter_context(Sender(name, command, path, data))
-            for name, command in find_commands(options, folder).items()
-        }
         calls: dict[str, dict[str, float]] = {}
         if shutil.which("strace"):
             for name, sender in senders.items():
-                calls[name] = trace_system_calls(options, sender, drop_port, folder)
+                calls[name] = trace_system_calls(options, sender, drop_port, WORKLOADS)
         else:
             report_missing(options, "strace", "apt-get install strace")
         print_environment(["attrs", *PACKAGES])
         results = {}
         for workload in WORKLOADS:
-            suitable = [sender for name, sender in senders.items() if workload.suits(name)]
+            suitable = {name: sender for name, sender in senders.items() if workload.suits(name)}
             results[workload.name] = measure(options, workload, suitable, (drop_port, check_port))
             print_workload(workload, results[workload.name], calls)
-        print_goals(results)
+        print_segment_goals(results)
         write_plot(options, results)
+        path = next(iter(senders.values())).path
         opened = stack.enter_context(path.open("rb", buffering=0))
-        breakdown.print_breakdown(
-            options, (drop_port, opened), BROKEN_DOWN, BY_LINE, senders.get("libowfat")
-        )
+        breakdown.print_breakdown(options, (drop_port, opened), BROKEN_DOWN, BY_LINE)
 
 
 def measure(
-    options: Options, workload: Workload, senders: Sequence[Sender], ports: tuple[int, int]
+    options: Options, workload: Workload, senders: Mapping[str, Sender], ports: tuple[int, int]
 ) -> dict[str, Result]:
     """Measure the senders in turn."""
     drop_port, check_port = ports
     tries = options.rounds(SEGMENT_TRIES)
     alone = {
-        sender.name: [
-            sender.send(check_port, workload, 1, check=True).segments for _ in range(tries)
-        ]
-        for sender in senders
+        name: [sender.send(check_port, workload, 1, check=True).segments for _ in range(tries)]
+        for name, sender in senders.items()
     }
-    rounds = {sender.name: rounds_for(options, sender, drop_port, workload) for sender in senders}
-    turns = run_in_turn(
-        {
-            sender.name: partial(sender.send, drop_port, workload, rounds[sender.name])
-            for sender in senders
-        },
-        options.turns,
-    )
+    turns = measure_in_turn(options, workload, senders, drop_port)
     return {
         name: Result([turn.cpu for turn in mine], [turn.segments for turn in mine], alone[name])
         for name, mine in turns.items()
     }
+
+
+def ours_of(results: Mapping[str, Result]) -> Result:
+    """Return iobatch's result: the compiled form's, if there is one."""
+    return results.get("iobatch") or results["iobatch" + PURE]
 
 
 def format_count(values: Sequence[float]) -> str:
@@ -189,8 +168,8 @@ def print_workload(
 ) -> None:
     """Print the table of a workload."""
     head = ["method", "CPU, us", "iobatch / method", "system calls", "data segments"]
-    ours = results["iobatch"]
-    rows = []
+    ours = ours_of(results)
+    rows = [] if "iobatch" in results else [["iobatch", "not compiled", "", "", ""]]
     for name, result in results.items():
         row = [
             name,
@@ -209,65 +188,16 @@ def print_workload(
     )
 
 
-def format_met(values: Sequence[float], most: float) -> str:
-    return "yes" if median(values) <= most else "no"
-
-
-def print_goals(results: Mapping[str, Mapping[str, Result]]) -> None:
-    """Print the goals, and whether they are met."""
+def print_segment_goals(results: Mapping[str, Mapping[str, Result]]) -> None:
+    """Print the goals for data segments, and whether they are met."""
     rows = []
-    segments = []
     for workload in WORKLOADS:
         by_method = results[workload.name]
-        ours = by_method["iobatch"]
         if "libowfat" in by_method:
-            segments.append(
-                [
-                    workload.name,
-                    *segment_goal_cells(workload, ours.segments, by_method["libowfat"].segments),
-                ]
-            )
-        if workload.goal is None or workload.stretch_goal is None or workload.library_goal is None:
-            continue
-        row = [workload.name]
-        if "libowfat" in by_method:
-            ratio = ratios(ours.cpu, by_method["libowfat"].cpu)
-            row += [format_spread(ratio), f"{workload.goal:g}", format_met(ratio, workload.goal)]
-            row += [f"{workload.stretch_goal:g}", format_met(ratio, workload.stretch_goal)]
-        else:
-            row += ["?"] * 5
-        best = workload.rival or min(
-            (name for name in LIBRARIES if name in by_method),
-            key=lambda name: median(by_method[name].cpu),
-        )
-        ratio = ratios(ours.cpu, by_method[best].cpu)
-        row += [
-            best,
-            format_spread(ratio),
-            f"{workload.library_goal:g}",
-            format_met(ratio, workload.library_goal),
-        ]
-        row += [
-            format_spread(ratios(ours.cpu, by_method[name].cpu)) if name in by_method else "?"
-            for name in ("C by hand", "Python by hand")
-        ]
-        rows.append(row)
-    goal = ["goal", "met"]
-    head = [
-        "response",
-        "iobatch / libowfat",
-        *goal,
-        "stretch goal",
-        "met",
-        "best library",
-        "iobatch / library",
-        *goal,
-    ]
-    print_table(
-        "send: goals, CPU", [*head, "iobatch / C by hand", "iobatch / Python by hand"], rows
-    )
-    head = ["response", "iobatch", "libowfat", "compared", "ratio", *goal]
-    print_table("send: goals, data segments", head, segments)
+            ours, theirs = ours_of(by_method).segments, by_method["libowfat"].segments
+            rows.append([workload.name, *segment_goal_cells(workload, ours, theirs)])
+    head = ["response", "iobatch", "libowfat", "compared", "ratio", "goal", "met"]
+    print_table("send: goals, data segments", head, rows)
 
 
 def segment_goal_cells(

@@ -8,27 +8,32 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import zlib
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Self
 
 from attrs import define, field, frozen
 
+from iobatch import COMPILED
 from tests.bench.reader import child_process
-from tests.bench.report import report_missing
-from tests.bench.send_workloads import WORKLOADS
-from tests.bench.senders import METHODS
+from tests.bench.report import report_missing, run_in_turn
+from tests.bench.senders import OURS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from tests.bench.report import Options
     from tests.bench.send_workloads import Workload
 
+TARGET = 0.15  # seconds of CPU for a method in a turn
+MAX_ROUNDS = 200_000  # responses in a turn
 MSS = 1460
+PURE = ", pure"  # the suffix of a method of iobatch whose process runs the pure form
 # The compiler flags of each C method.
 C_PROGRAMS = {
     "C by hand": [],
@@ -37,7 +42,7 @@ C_PROGRAMS = {
     "libevent, mmap": ["-DLIBEVENT=EVBUF_FS_DISABLE_SENDFILE", "-levent_core"],
 }
 # The packages of the Python methods that may be missing.
-PACKAGES = ["gevent", "tornado", "trio", "twisted", "uvloop"]
+PACKAGES = ["aiofastnet", "gevent", "tornado", "trio", "twisted", "uvloop"]
 
 
 @frozen
@@ -150,31 +155,76 @@ def running_receiver(processors: Sequence[int], *, check: bool = False) -> Itera
             yield listener.getsockname()[1]
 
 
-def find_commands(options: Options, folder: Path) -> dict[str, list[str | Path]]:
-    """Return the command of each available method, iobatch first; compile the C programs."""
-    result: dict[str, list[str | Path]] = {}
-    for name in METHODS:
-        if name in PACKAGES and find_spec(name) is None:
-            report_missing(options, name, f"pip install {name}")
-        else:
-            result[name] = [sys.executable, "-m", "tests.bench.senders", name]
-    if not shutil.which("cc"):
-        report_missing(options, ", ".join(C_PROGRAMS), "no C compiler (cc)")
-        return result
-    source = Path(__file__).with_name("senders.c")
-    for name, flags in C_PROGRAMS.items():
-        program = folder / name
-        made = subprocess.run(
-            ["cc", "-O2", "-o", program, source, *flags],
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
+def with_pure_form(names: Iterable[str]) -> list[str]:
+    """Return the names of methods, with the pure form after each method of iobatch."""
+    return [each for name in names for each in ([name, name + PURE] if name in OURS else [name])]
+
+
+def find_command(name: str, folder: Path) -> list[str | Path]:
+    """Return the command of a method; compile a C program.
+
+    Raises:
+        LookupError: something that the method needs is missing.
+
+    """
+    if name in C_PROGRAMS:
+        if not shutil.which("cc"):
+            raise LookupError("no C compiler (cc)")
+        source, program = Path(__file__).with_name("senders.c"), folder / name
+        command = ["cc", "-O2", "-o", program, source, *C_PROGRAMS[name]]
+        made = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
         if made.returncode:
-            report_missing(options, name, made.stderr)
-        else:
-            result[name] = [program]
-    return result
+            raise LookupError(made.stderr)
+        return [program]
+    package, *_ = name.split(",")
+    if package in PACKAGES and find_spec(package) is None:
+        raise LookupError(f"pip install {package}")
+    if name in OURS and not COMPILED:
+        raise LookupError("not compiled: iobatch.COMPILED is False")
+    command = [sys.executable, "-m", "tests.bench.senders", name.removesuffix(PURE)]
+    return ["env", "IOBATCH_PURE=1", *command] if name.endswith(PURE) else command
+
+
+@contextmanager
+def running_senders(
+    options: Options, names: Iterable[str]
+) -> Iterator[tuple[dict[str, Sender], Sequence[int]]]:
+    """Run the senders of all available methods; bind this process to the first processor.
+
+    Yields:
+        the senders, by method, and the processors that this process was bound to before.
+
+    """
+    processors = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, processors[:1])  # inherited by the senders
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        path = folder / "file"
+        data = Random(0).randbytes(16 << 20)
+        path.write_bytes(data)
+        os.sync()  # else the kernel writes the file back while it is sent
+        senders = {}
+        for name in with_pure_form(names):
+            try:
+                command = find_command(name, folder)
+            except LookupError as exc:
+                report_missing(options, name, str(exc))
+            else:
+                senders[name] = stack.enter_context(Sender(name, command, path, data))
+        yield senders, processors
+
+
+def measure_in_turn(
+    options: Options, workload: Workload, senders: Mapping[str, Sender], port: int
+) -> dict[str, list[Turn]]:
+    """Measure the senders in turn, with as many responses as take about TARGET seconds."""
+    some = options.rounds(max(1, min(1000, (8 << 20) // workload.size)))
+    methods = {}
+    for name, sender in senders.items():
+        cpu = sender.send(port, workload, some).cpu  # also warms up
+        rounds = options.rounds(max(1, min(MAX_ROUNDS, int(TARGET * 1e6 / cpu))))
+        methods[name] = partial(sender.send, port, workload, rounds)
+    return run_in_turn(methods, options.turns)
 
 
 def count_traced_calls(log: Path) -> list[int]:
@@ -196,12 +246,12 @@ def count_traced_calls(log: Path) -> list[int]:
 
 
 def trace_system_calls(
-    options: Options, sender: Sender, port: int, folder: Path
+    options: Options, sender: Sender, port: int, workloads: Iterable[Workload]
 ) -> dict[str, float]:
     """Return the system calls per response, by workload."""
     rounds = options.rounds(10)
-    log = folder / "strace"
-    workloads = [workload for workload in WORKLOADS if workload.suits(sender.name)]
+    log = sender.path.with_name("strace")
+    workloads = [workload for workload in workloads if workload.suits(sender.name)]
     command = ["strace", "-f", "-qq", "-o", log, *sender.command]
     with Sender(sender.name, command, sender.path, sender.data) as traced:
         traced.send(port, workloads[-1], 1)  # calls that a process makes only once; not counted

@@ -1,4 +1,4 @@
-"""The responses that tests/bench/send.py measures, and the goals for them."""
+"""The responses that tests/bench/send.py and goals.py measure."""
 
 from __future__ import annotations
 
@@ -15,26 +15,18 @@ KIB = 1024
 
 @frozen
 class Workload:
-    """A response, and the goals for its CPU time.
+    """A response, and the connection it is sent over.
 
     Attributes:
         name: the name in the tables.
         parts: for each part the length of a buffer, and the offset and count of the file range
             after it.
-        goal: the highest ratio to libowfat's CPU time; None: no goals.
-        stretch_goal: a lower ratio to libowfat's CPU time, wanted but not required.
-        library_goal: the highest ratio to the CPU time of a Python library.
-        rival: this library; None: the best one.
         nodelay: set TCP_NODELAY.
 
     """
 
     name: str
     parts: Sequence[tuple[int, int, int]]
-    goal: float | None = None
-    stretch_goal: float | None = None
-    library_goal: float | None = None
-    rival: str | None = None
     nodelay: bool = True
 
     @property
@@ -54,7 +46,12 @@ class Workload:
         return crc
 
     def suits(self, method: str) -> bool:
-        """Return whether a method applies: those by sendfile and mmap need a file range."""
+        """Return whether a method applies.
+
+        Those by sendfile and mmap need a file range, and addbufs adds more than one buffer.
+        """
+        if "addbufs" in method:
+            return self.buffers_only and len(self.parts) > 1
         return not self.buffers_only or not method.endswith(("sendfile", "mmap"))
 
 
@@ -66,20 +63,21 @@ MULTIPART = [
 ]
 
 
-def header_and_file(kib: int, *goals: float) -> Workload:
-    name = f"{kib} KiB" if kib < KIB else f"{kib // KIB} MiB"
-    return Workload(f"200 B + {name}", [(HEADER, 0, kib * KIB)], *goals)
+def header_and_file(kib: int, *, nodelay: bool = True) -> Workload:
+    size = f"{kib} KiB" if kib < KIB else f"{kib // KIB} MiB"
+    name = f"200 B + {size}" if nodelay else f"200 B + {size}, Nagle"
+    return Workload(name, [(HEADER, 0, kib * KIB)], nodelay)
 
 
-LONE = Workload("lone 200 B", [(HEADER, 0, 0)], 2.5, 2.0, 1.0, "asyncio")
-MANY = Workload("64 buffers of 200 B", [(HEADER, 0, 0)] * 64, 1.0, 0.5, 0.9)
-SMALL = header_and_file(1, 0.95, 0.8, 0.6)
-MIDDLE = header_and_file(16, 0.85, 0.75, 0.6)
-LARGE = header_and_file(64, 1.1, 1.0, 0.8)
-PIPELINED = Workload("100 pipelined (200 B + 1 KiB)", [(HEADER, 0, KIB)] * 100, 0.5, 0.3, 0.5)
+LONE = Workload("lone 200 B", [(HEADER, 0, 0)])
+MANY = Workload("64 buffers of 200 B", [(HEADER, 0, 0)] * 64)
+SMALL = header_and_file(1)
+MIDDLE = header_and_file(16)
+LARGE = header_and_file(64)
+PIPELINED = Workload("100 pipelined (200 B + 1 KiB)", [(HEADER, 0, KIB)] * 100)
 WORKLOADS = [
     LONE,
-    Workload("lone 200 B, Nagle", LONE.parts, 2.5, 2.0, 1.0, "asyncio", nodelay=False),
+    Workload("lone 200 B, Nagle", LONE.parts, nodelay=False),
     Workload("8 buffers of 200 B", [(HEADER, 0, 0)] * 8),
     MANY,
     SMALL,
@@ -88,9 +86,9 @@ WORKLOADS = [
     header_and_file(32),
     LARGE,
     header_and_file(128),
-    header_and_file(256, 1.1, 1.0, 0.8),
-    header_and_file(KIB, 1.05, 1.0, 1.0),
-    header_and_file(16 * KIB, 1.05, 1.0, 1.0),
+    header_and_file(256),
+    header_and_file(KIB),
+    header_and_file(16 * KIB),
     Workload("multipart, 8 ranges of 8 KiB", MULTIPART),
     PIPELINED,
 ]

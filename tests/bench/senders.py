@@ -18,25 +18,27 @@ import socket
 import struct
 import sys
 from functools import partial
+from importlib import import_module
 from itertools import chain, repeat
 from pathlib import Path
 from time import process_time
 from typing import TYPE_CHECKING, Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 from iobatch import IOBatch, iob_send
+from iobatch.aio import BatchWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
     from typing import BinaryIO
 
     Part = tuple[bytes, int, int]  # a buffer; offset and count of the file range after it
 
 # The best of the measured sizes from 32 KiB to 1 MiB: from 128 KiB on malloc maps new pages for
-# each piece, and joining pieces takes up to four times as long. uvloop doesn't join.
+# each piece, and joining pieces takes up to four times as long. uvloop and aiofastnet don't join.
 CHUNK = 120 * 1024
-UVLOOP_CHUNK = 256 * 1024
+GATHER_CHUNK = 256 * 1024
 # Up to this size pread is cheaper than sendfile, for a single response.
 COPY_LIMIT = 32 * 1024
 MORE = int(socket.MSG_MORE)
@@ -44,19 +46,30 @@ MORE = int(socket.MSG_MORE)
 
 @frozen
 class Job:
-    """A response, its connection, and the number of times to send it."""
+    """A response, its connection, and the number of times to send it.
+
+    Attributes:
+        buffers: all buffers, if the response has no file range; else an empty list.
+
+    """
 
     sock: socket.socket
     file: BinaryIO
     nodelay: bool
     rounds: int
     parts: Sequence[Part]
+    buffers: list[bytes] = field(init=False)
+
+    @buffers.default
+    def _list_buffers(self) -> list[bytes]:
+        if any(count for _, _, count in self.parts):
+            return []
+        return [head for head, _, _ in self.parts]
 
     @property
     def lone(self) -> bytes | None:
         """The buffer, if the response is one buffer; else None."""
-        ((head, _, count), *more) = self.parts
-        return None if count or more else head
+        return self.buffers[0] if len(self.buffers) == 1 else None
 
     def steps(self, chunk: int = CHUNK) -> list[Sequence[Part]]:
         """Divide the parts into steps: each is read at once and written at once."""
@@ -70,6 +83,8 @@ class Job:
 
     def load(self, step: Sequence[Part]) -> list[bytes]:
         """Return the buffers of a step, its file ranges read."""
+        if self.buffers:
+            return self.buffers
         fd = self.file.fileno()
         pieces = []
         for head, offset, count in step:
@@ -91,16 +106,22 @@ def room_waiter(sock: socket.socket) -> Callable[[], object]:
     return poll.poll
 
 
-def iobatch(job: Job) -> float:
+def iobatch(job: Job, *, at_once: bool = False) -> float:
+    """Send by iob_send; at_once: add all buffers by one addbufs()."""
     job.sock.setblocking(False)
-    sock, fd, parts = job.sock, job.file.fileno(), job.parts
+    sock, fd, parts, lone = job.sock, job.file.fileno(), job.parts, job.lone
     batch, wait = IOBatch(), room_waiter(sock)
     start = job.start()
     for _ in range(job.rounds):
-        for head, offset, count in parts:
-            batch.addbuf(head)
-            if count:
-                batch.addfile(fd, offset, count)
+        if lone:
+            batch.addbuf(lone)
+        elif at_once:
+            batch.addbufs(job.buffers)
+        else:
+            for head, offset, count in parts:
+                batch.addbuf(head)
+                if count:
+                    batch.addfile(fd, offset, count)
         while sent := iob_send(sock, batch):
             if sent < 0:
                 if batch.error:
@@ -142,7 +163,13 @@ def by_hand(job: Job) -> float:
     start = job.start()
     for _ in range(job.rounds):
         if lone:
-            send_all(lone)
+            try:
+                sent = send(lone)
+            except BlockingIOError:
+                wait()
+                sent = 0
+            if sent < len(lone):
+                send_all(lone[sent:])
         elif small:
             send_all(b"".join(job.load(job.parts)))
         else:
@@ -185,24 +212,33 @@ class Flow(asyncio.Protocol):
     full = False
 
 
-async def _transport(job: Job, *, sendfile: bool = False, chunk: int = CHUNK) -> float:
-    loop = asyncio.get_running_loop()
-    transport, flow = await loop.create_connection(Flow, sock=job.sock)
-    lone, steps = job.lone, job.steps(chunk)
+def loop_factory(package: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    """Return the function that makes loops: of asyncio, uvloop, or asyncio with aiofastnet."""
+    module: Any = import_module(package)
+    return module.loop_factory() if package == "aiofastnet" else module.new_event_loop
+
+
+def on_loop(send: Callable[..., Coroutine[Any, Any, float]], package: str, job: Job) -> float:
+    """Run a coroutine function on a loop of a package."""
+    with asyncio.Runner(loop_factory=loop_factory(package)) as runner:
+        return runner.run(send(job))
+
+
+def _chunk(transport: asyncio.BaseTransport) -> int:
+    """Return the piece size for a transport; asyncio's are those that join."""
+    return CHUNK if type(transport).__module__.startswith("asyncio.") else GATHER_CHUNK
+
+
+async def _transport(job: Job) -> float:
+    transport, flow = await asyncio.get_running_loop().create_connection(Flow, sock=job.sock)
+    lone, steps = job.lone, job.steps(_chunk(transport))
     start = job.start()
-    if lone:
-        for _ in range(job.rounds):
+    for _ in range(job.rounds):
+        if lone:
             transport.write(lone)
             if flow.full:
                 await flow.room.wait()
-    elif sendfile:
-        for _ in range(job.rounds):
-            for head, offset, count in job.parts:
-                transport.write(head)
-                if count:
-                    await loop.sendfile(transport, job.file, offset, count)
-    else:
-        for _ in range(job.rounds):
+        else:
             for step in steps:
                 transport.writelines(job.load(step))
                 if flow.full:
@@ -213,19 +249,48 @@ async def _transport(job: Job, *, sendfile: bool = False, chunk: int = CHUNK) ->
     return seconds
 
 
-def asyncio_writelines(job: Job) -> float:
-    return asyncio.run(_transport(job))
+async def _loop_sendfile(job: Job) -> float:
+    loop = asyncio.get_running_loop()
+    transport, flow = await loop.create_connection(Flow, sock=job.sock)
+    start = job.start()
+    for _ in range(job.rounds):
+        for head, offset, count in job.parts:
+            transport.write(head)
+            if count:
+                await loop.sendfile(transport, job.file, offset, count)
+    seconds = process_time() - start
+    transport.close()
+    await flow.lost.wait()
+    return seconds
 
 
-def asyncio_sendfile(job: Job) -> float:
-    return asyncio.run(_transport(job, sendfile=True))
+async def _stream(job: Job) -> float:
+    _, writer = await asyncio.open_connection(sock=job.sock)
+    steps = job.steps(_chunk(writer.transport))
+    start = job.start()
+    for _ in range(job.rounds):
+        for step in steps:
+            writer.writelines(job.load(step))
+            await writer.drain()
+    seconds = process_time() - start
+    writer.close()
+    await writer.wait_closed()
+    return seconds
 
 
-def uvloop(job: Job) -> float:
-    from uvloop import new_event_loop  # noqa: PLC0415  # optional
-
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        return runner.run(_transport(job, chunk=UVLOOP_CHUNK))
+async def _batch_writer(job: Job) -> float:
+    fd, parts = job.file.fileno(), job.parts
+    batch = IOBatch()
+    job.sock.setblocking(False)
+    async with BatchWriter(job.sock) as writer:
+        start = job.start()
+        for _ in range(job.rounds):
+            for head, offset, count in parts:
+                batch.addbuf(head)
+                if count:
+                    batch.addfile(fd, offset, count)
+            await writer.write(batch)
+        return process_time() - start
 
 
 async def _awaited(job: Job, write: Callable[[bytes], Awaitable[None]]) -> float:
@@ -312,13 +377,23 @@ def gevent(job: Job) -> float:
         return process_time() - start
 
 
-METHODS: dict[str, Callable[[Job], float]] = {
+# The methods of iobatch.
+OURS: dict[str, Callable[[Job], float]] = {
     "iobatch": iobatch,
+    "iobatch, addbufs": partial(iobatch, at_once=True),
+    "BatchWriter.write": partial(on_loop, _batch_writer, "asyncio"),
+}
+METHODS: dict[str, Callable[[Job], float]] = {
+    **OURS,
     "Python by hand": by_hand,
     "socket.sendfile": socket_sendfile,
-    "asyncio": asyncio_writelines,
-    "asyncio, sendfile": asyncio_sendfile,
-    "uvloop": uvloop,
+    "asyncio": partial(on_loop, _transport, "asyncio"),
+    "asyncio, sendfile": partial(on_loop, _loop_sendfile, "asyncio"),
+    "uvloop": partial(on_loop, _transport, "uvloop"),
+    "aiofastnet": partial(on_loop, _transport, "aiofastnet"),
+    "asyncio, drain": partial(on_loop, _stream, "asyncio"),
+    "uvloop, drain": partial(on_loop, _stream, "uvloop"),
+    "aiofastnet, drain": partial(on_loop, _stream, "aiofastnet"),
     "tornado": tornado,
     "trio": trio,
     "twisted": twisted,
