@@ -1,4 +1,4 @@
-# cython: language_level=3, binding=True, embedsignature=False, auto_pickle=False
+# cython: language_level=3, binding=True, embedsignature=False, wraparound=False, auto_pickle=False
 """The hot path, compiled: adding, staging, sending and accounting of plain entries.
 
 Each function and method here has a twin in Python, which is the description of what it does. It
@@ -91,7 +91,7 @@ cdef enum:
     # Buffers up to this total are joined on the stack.
     STACK_LIMIT = 16384
     # Slots that an empty queue keeps for its next entries.
-    MOST_SLOTS = 1024
+    FEW_SLOTS = 16
 
 cdef long long MAX_BYTES = 0x7FFFFFFFFFFFFFFF
 cdef long long MAX_CALL_BYTES = 0x7FFFF000
@@ -128,7 +128,7 @@ cdef int SIG_IGN = signal.SIG_IGN
 
 # What the twins have: set by install().
 cdef object core_class, batch_class, operation_class
-cdef object twin_addbuf, twin_addbufs, twin_addfile, twin_del, twin_write, twin_await
+cdef object twin_addbuf, twin_addbufs, twin_addfile, twin_reset, twin_del, twin_write, twin_await
 cdef object twin_iob_send, twin_iob_write, count_unknown
 cdef dict send_names, write_names  # the names of _send.py and _write.py
 cdef long long SEND_LIMIT, WRITE_LIMIT, COPY_LIMIT, LAST_COPY_LIMIT, STAGE_LIMIT
@@ -171,7 +171,7 @@ cdef class EntryQueue:
 
     cdef int empty(self) except -1:
         self.head = self.tail = 0
-        if len(self.slots) > MOST_SLOTS:
+        if len(self.slots) > FEW_SLOTS:
             self.slots = []
         return 0
 
@@ -224,12 +224,18 @@ cdef class EntryQueue:
         self.slots[self.head:self.head] = added
         self.tail += len(added)
 
-    def clear(self):
+    cpdef clear(self):
         # Entries that a finalizer adds meanwhile stay.
-        cdef Py_ssize_t count = self.tail - self.head
-        while count > 0 and self.head < self.tail:
-            self.pop()
-            count -= 1
+        cdef list dropped
+        if self.tail > FEW_SLOTS:
+            dropped, self.slots = self.slots, []
+            self.head = self.tail = 0
+            dropped = None  # it drops many entries faster than one after the other
+        elif self.head < self.tail:
+            for index in range(self.tail - self.head):
+                if self.head == self.tail:
+                    break
+                self.pop()
 
 
 @cython.no_gc_clear
@@ -293,6 +299,16 @@ def IOBatch_addbuf(IOBatchBase self not None, data, *, on_release=None):
                 core.left += size
             return None
     return twin_addbuf(self, data, on_release=on_release)
+
+
+def IOBatch_reset(IOBatchBase self not None):
+    cdef CoreState core = self._core
+    if core.activity or core.release_pending or core.releasable:
+        return twin_reset(self)
+    core.left = core.sent = core.pinned = core.ranges = 0
+    core.error = None
+    core.wants = EVENT_WRITE
+    core.queue.clear()
 
 
 def IOBatch_addbufs(IOBatchBase self not None, buffers):
@@ -498,7 +514,7 @@ cdef long long send_joined(
         on_heap = PyBytes_FromStringAndSize(NULL, size)
         data = PyBytes_AS_STRING(on_heap)
     for index in range(stage.entries):
-        entry = queue.slots[queue.slot(index)]
+        entry = queue.slots[queue.head + index]
         if type(entry) is bytes:
             length = min(PyBytes_GET_SIZE(entry), size - position)
             memcpy(data + position, PyBytes_AS_STRING(entry), length)
@@ -530,7 +546,7 @@ cdef int keep_unsent(CoreState core, const char *data, long long sent, Stage *st
     cdef long long position = 0, length
     cdef int index
     for index in range(stage.entries):
-        entry = queue.slots[queue.slot(index)]
+        entry = queue.slots[queue.head + index]
         if type(entry) is bytes:
             position += PyBytes_GET_SIZE(entry)
         elif type(entry) is tuple:
@@ -559,7 +575,7 @@ cdef long long send_gathered(CoreState core, int fd, Stage *stage, int flags) ex
     cdef int index, count = 0, views = 0, number = 0
     try:
         for index in range(stage.entries):
-            entry = queue.slots[queue.slot(index)]
+            entry = queue.slots[queue.head + index]
             if type(entry) is tuple:
                 length = min(<long long>(<tuple>entry)[2], size - position)
                 piece = PyBytes_FromStringAndSize(NULL, length)
@@ -978,7 +994,7 @@ def claim():
 def connect(twin, form=None):
     """Have the compiled form of a function or class call its twin for what is unusual."""
     global core_class, batch_class, operation_class
-    global twin_addbuf, twin_addbufs, twin_addfile, twin_del, twin_write, twin_await
+    global twin_addbuf, twin_addbufs, twin_addfile, twin_reset, twin_del, twin_write, twin_await
     global twin_iob_send, twin_iob_write, send_names, write_names, count_unknown
     global SEND_LIMIT, WRITE_LIMIT, COPY_LIMIT, LAST_COPY_LIMIT, STAGE_LIMIT
     global JOIN_LIMIT, JOIN_MEAN_LIMIT, JOIN_CACHED_LIMIT, JOIN_OFFER_LIMIT
@@ -993,6 +1009,7 @@ def connect(twin, form=None):
         twin_addbuf = twin.addbuf
         twin_addbufs = twin.addbufs
         twin_addfile = twin.addfile
+        twin_reset = twin.reset
         twin_del = twin.__del__
     elif twin.__name__ == "WriteOperation":
         operation_class = form
