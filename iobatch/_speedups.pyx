@@ -17,7 +17,7 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EAGAIN, EINTR, EINVAL, ENOSYS, EOPNOTSUPP, EOVERFLOW, errno
@@ -27,8 +27,7 @@ from posix.types cimport off_t
 import os
 import signal
 import socket
-from collections import deque
-from selectors import EVENT_READ, EVENT_WRITE
+from selectors import EVENT_WRITE
 
 cdef extern from *:
     # The build defines it as the hash of this file; iobatch/_forms.py compares the two.
@@ -133,6 +132,7 @@ cdef object twin_iob_send, twin_iob_write, count_unknown
 cdef dict send_names, write_names  # the names of _send.py and _write.py
 cdef long long SEND_LIMIT, WRITE_LIMIT, COPY_LIMIT, LAST_COPY_LIMIT, STAGE_LIMIT
 cdef long long JOIN_LIMIT, JOIN_MEAN_LIMIT, JOIN_CACHED_LIMIT, JOIN_OFFER_LIMIT
+cdef long long MAX_PROBED_ENTRIES, SINGLE_PROBE_LIMIT, PROBE_STRIDE
 
 
 @cython.binding(False)  # so that a method checks the type of `self`
@@ -955,13 +955,44 @@ def BatchWriter_write(BatchWriterBase self not None, batch=_UNSET, **options):
     return operation
 
 
+cdef bint are_cached(EntryQueue queue) except -1:
+    """Return whether all ranges can be read without a wait, as PageCacheProbe.ready() finds out."""
+    cdef object entry
+    cdef long long offset, count, ready
+    cdef Py_ssize_t index
+    if queue.tail - queue.head > MAX_PROBED_ENTRIES:
+        return False
+    for index in range(queue.head, queue.tail):
+        entry = queue.slots[index]
+        if type(entry) is tuple:
+            offset = (<tuple>entry)[1]
+            count = (<tuple>entry)[2]
+            ready = 0
+            if count > SINGLE_PROBE_LIMIT and not is_cached(<tuple>entry, offset):
+                return False
+            while count - ready > PROBE_STRIDE:
+                ready += PROBE_STRIDE
+                if not is_cached(<tuple>entry, offset + ready - 1):
+                    return False
+            if not is_cached(<tuple>entry, offset + count - 1):
+                return False
+    return True
+
+
+cdef bint is_cached(tuple entry, off_t offset) except -1:
+    """Return whether a byte of a file can be read without a wait; True if that can't be found."""
+    cdef int fd = entry[0]
+    cdef char byte
+    return calls.pread_cached(fd, &byte, 1, offset) >= 0 or errno not in (EAGAIN, EINTR)
+
+
 cdef long long send_whole(CoreState core, object sock, int fd) except RAISED:
     """Send all of a batch that needs no wait for the disk; return as iob_send(), or UNUSUAL."""
     cdef Stage stage
     cdef long long nbytes, left = core.left
-    if core.ranges and left > JOIN_CACHED_LIMIT:
-        return UNUSUAL
     if left > JOIN_CACHED_LIMIT:
+        if core.ranges and not are_cached(core.queue):
+            return UNUSUAL
         return send_steps(core, sock, fd, left)
     measure(core, left, &stage)
     if stage.size != left or stage.unusual:
@@ -998,6 +1029,7 @@ def connect(twin, form=None):
     global twin_iob_send, twin_iob_write, send_names, write_names, count_unknown
     global SEND_LIMIT, WRITE_LIMIT, COPY_LIMIT, LAST_COPY_LIMIT, STAGE_LIMIT
     global JOIN_LIMIT, JOIN_MEAN_LIMIT, JOIN_CACHED_LIMIT, JOIN_OFFER_LIMIT
+    global MAX_PROBED_ENTRIES, SINGLE_PROBE_LIMIT, PROBE_STRIDE
     if twin.__name__ == "BatchCore":
         core_class = twin
         names = twin.stage.__globals__
@@ -1017,7 +1049,11 @@ def connect(twin, form=None):
     elif twin.__name__ == "BatchWriter":
         twin_write = twin.write
     elif twin.__name__ == "PageCacheProbe":
-        JOIN_CACHED_LIMIT = twin.try_join_cached.__globals__["JOIN_CACHED_LIMIT"]
+        names = twin.try_join_cached.__globals__
+        JOIN_CACHED_LIMIT = names["JOIN_CACHED_LIMIT"]
+        MAX_PROBED_ENTRIES = names["MAX_PROBED_ENTRIES"]
+        SINGLE_PROBE_LIMIT = names["SINGLE_PROBE_LIMIT"]
+        PROBE_STRIDE = names["PROBE_STRIDE"]
     elif twin.__name__ == "iob_write":
         twin_iob_write = twin
         write_names = twin.__globals__
@@ -1051,7 +1087,7 @@ cdef enum:
     NOT_SCRIPTED = -2
 
 
-cdef ssize_t scripted(str name, tuple arguments, void *buffer=NULL) noexcept:
+cdef ssize_t scripted(str name, tuple arguments, void *buffer=NULL, int size=0) noexcept:
     """Call the function that stands for a system call; its exception sets errno."""
     global script_error
     cdef int number
@@ -1061,8 +1097,9 @@ cdef ssize_t scripted(str name, tuple arguments, void *buffer=NULL) noexcept:
             return NOT_SCRIPTED
         if buffer is NULL:
             return result
-        memcpy(buffer, PyBytes_AS_STRING(result), PyBytes_GET_SIZE(result))
-        return PyBytes_GET_SIZE(result)
+        number = min(len(result), size)
+        memcpy(buffer, PyBytes_AS_STRING(result), number)
+        return number
     except OSError as error:
         number = error.errno or EAGAIN
     except BaseException as error:
@@ -1107,14 +1144,14 @@ cdef ssize_t scripted_sendfile(int fd, int source, off_t *offset, size_t count) 
 
 
 cdef ssize_t scripted_pread(int fd, void *buffer, size_t count, off_t offset) noexcept with gil:
-    return scripted("pread", (fd, count, offset), buffer)
+    return scripted("pread", (fd, count, offset), buffer, count)
 
 
 cdef ssize_t scripted_preadv(int fd, void *buffer, size_t count, off_t offset) noexcept with gil:
     piece = bytearray(count)
     nbytes = scripted("preadv", (fd, (piece,), offset, os.RWF_NOWAIT))
     if nbytes > 0:
-        memcpy(buffer, PyByteArray_AS_STRING(piece), nbytes)
+        memcpy(buffer, PyByteArray_AS_STRING(piece), min(nbytes, count))
     return nbytes
 
 
