@@ -178,11 +178,26 @@ def script_sendfile(patch: pytest.MonkeyPatch, sock: Scripted) -> list[int]:
 
 
 @contextmanager
+def second_copy() -> Iterator[None]:
+    """Have the block import the library anew; the first copy is in its place again afterwards."""
+    saved = {name: sys.modules.pop(name) for name in library_modules()}
+    try:
+        yield
+    finally:
+        for name in library_modules():
+            del sys.modules[name]
+        sys.modules.update(saved)
+
+
+def library_modules() -> dict[str, ModuleType]:
+    """Return the modules of the library that are loaded."""
+    return {name: sys.modules[name] for name in sys.modules if name.split(".")[0] == "iobatch"}
+
+
+@contextmanager
 def bare_platform() -> Iterator[ModuleType]:
     """Import a second copy of the library as on a system without the optional functions."""
-    names = [name for name in sys.modules if name.split(".")[0] == "iobatch"]
-    saved = {name: sys.modules.pop(name) for name in names}
-    try:
+    with second_copy():
         with pytest.MonkeyPatch.context() as patch:
             for name in ("sendfile", "pread", "posix_fadvise", "sysconf"):
                 patch.delattr(os, name)
@@ -190,7 +205,11 @@ def bare_platform() -> Iterator[ModuleType]:
                 patch.delattr(socket, name)
             copy = importlib.import_module("iobatch")
         yield copy
-    finally:
-        for name in [name for name in sys.modules if name.split(".")[0] == "iobatch"]:
-            del sys.modules[name]
-        sys.modules.update(saved)
+
+
+def pure_copy() -> dict[str, ModuleType]:
+    """Import a second copy of the library in its pure form; return its modules."""
+    with second_copy(), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IOBATCH_PURE", "1")
+        importlib.import_module("iobatch")
+        return library_modules()
