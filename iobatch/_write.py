@@ -15,6 +15,7 @@ from iobatch._core import (
     COUNT_UNKNOWN,
     IDLE,
     IOB_AGAIN,
+    IOB_DONE,
     IOB_ERROR,
     SENDING,
     BatchCore,
@@ -88,10 +89,12 @@ def iob_write(
     if limit is not WRITE_LIMIT:
         limit = check_limit(limit)
     core = core_of(batch)
-    if core.activity or core.release_pending or core.error is not None or not core.left:
-        code = core.check_sendable()
-        if code is not None:
-            return code
+    while core.activity or core.release_pending:  # no call follows the last test: see rule 2
+        core.check_idle()
+    if core.error is not None:
+        return IOB_ERROR
+    if not core.left:
+        return IOB_DONE
     written = 0
     core.activity = SENDING
     core.wants = EVENT_WRITE
@@ -158,7 +161,11 @@ def count_taken(exc: Exception, offered: int, core: BatchCore) -> int:
         # the interpreter's, and the count is unknown. A MemoryError can come after the callback's
         # own system call.
         core.error = None
-    raise exc
+    try:
+        raise exc
+    finally:
+        # The traceback of the exception refers to this frame: break the cycle.
+        del exc
 
 
 def release(view: memoryview) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import selectors
 import ssl
+import weakref
 from contextlib import suppress
 from typing import Any
 
@@ -218,3 +220,18 @@ def test_keyboard_interrupt_in_the_callback_fails_the_batch() -> None:
     assert len(sink.offers) == 2
     batch.reset()
     check_invariants(batch)
+
+
+def test_exception_of_a_callback_makes_no_reference_cycle() -> None:
+    """Its batch is collected as soon as the exception is dropped."""
+    batch = batch_of(b"hello")
+    reference = weakref.ref(batch)
+    gc.collect()
+    gc.disable()
+    try:
+        with suppress(ZeroDivisionError):
+            iob_write(None, batch, Sink(ZeroDivisionError()))
+        del batch
+        assert reference() is None
+    finally:
+        gc.enable()
