@@ -96,6 +96,12 @@ cdef long long MAX_BYTES = 0x7FFFFFFFFFFFFFFF
 cdef long long MAX_CALL_BYTES = 0x7FFFF000
 
 cdef extern from "Python.h":
+    Py_ssize_t PY_SSIZE_T_MAX
+    PyObject *PyObject_CallOneArg(object, object)
+    void PyErr_WriteUnraisable(object)
+    # Unlike an assignment to a slice of a list, it makes no object: the garbage collector can't run
+    # finalizers between the reading of an index and its use.
+    int PyList_SetSlice(list, Py_ssize_t, Py_ssize_t, PyObject *) except -1
     int PYGEN_RETURN
     ctypedef struct PyAsyncMethods:
         int (*am_send)(object, object, PyObject **) noexcept
@@ -153,7 +159,7 @@ cdef class EntryQueue:
             self.slots[self.tail] = entry
         else:
             if self.head > 64 and self.head > self.tail // 2:
-                del self.slots[:self.head]
+                PyList_SetSlice(self.slots, 0, self.head, NULL)
                 self.tail -= self.head
                 self.head = 0
             self.slots.append(entry)
@@ -215,13 +221,13 @@ cdef class EntryQueue:
 
     def extend(self, entries):
         cdef list added = list(entries)
-        self.slots[self.tail:] = added
+        PyList_SetSlice(self.slots, self.tail, PY_SSIZE_T_MAX, <PyObject *>added)
         self.tail += len(added)
 
     def extendleft(self, entries):
         cdef list added = list(entries)
         added.reverse()
-        self.slots[self.head:self.head] = added
+        PyList_SetSlice(self.slots, self.head, self.head, <PyObject *>added)
         self.tail += len(added)
 
     cpdef clear(self):
@@ -268,8 +274,14 @@ cdef class IOBatchBase:
         return self._core.left > 0
 
     def __del__(self):
+        cdef PyObject *result
         if self._core.left or self._core.release_pending:
-            twin_del(self)
+            # Cython would print an exception, and exit for a SystemExit.
+            result = PyObject_CallOneArg(twin_del, self)
+            if result is NULL:
+                PyErr_WriteUnraisable(twin_del)
+            else:
+                Py_DECREF(<object>result)
 
 
 # The other methods of an IOBatch, and the getters of its properties. They are functions, which
@@ -314,22 +326,24 @@ def IOBatch_reset(IOBatchBase self not None):
 def IOBatch_addbufs(IOBatchBase self not None, buffers):
     cdef CoreState core = self._core
     cdef EntryQueue queue = core.queue
+    cdef list slots = queue.slots
+    cdef Py_ssize_t index, end
     cdef long long size = 0
-    cdef bint has_empty = False
     if type(buffers) is list or type(buffers) is tuple:
-        for data in buffers:
-            if type(data) is not bytes:
+        # No other code runs from here to the end of the accounting.
+        PyList_SetSlice(slots, queue.tail, PY_SSIZE_T_MAX, <PyObject *>buffers)
+        end = len(slots)
+        for index in range(queue.tail, end):
+            data = slots[index]
+            if type(data) is not bytes or not PyBytes_GET_SIZE(data):
                 break
             size += PyBytes_GET_SIZE(data)
-            has_empty = has_empty or not PyBytes_GET_SIZE(data)
         else:
             if size <= MAX_BYTES - core.left:
-                if has_empty:
-                    buffers = [data for data in buffers if data]
-                queue.slots[queue.tail:] = buffers
-                queue.tail += len(buffers)
+                queue.tail = end
                 core.left += size
                 return None
+        PyList_SetSlice(slots, queue.tail, PY_SSIZE_T_MAX, NULL)
     return twin_addbufs(self, buffers)
 
 
@@ -369,23 +383,28 @@ cdef int consume(CoreState core, long long nbytes) except -1:
         core.ranges = 0
         queue.clear()
         return 0
-    while nbytes > 0 and queue.head < queue.tail:
-        entry = queue.slots[queue.head]
-        if type(entry) is bytes:
-            size = PyBytes_GET_SIZE(entry)
-            if size > nbytes:
-                queue.slots[queue.head] = memoryview(entry)[nbytes:]
-                core.releasable += 1
-                return 0
-        else:
-            fd, offset, count, file, refused = entry
-            size = count
-            if size > nbytes:
-                queue.slots[queue.head] = (fd, offset + nbytes, count - nbytes, file, refused)
-                return 0
-            core.ranges -= 1
-        nbytes -= size
-        queue.pop()
+    try:
+        while nbytes > 0 and queue.head < queue.tail:
+            entry = queue.slots[queue.head]
+            if type(entry) is bytes:
+                size = PyBytes_GET_SIZE(entry)
+                if size > nbytes:
+                    queue.slots[queue.head] = memoryview(entry)[nbytes:]
+                    core.releasable += 1
+                    break
+            else:
+                fd, offset, count, file, refused = entry
+                size = count
+                if size > nbytes:
+                    queue.slots[queue.head] = (fd, offset + nbytes, count - nbytes, file, refused)
+                    break
+                core.ranges -= 1
+            nbytes -= size
+            queue.pop()
+    except MemoryError:
+        core._to_remove += nbytes  # the next call goes on
+        core.release_pending = True
+        raise
     return 0
 
 
@@ -496,7 +515,7 @@ cdef int keep_piece(CoreState core, Py_ssize_t index, tuple entry, bytes piece) 
 
 
 cdef long long send_joined(
-    CoreState core, int fd, Stage *stage, int flags, bint cached=False
+    CoreState core, object sock, Stage *stage, int flags, bint cached=False
 ) except RAISED:
     """Send the staged buffers by one send(2); return the number of bytes, -errno or UNUSUAL.
 
@@ -509,7 +528,7 @@ cdef long long send_joined(
     cdef object entry
     cdef long long size = stage.size, position = 0, length
     cdef ssize_t nbytes
-    cdef int index, number = 0
+    cdef int fd, index, number = 0
     if size > STACK_LIMIT:
         on_heap = PyBytes_FromStringAndSize(NULL, size)
         data = PyBytes_AS_STRING(on_heap)
@@ -527,6 +546,7 @@ cdef long long send_joined(
     if position != size:
         return UNUSUAL
     while True:
+        fd = socket_fileno(sock)
         with nogil:
             nbytes = calls.send(fd, data, size, flags)
             if nbytes < 0:
@@ -561,7 +581,7 @@ cdef int keep_unsent(CoreState core, const char *data, long long sent, Stage *st
     return 0
 
 
-cdef long long send_gathered(CoreState core, int fd, Stage *stage, int flags) except RAISED:
+cdef long long send_gathered(CoreState core, object sock, Stage *stage, int flags) except RAISED:
     """Send the staged buffers by one sendmsg(2), or the only one by send(2); as send_joined()."""
     cdef EntryQueue queue = core.queue
     cdef iovec pieces[MOST_BUFFERS]
@@ -572,7 +592,7 @@ cdef long long send_gathered(CoreState core, int fd, Stage *stage, int flags) ex
     cdef char *data
     cdef long long size = stage.size, position = 0, length
     cdef ssize_t nbytes
-    cdef int index, count = 0, views = 0, number = 0
+    cdef int fd, index, count = 0, views = 0, number = 0
     try:
         for index in range(stage.entries):
             entry = queue.slots[queue.head + index]
@@ -606,6 +626,7 @@ cdef long long send_gathered(CoreState core, int fd, Stage *stage, int flags) ex
         message.msg_iov = pieces
         message.msg_iovlen = count
         while True:
+            fd = socket_fileno(sock)
             with nogil:
                 if count == 1:
                     nbytes = calls.send(fd, pieces[0].iov_base, pieces[0].iov_len, flags)
@@ -623,13 +644,14 @@ cdef long long send_gathered(CoreState core, int fd, Stage *stage, int flags) ex
             Py_DECREF(<object>held[index])
 
 
-cdef long long send_range(tuple entry, int fd, long long count) except RAISED:
+cdef long long send_range(tuple entry, object sock, long long count) except RAISED:
     """Send the first `count` bytes of a range by sendfile; return as send_joined()."""
-    cdef int source = entry[0]
+    cdef int fd, source = entry[0]
     cdef off_t offset = entry[1]
     cdef ssize_t nbytes
     cdef int number = 0
     while True:
+        fd = socket_fileno(sock)
         with nogil:
             nbytes = calls.sendfile(fd, source, &offset, count)
             if nbytes < 0:
@@ -651,7 +673,7 @@ cdef long long account_error(CoreState core, int number) except RAISED:
     return core.call_raised(OSError(number, os.strerror(number)))
 
 
-cdef long long send_steps(CoreState core, object sock, int fd, long long limit) except RAISED:
+cdef long long send_steps(CoreState core, object sock, long long limit) except RAISED:
     """Do what _send_in_steps of _send.py does; the caller has stored SENDING."""
     cdef Stage stage
     cdef tuple entry
@@ -671,9 +693,9 @@ cdef long long send_steps(CoreState core, object sock, int fd, long long limit) 
                 if stage.buffers > 1 and not stage.views and (
                     stage.size <= JOIN_LIMIT or stage.size <= JOIN_MEAN_LIMIT * stage.buffers
                 ):
-                    nbytes = send_joined(core, fd, &stage, flags)
+                    nbytes = send_joined(core, sock, &stage, flags)
                 else:
-                    nbytes = send_gathered(core, fd, &stage, flags)
+                    nbytes = send_gathered(core, sock, &stage, flags)
                 if nbytes >= 0:
                     more_pending = more
             else:
@@ -684,7 +706,7 @@ cdef long long send_steps(CoreState core, object sock, int fd, long long limit) 
                 if more or send_names["getsignal"](SIGPIPE) != SIG_IGN:
                     nbytes = UNUSUAL
                 else:
-                    nbytes = send_range(entry, fd, stage.size)
+                    nbytes = send_range(entry, sock, stage.size)
                     if nbytes in (-EINVAL, -ENOSYS, -EOPNOTSUPP, -EOVERFLOW):
                         core.refuse_sendfile()
                         continue
@@ -697,7 +719,8 @@ cdef long long send_steps(CoreState core, object sock, int fd, long long limit) 
                     return sent + nbytes
                 return sent or nbytes
             if nbytes < 0:
-                return sent or account_error(core, -nbytes)
+                nbytes = account_error(core, -nbytes)
+                return sent or nbytes
             sent += nbytes
             limit -= nbytes
             more = more and nbytes == stage.size
@@ -712,7 +735,6 @@ cdef long long send_steps(CoreState core, object sock, int fd, long long limit) 
 def iob_send(sock, batch, *, flags=0, limit=_UNSET):
     cdef CoreState core
     cdef long long most
-    cdef int fd
     if is_plain(sock) and isinstance(batch, IOBatchBase) and flags is 0:
         core = (<IOBatchBase>batch)._core
         if limit is _UNSET:
@@ -724,11 +746,10 @@ def iob_send(sock, batch, *, flags=0, limit=_UNSET):
                 return FAILED
             if not core.left:
                 return 0
-            fd = plain_fd(sock)
-            if fd >= 0:
+            if has_no_timeout(sock):
                 core.activity = SENDING
                 try:
-                    return send_steps(core, sock, fd, most)
+                    return send_steps(core, sock, most)
                 finally:
                     core.activity = IDLE
     if limit is _UNSET:
@@ -802,11 +823,10 @@ def iob_write(sock, batch, callback, *, limit=_UNSET):
     return twin_iob_write(sock, batch, callback, limit=limit)
 
 
-cdef int plain_fd(object sock) except -2:
-    """Return the descriptor of a socket without a timeout; -1: the twin must look at it."""
-    cdef int fd = socket_fileno(sock)
+cdef bint has_no_timeout(object sock) except -1:
+    """Return whether a socket has no timeout; otherwise the twin must wait for it."""
     timeout = socket_gettimeout(sock)
-    return fd if timeout is None or timeout == 0 else -1
+    return timeout is None or timeout == 0
 
 
 cdef long long plain_limit(object limit) except? -1:
@@ -902,7 +922,6 @@ def BatchWriter_write(BatchWriterBase self not None, batch=_UNSET, **options):
     cdef WriteOperationBase operation
     cdef CoreState core
     cdef long long left, sent, code
-    cdef int fd
     if batch is _UNSET:
         return twin_write(self, **options)
     if options or type(batch) is not batch_class or self._sender is None:  # None: no __init__
@@ -918,14 +937,13 @@ def BatchWriter_write(BatchWriterBase self not None, batch=_UNSET, **options):
         or not is_plain(sender.sock)
     ):
         return twin_write(self, batch)
-    fd = plain_fd(sender.sock)
-    if fd < 0:
+    if not has_no_timeout(sender.sock):
         return twin_write(self, batch)
     # Lock writer and batch: a finalizer must not send this batch or a queued write.
     sender.state = BUSY
     core.activity = SENDING
     try:
-        code = send_whole(core, sender.sock, fd)
+        code = send_whole(core, sender.sock)
     except BaseException:
         core.activity = IDLE
         sender.close()
@@ -986,22 +1004,22 @@ cdef bint is_cached(tuple entry, off_t offset) except -1:
     return calls.pread_cached(fd, &byte, 1, offset) >= 0 or errno not in (EAGAIN, EINTR)
 
 
-cdef long long send_whole(CoreState core, object sock, int fd) except RAISED:
+cdef long long send_whole(CoreState core, object sock) except RAISED:
     """Send all of a batch that needs no wait for the disk; return as iob_send(), or UNUSUAL."""
     cdef Stage stage
     cdef long long nbytes, left = core.left
     if left > JOIN_CACHED_LIMIT:
         if core.ranges and not are_cached(core.queue):
             return UNUSUAL
-        return send_steps(core, sock, fd, left)
+        return send_steps(core, sock, left)
     measure(core, left, &stage)
     if stage.size != left or stage.unusual:
         return UNUSUAL
     core.pinned = 0
     if stage.buffers == 1 and not stage.ranges:
-        nbytes = send_gathered(core, fd, &stage, MSG_NOSIGNAL)
+        nbytes = send_gathered(core, sock, &stage, MSG_NOSIGNAL)
     else:
-        nbytes = send_joined(core, fd, &stage, MSG_NOSIGNAL, True)
+        nbytes = send_joined(core, sock, &stage, MSG_NOSIGNAL, True)
     if nbytes == UNUSUAL:
         return UNUSUAL
     if nbytes < 0:

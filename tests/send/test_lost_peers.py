@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from iobatch import COPY_LIMIT, IOB_ERROR, IOBatch, iob_send
-from tests.support.batches import batch_of, data
+from tests.support.batches import IOV_MAX, batch_of, data
 from tests.support.drivers import pump
-from tests.support.fakes import Scripted, patch_os, script_sendfile
+from tests.support.fakes import SYSTEM_CALLS, Scripted, patch_os, script_sendfile
 from tests.support.programs import run_python
 from tests.support.send import LARGE, failing_sendfile, get_cork, make_response, send_repeatedly
 from tests.support.sockets import PATIENCE, stream_pair
@@ -166,3 +166,26 @@ def test_large_range_goes_by_sendfile_while_sigpipe_is_ignored(
         counts = script_sendfile(monkeypatch, sock)
         send_repeatedly(sock, batch)
         assert (counts, sock.taken) == ([LARGE], wanted)
+
+
+def test_error_after_a_part_comes_with_the_next_call_without_a_system_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The kernel reports a reset once: later calls would get another error."""
+    calls = 0
+
+    def send_and_reset(_sock: object, piece: Any, _flags: int) -> int:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            raise ConnectionResetError(errno.ECONNRESET, "scripted")
+        return len(piece)
+
+    monkeypatch.setattr(socket.socket, "send", send_and_reset)
+    monkeypatch.setattr(SYSTEM_CALLS, "send", send_and_reset)
+    batch = batch_of(*[b"17 bytes of these"] * (IOV_MAX + 1))
+    with socket.socket() as sock:
+        assert iob_send(sock, batch) == 17 * IOV_MAX
+        assert iob_send(sock, batch) == IOB_ERROR
+    assert isinstance(batch.error, ConnectionResetError)
+    assert calls == 2
