@@ -35,7 +35,8 @@ handler or finalizer sees such a step half done. The library keeps five rules ab
    is called once.
 2. A function that sends stores `activity = SENDING` before its `try`, with none of these points in
    between, and IDLE as the first statement of its `finally`. If methods did this, a handler could
-   run between the method and the `try`.
+   run between the method and the `try`. There is no such point between the last test of `activity`
+   and the store either: another thread could begin a call there.
 3. Before each call that can take bytes, such a function stores `error = COUNT_UNKNOWN`. This error
    is removed as soon as the number of bytes taken is known. So if a handler raises an exception
    between the system call and its accounting, or the interpreter raises a MemoryError or
@@ -92,6 +93,7 @@ STAGE_LIMIT: Final = 128 * 1024
 # call that it saves.
 JOIN_OFFER_LIMIT: Final = 32 * 1024
 
+IN_USE: Final = "the batch is in use: a call on it is in progress"
 TOO_LONG: Final = "a batch's length and a file range's end must not exceed 2**63 - 1 bytes"
 
 # The error of a core during each call that can take bytes (rule 3).
@@ -246,8 +248,10 @@ class BatchCore(CoreState):
             OverflowError: as for append().
 
         """
-        other.check_idle()
         empty: deque[Entry] = Queue()
+        # Until the entries have moved, no point follows at which a call on `other` can begin.
+        while other.activity or other.release_pending:
+            other.check_idle()
         left = self.left + other.left
         if left > MAX_BYTES:
             raise OverflowError(TOO_LONG)
@@ -488,7 +492,13 @@ class BatchCore(CoreState):
             left: the new count of bytes left. With MAX_BYTES the batch refuses every entry that has
                 bytes; used while the batch is garbage-collected.
 
+        Raises:
+            RuntimeError: a call on the batch is in progress. Another thread can begin one after the
+                caller's check_idle() and before this method.
+
         """
+        if self.activity:
+            raise RuntimeError(IN_USE)
         self._to_remove += self.left
         self.left = left
         self.sent = self.pinned = 0
@@ -499,19 +509,6 @@ class BatchCore(CoreState):
 
     # Order of calls
 
-    def check_sendable(self) -> int | None:
-        """Return IOB_ERROR if the batch has failed, IOB_DONE if it is empty, else None.
-
-        Raises:
-            RuntimeError: as for check_idle().
-
-        """
-        if self.activity or self.release_pending:
-            self.check_idle()
-        if self.error is not None:
-            return IOB_ERROR
-        return None if self.left else IOB_DONE
-
     def check_idle(self) -> None:
         """Check that no call on the batch is in progress, and finish a release that was stopped.
 
@@ -521,7 +518,7 @@ class BatchCore(CoreState):
 
         """
         if self.activity:
-            raise RuntimeError("the batch is in use: a call on it is in progress")
+            raise RuntimeError(IN_USE)
         if self.release_pending:
             self.release_entries()
 
@@ -536,11 +533,16 @@ class BatchCore(CoreState):
             return  # the call in progress does this work
         self.activity = RELEASING
         try:
-            self._remove_entries()
-            if self._due_releases:
-                self._run_due_releases()
+            while True:
+                self._remove_entries()
+                if self._due_releases:
+                    self._run_due_releases()
+                # Another thread may have ended its send meanwhile.
+                if not (self._to_remove or self._due_releases):
+                    break
         finally:
-            self.activity = activity
+            if self.activity == RELEASING:
+                self.activity = activity
         self.release_pending = False
 
     # The members below are private to this class.

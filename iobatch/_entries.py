@@ -54,4 +54,7 @@ def describe(entry: bytes | memoryview | FileRange) -> str:
     if type(entry) is tuple:
         fd, offset, count, _, _ = entry
         return f"{count} bytes of descriptor {fd} from offset {offset}"
-    return f"a buffer of {len(entry)} bytes"
+    try:
+        return f"a buffer of {len(entry)} bytes"
+    except ValueError:  # since the caller took it from the queue, the batch has released it
+        return "a released buffer"
