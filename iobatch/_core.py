@@ -538,7 +538,7 @@ class BatchCore(CoreState):
                 if self._due_releases:
                     self._run_due_releases()
                 # Another thread may have ended its send meanwhile.
-                if not (self._to_remove or self._due_releases):
+                if not (self._due_releases or (self._to_remove and self.queue)):
                     break
         finally:
             if self.activity == RELEASING:
