@@ -105,15 +105,14 @@ def test_two_threads_on_one_batch_lose_and_repeat_no_byte(
             raise
 
     received = bytearray()
-    with stream_pair() as (one, peer):
-        with running(lambda: received.extend(receive_all(peer))):
-            with running(lambda: use(0, one)), running(lambda: use(1, one)):
-                pass
-            assert not failures
-            batch.extend(other)
-            check_invariants(batch)
-            lib.iob_sendall(one, batch)
-            one.shutdown(socket.SHUT_WR)
+    with stream_pair() as (one, peer), running(lambda: received.extend(receive_all(peer))):
+        with running(lambda: use(0, one)), running(lambda: use(1, one)):
+            pass
+        assert not failures
+        batch.extend(other)
+        check_invariants(batch)
+        lib.iob_sendall(one, batch)
+        one.shutdown(socket.SHUT_WR)
     assert records_of(bytes(received)) == Counter(added[0]) + Counter(added[1])
 
 
@@ -134,14 +133,13 @@ def test_reset_by_another_thread_keeps_the_counts_right(lib: Any, quick_switches
             with suppress(RuntimeError):
                 batch.reset()
 
-    with stream_pair() as (one, peer):
-        with running(lambda: receive_all(peer)):
-            with running(lambda: send(one)), running(reset):
-                pass
-            check_invariants(batch)
-            batch.reset()
-            check_invariants(batch)
-            one.shutdown(socket.SHUT_WR)
+    with stream_pair() as (one, peer), running(lambda: receive_all(peer)):
+        with running(lambda: send(one)), running(reset):
+            pass
+        check_invariants(batch)
+        batch.reset()
+        check_invariants(batch)
+        one.shutdown(socket.SHUT_WR)
 
 
 def test_send_that_ends_while_a_hook_of_another_thread_runs_leaves_the_batch_usable(
@@ -276,7 +274,7 @@ def test_finalizer_of_a_sent_file_finds_the_batch_in_use(
             try:
                 misuse(lib, batch, one)
                 batch.addbuf(b"added")
-            except BaseException as exc:
+            except BaseException as exc:  # noqa: BLE001 # the test reports it
                 failures.append(exc)
 
     batch = lib.IOBatch()
@@ -370,30 +368,29 @@ def test_forked_child_has_a_batch_of_its_own(lib: Any) -> None:
     batch = lib.IOBatch()
     content = data(3_000_000)
     batch.addbuf(content)
-    with stream_pair() as (one, peer):
-        with running(lambda: lib.iob_sendall(one, batch)):
-            first = peer.recv(1000)  # now a send is in progress, or another one will be
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # of a fork with threads
-                child = os.fork()
-            if not child:
-                code = 1
-                try:
-                    with suppress(RuntimeError):
-                        batch.reset()
-                    fresh = lib.IOBatch()
-                    fresh.addbuf(b"fresh")
-                    with socket.socketpair()[0] as sock:
-                        sock.setblocking(False)
-                        assert lib.iob_send(sock, fresh) in {5, lib.IOB_ERROR}
-                    repr(batch)
-                    code = 0
-                finally:
-                    os._exit(code)
-            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-            received = bytearray(first)
-            while len(received) < len(content):
-                received += peer.recv(1 << 20)
+    with stream_pair() as (one, peer), running(lambda: lib.iob_sendall(one, batch)):
+        first = peer.recv(1000)  # now a send is in progress, or another one will be
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of a fork with threads
+            child = os.fork()
+        if not child:
+            code = 1
+            try:
+                with suppress(RuntimeError):
+                    batch.reset()
+                fresh = lib.IOBatch()
+                fresh.addbuf(b"fresh")
+                with socket.socketpair()[0] as sock:
+                    sock.setblocking(False)
+                    assert lib.iob_send(sock, fresh) in {5, lib.IOB_ERROR}
+                repr(batch)
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        received = bytearray(first)
+        while len(received) < len(content):
+            received += peer.recv(1 << 20)
     assert received == content
 
 
@@ -403,17 +400,16 @@ def test_buffers_are_held_while_a_send_waits(lib: Any) -> None:
     buffer = bytearray(data(3_000_000))
     batch.addbuf(buffer)
     batch.addbuf(bytearray(b"last"))
-    with stream_pair() as (one, peer):
-        with running(lambda: lib.iob_sendall(one, batch)):
-            received = bytearray(peer.recv(1000))
-            with pytest.raises(BufferError):
-                buffer.append(1)
-            for view in list(batch._core.queue):
-                if len(view) > 4:
-                    with suppress(BufferError):  # between two calls it succeeds
-                        view.obj.append(1)
-            while len(received) < 3_000_004:
-                received += peer.recv(1 << 20)
+    with stream_pair() as (one, peer), running(lambda: lib.iob_sendall(one, batch)):
+        received = bytearray(peer.recv(1000))
+        with pytest.raises(BufferError):
+            buffer.append(1)
+        for view in list(batch._core.queue):
+            if len(view) > 4:
+                with suppress(BufferError):  # between two calls it succeeds
+                    view.obj.append(1)
+        while len(received) < 3_000_004:
+            received += peer.recv(1 << 20)
     buffer.append(1)
     assert received == buffer[:-1] + b"last"
 
@@ -491,7 +487,7 @@ def test_thread_with_a_small_stack_can_send(lib: Any, tmp_path: Path) -> None:
                     assert lib.iob_send(one, batch) == lib.IOB_AGAIN
                     batch.reset()
                 received.append(peer.recv(1))
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: BLE001 # the test reports it
             failures.append(exc)
 
     before = threading.stack_size(128 * 1024)

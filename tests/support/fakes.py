@@ -90,10 +90,23 @@ class Scripted(socket.socket):
         return [sum(map(len, call.pieces)) for call in self.calls]
 
 
-def patch_os(patch: pytest.MonkeyPatch, name: str, replacement: object) -> None:
-    """Replace a function of os, and each name of the library's modules that refers to it."""
+def patch_os(
+    patch: pytest.MonkeyPatch,
+    name: str,
+    replacement: object,
+    more_modules: Iterable[ModuleType] = (),
+) -> None:
+    """Replace a function of os, and each name of the library's modules that refers to it.
+
+    Args:
+        patch: undoes this.
+        name: the name of the function.
+        replacement: the function that replaces it.
+        more_modules: those of a second copy of the library.
+
+    """
     real = getattr(os, name)
-    for module in [module for key, module in sys.modules.items() if key.startswith("iobatch.")]:
+    for module in (*library_modules().values(), *more_modules):
         for attribute, value in list(vars(module).items()):
             if value is real:
                 patch.setattr(module, attribute, replacement)
