@@ -84,6 +84,6 @@ def compiled_methods(twin: type[Class]) -> type[Class]:
         else:
             names[name] = update_wrapper(function, value)
     names["__slots__"] = slots
-    form = type(twin.__name__, (base,), names)
+    form = cast("type[Class]", type(twin.__name__, (base,), names))
     speedups.connect(twin, form)
     return form
