@@ -12,6 +12,7 @@ import pytest
 from iobatch import IOB_ERROR, IOBatch, iob_send, iob_sendmsg, iob_write
 from tests.support.batches import batch_of, check_invariants, data, take
 from tests.support.fakes import Scripted, script_sendfile
+from tests.support.forms import pure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +70,7 @@ def test_memory_error_before_the_first_byte_leaves_the_batch_as_it_was(
 
         patch.setattr("iobatch._core.BatchCore.coalesce_head", stage)
         with pytest.raises(MemoryError):
-            iob_write(sock, batch, Scripted.send)
+            pure(iob_write)(sock, batch, Scripted.send)
     assert batch.error is None
     assert take(batch) == b"one"
 

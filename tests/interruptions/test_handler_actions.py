@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from attrs import define
 
-from iobatch import IOBatch, iob_send
+from iobatch import COMPILED, IOBatch, iob_send
 from iobatch.aio import WriteOperation, WriteStatus
 from tests.support.batches import batch_of, check_invariants, data
 from tests.support.interruptions import LARGE, SMALL, STEPS, handler_at, send_all
@@ -136,7 +136,8 @@ async def test_write_posted_by_a_handler_is_sent_before_or_after_the_interrupted
             assert received in ({body + b"posted", b"posted" + body} if posted else {body})
         if not reached:
             break
-    assert point > 10
+    # The compiled form writes a plain batch without running any Python code.
+    assert point == 1 if COMPILED and size == SMALL else point > 10
 
 
 @both_loops

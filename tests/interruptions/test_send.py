@@ -19,6 +19,7 @@ from tests.support.forms import pure
 from tests.support.interruptions import (
     KINDS,
     LARGE,
+    PURE_STEPS,
     SMALL,
     STEPS,
     ReleaseLog,
@@ -237,7 +238,7 @@ def test_recursion_error_repeats_no_byte(step: Step, make_file: MakeFile) -> Non
     assert 3 < len(raised) < 25
 
 
-@pytest.mark.parametrize("step", [*STEPS, iob_sendmsg], ids=lambda step: step.__name__)
+@pytest.mark.parametrize("step", [*PURE_STEPS, iob_sendmsg], ids=lambda step: step.__name__)
 @pytest.mark.parametrize("kind", [MemoryError, RecursionError])
 def test_exhaustion_in_the_accounting_fails_the_batch_for_good(
     step: Step, kind: type[Exception]
@@ -251,7 +252,7 @@ def test_exhaustion_in_the_accounting_fails_the_batch_for_good(
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("iobatch._core.BatchCore.consume", consume)
             with pytest.raises(kind):
-                pure(step)(sock, batch)
+                step(sock, batch)
         assert receive(peer, 5) == b"hello"
         assert step(sock, batch) == IOB_ERROR
         assert isinstance(batch.error, OSError)

@@ -10,7 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from iobatch import IOB_AGAIN, IOBatch, iob_send
+from iobatch import COMPILED, IOB_AGAIN, IOBatch, iob_send
 from iobatch.filters import Filter
 from tests.support.batches import batch_of, data
 from tests.support.interruptions import (
@@ -74,8 +74,12 @@ async def test_interrupted_write_closes_the_writer_or_changes_nothing(
                 assert received in {wanted + b"next", b"next" + wanted}
         if not raised:
             break
-    assert point > 10
-    assert closed > 0
+    # The compiled form writes a plain batch without running any Python code.
+    if COMPILED and size == SMALL and not (hook or options):
+        assert (point, closed) == (1, 0)
+    else:
+        assert point > 10
+        assert closed > 0
 
 
 @both_loops
@@ -120,7 +124,7 @@ async def test_interrupted_post_of_a_write_that_waits_leaks_no_descriptor() -> N
             assert fd_count() == before, point
         if not raised:
             break
-    assert point > 30
+    assert point > 20
 
 
 @both_loops

@@ -9,6 +9,7 @@ that hits one of them by chance.
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import socket
@@ -21,6 +22,7 @@ import pytest
 
 from iobatch import IOB_AGAIN, IOB_DONE, IOB_ERROR, IOBatch, iob_send, iob_write
 from tests.support.fakes import patch_os
+from tests.support.forms import pure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,11 +64,13 @@ def handler_at(point: int, action: Callable[[], object]) -> Iterator[list[bool]]
                 reached.append(True)
                 action()
 
+    gc.disable()  # the garbage of other tests has finalizers, and closes generators
     sys.setprofile(handler)
     try:
         yield reached
     finally:
         sys.setprofile(None)
+        gc.enable()
 
 
 @contextmanager
@@ -108,19 +112,23 @@ class ReleaseLog:
         self._close(fd)
 
 
-def send_to_descriptor(sock: socket.socket, batch: IOBatch) -> int:
-    return iob_send(sock.fileno(), batch)
+def make_steps(send: Callable[..., int], write: Callable[..., int]) -> tuple[Step, ...]:
+    """Return the ways to send once, with one form of iob_send and of iob_write."""
+
+    def send_to_descriptor(sock: socket.socket, batch: IOBatch) -> int:
+        return send(sock.fileno(), batch)
+
+    def write_by_socket_send(sock: socket.socket, batch: IOBatch) -> int:
+        return write(sock, batch, socket.socket.send, limit=3000)
+
+    def write_by_function(sock: socket.socket, batch: IOBatch) -> int:
+        return write(sock, batch, lambda sock, view: sock.send(view))
+
+    return send, send_to_descriptor, write_by_socket_send, write_by_function
 
 
-def write_by_socket_send(sock: socket.socket, batch: IOBatch) -> int:
-    return iob_write(sock, batch, socket.socket.send, limit=3000)
-
-
-def write_by_function(sock: socket.socket, batch: IOBatch) -> int:
-    return iob_write(sock, batch, lambda sock, view: sock.send(view))
-
-
-STEPS: tuple[Step, ...] = (iob_send, send_to_descriptor, write_by_socket_send, write_by_function)
+STEPS = make_steps(iob_send, iob_write)
+PURE_STEPS = make_steps(pure(iob_send), pure(iob_write))
 
 
 def send_all(
