@@ -307,9 +307,10 @@ class BatchCore(CoreState):
         """Turn the entries at the head into buffers for one system call.
 
         This method decides which ranges are sent by sendfile: those that are longer than the two
-        limits allow, unless sendfile has already been refused for the range. A caller that can't use sendfile for
-        the range at the head calls refuse_sendfile(). All other ranges are read, and the bytes
-        replace the range in the queue. The buffers end before a range that is sent by sendfile.
+        limits allow, unless sendfile has already been refused for the range. A caller that can't
+        use sendfile for the range at the head calls refuse_sendfile(). All other ranges are read,
+        and the bytes replace the range in the queue. The buffers end before a range that is sent by
+        sendfile.
 
         A failed read, or the end of a file before the end of its range, is raised only if the range
         is at the head: the entries before the range are sent first.

@@ -67,7 +67,7 @@ def test_range_longer_than_copy_limit_goes_by_sendfile(
 @pytest.mark.parametrize("follows", [False, True], ids=["last", "not last"])
 @pytest.mark.parametrize("size", [LAST_COPY_LIMIT, LAST_COPY_LIMIT + 1])
 def test_range_that_ends_the_batch_goes_by_sendfile_above_a_limit_of_its_own(
-    make_file: MakeFile, monkeypatch: pytest.MonkeyPatch, size: int, follows: bool
+    make_file: MakeFile, monkeypatch: pytest.MonkeyPatch, size: int, *, follows: bool
 ) -> None:
     """Only a range that ends the batch needs no cork."""
     content = data(size)
