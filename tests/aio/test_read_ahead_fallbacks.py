@@ -27,7 +27,6 @@ from tests.support.pagecache import (
     LARGE,
     MEDIUM,
     PAGE,
-    SMALL,
     slow_disk,
 )
 from tests.support.sockets import PATIENCE
