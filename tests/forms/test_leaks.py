@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 ROUNDS = int(os.environ.get("IOBATCH_LEAK_ROUNDS", "1000"))
-# A round that leaks one object of 50 bytes grows the process by this part of the limit below.
 PIECE = data(500)
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from tests.support.batches import check_invariants, data
 from tests.support.fakes import SYSTEM_CALLS, library_modules, pure_copy
-from tests.support.interruptions import alarm, handler_at
+from tests.support.interruptions import alarm, drain, handler_at
 from tests.support.programs import run_python
 from tests.support.sockets import PATIENCE, clog, receive, receive_all, stream_pair
 
@@ -516,3 +516,37 @@ def test_exit_by_a_handler_in_a_finalizer_is_reported_and_ignored(
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert [type(exc) for exc in unraisable] == [SystemExit]
+
+
+def test_memory_that_runs_out_at_any_allocation_of_a_send_loses_and_repeats_no_byte(
+    lib: Any, tmp_path: Path
+) -> None:
+    """Where the number of bytes is unknown, the batch has failed."""
+    testcapi = pytest.importorskip("_testcapi", reason="install libpython3-testsuite")
+    content = data(20_000)
+    (tmp_path / "file").write_bytes(content)
+    with stream_pair() as (one, peer), (tmp_path / "file").open("rb") as file:
+        one.setblocking(False)
+        peer.setblocking(False)
+        for limit in (1, 7, 25, 600, 21_000):
+            for allocation in range(40):
+                batch = lib.IOBatch()
+                batch.addbufs([b"first", b"second", bytearray(b"third")] if limit % 2 else [b"12"])
+                batch.addbufs([content[:300]] * 2)
+                batch.addfile(file.fileno(), 0, 20_000)
+                total = batch.bytesleft
+                testcapi.set_nomemory(allocation, allocation + 1)
+                try:
+                    lib.iob_send(one, batch, limit=limit)
+                except MemoryError:
+                    pass
+                finally:
+                    testcapi.remove_mem_hooks()
+                received = len(drain(peer))
+                if batch.error is None:
+                    assert batch.bytessent == received
+                    with suppress(BlockingIOError):
+                        lib.iob_sendall(one, batch, timeout=PATIENCE)
+                    check_invariants(batch)
+                    assert received + len(drain(peer)) == total
+                batch.reset()
