@@ -1,4 +1,4 @@
-# cython: language_level=3, binding=True, embedsignature=False, wraparound=False, auto_pickle=False
+# cython: language_level=3, binding=True, embedsignature=False, wraparound=False, auto_pickle=False, nonecheck=True
 """The hot path, compiled: adding, staging, sending and accounting of plain entries.
 
 Each function and method here has a twin in Python, which is the description of what it does. It
@@ -1169,7 +1169,7 @@ cdef ssize_t scripted_preadv(int fd, void *buffer, size_t count, off_t offset) n
     piece = bytearray(count)
     nbytes = scripted("preadv", (fd, (piece,), offset, os.RWF_NOWAIT))
     if nbytes > 0:
-        memcpy(buffer, PyByteArray_AS_STRING(piece), min(nbytes, count))
+        memcpy(buffer, PyByteArray_AS_STRING(piece), min(nbytes, <Py_ssize_t>count))
     return nbytes
 
 
