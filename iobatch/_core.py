@@ -299,26 +299,24 @@ class BatchCore(CoreState):
         self,
         max_bytes: int,
         copy_limit: int = MAX_BYTES,
-        last_copy_limit: int = MAX_BYTES,
         *,
         whole: bool = False,
         joinable: bool = False,
     ) -> tuple[list[bytes | memoryview], int]:
         """Turn the entries at the head into buffers for one system call.
 
-        This method decides which ranges are sent by sendfile: those that are longer than the two
-        limits allow, unless sendfile has already been refused for the range. A caller that can't
-        use sendfile for the range at the head calls refuse_sendfile(). All other ranges are read,
-        and the bytes replace the range in the queue. The buffers end before a range that is sent by
-        sendfile.
+        This method decides which ranges are sent by sendfile: those of more than copy_limit bytes,
+        unless sendfile has already been refused for the range. A caller that can't use sendfile for
+        the range at the head calls refuse_sendfile(). All other ranges are read, and the bytes
+        replace the range in the queue. The buffers end before a range that is sent by sendfile.
 
         A failed read, or the end of a file before the end of its range, is raised only if the range
         is at the head: the entries before the range are sent first.
 
         Args:
             max_bytes: the most bytes to return.
-            copy_limit: a range of up to this number of bytes is read.
-            last_copy_limit: the same for a range after which the batch ends; at most copy_limit.
+            copy_limit: a range of more than this number of bytes is sent by sendfile, unless
+                sendfile was refused for it.
             whole: for one message: return any number of buffers, more than IOV_MAX too, read more
                 than STAGE_LIMIT, and raise any fault at once.
             joinable: return only neighbours that can be joined: `bytes` with no Release between
@@ -345,9 +343,7 @@ class BatchCore(CoreState):
             elif type(entry) is tuple:
                 fd, offset, count, file, refused = entry
                 want = read_limit - size
-                if not refused and (
-                    count > copy_limit or (count > last_copy_limit and count == self.left - size)
-                ):
+                if count > copy_limit and not refused:
                     return buffers, size or count
                 if want <= 0:
                     break

@@ -11,7 +11,7 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from iobatch._arguments import Buffer, HasFileno, check_flags, check_limit
+from iobatch._arguments import MAX_BYTES, Buffer, HasFileno, check_flags, check_limit
 from iobatch._batch import IOBatch, core_of
 from iobatch._core import COUNT_UNKNOWN, IDLE, IOB_AGAIN, IOB_DONE, IOB_ERROR, SENDING
 from iobatch._entries import IOV_MAX
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 SEND_LIMIT: Final = 2 * 1024 * 1024
 # A range of up to this number of bytes is read and sent with its neighbours in one sendmsg; a
 # longer range is sent by sendfile. `python -m tests.bench kernel` sends the same files both ways in
-# turn on loopback. For two to eight files in a batch both ways cost the same at about 32 KiB.
+# turn on loopback. For a header and one file on an idle connection both ways cost the same at 16
+# KiB, and reading costs an eighth more at 32 KiB. If an acknowledgement arrives between the two
+# calls that sendfile needs, the header leaves in a segment of its own, and reading saves a sixth at
+# 32 KiB, as it does for two to eight files in a batch.
 COPY_LIMIT: Final = 32 * 1024
-# The same for a range after which the batch ends, as in most responses. Sending it by sendfile
-# needs no cork, and for a header and one file both ways cost the same at about 10 KiB.
-LAST_COPY_LIMIT: Final = 10 * 1024
 # Buffers that are all `bytes` are joined for the system call if their total is up to JOIN_LIMIT
 # bytes, or their mean up to JOIN_MEAN_LIMIT: copying them costs less than the work of sendmsg on a
 # list.
@@ -140,14 +140,14 @@ def _send_in_steps(  # noqa: PLR0912 # a handler may raise where a function begi
     """
     stage = core.stage if _HAS_SENDMSG else partial(_stage_single, core)
     # sendfile takes no flags, so with flags all ranges are read. _stage_single() always reads them.
-    limits = () if flags or not (_sendfile and _HAS_SENDMSG) else (COPY_LIMIT, LAST_COPY_LIMIT)
+    copy_limit = MAX_BYTES if flags or not (_sendfile and _HAS_SENDMSG) else COPY_LIMIT
     sent = 0
     more_pending = False  # the last bytes were sent with a MSG_MORE that this function added
     corked: bool | None = None  # whether this function corks target; None: not needed yet
     core.pinned = 0
     try:
         while True:
-            buffers, size = stage(limit if limit < _MAX_CALL_BYTES else _MAX_CALL_BYTES, *limits)
+            buffers, size = stage(limit if limit < _MAX_CALL_BYTES else _MAX_CALL_BYTES, copy_limit)
             if buffers:
                 more = size < core.left and size < limit
                 send_flags = flags | MORE if more else flags
@@ -279,7 +279,7 @@ def send_joined(target: Any, core: BatchCore, data: bytes, flags: int = 0) -> in
 
 
 def _stage_single(
-    core: BatchCore, max_bytes: int, *_copy_limits: int
+    core: BatchCore, max_bytes: int, _copy_limit: int
 ) -> tuple[list[bytes | memoryview], int]:
     """Stage one buffer, as stage() does, on a system without sendmsg; all ranges are read."""
     buffer = core.coalesce_head(max_bytes)

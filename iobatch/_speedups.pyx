@@ -136,7 +136,7 @@ cdef object core_class, batch_class, operation_class
 cdef object twin_addbuf, twin_addbufs, twin_addfile, twin_reset, twin_del, twin_write, twin_await
 cdef object twin_iob_send, twin_iob_write, count_unknown
 cdef dict send_names, write_names  # the names of _send.py and _write.py
-cdef long long SEND_LIMIT, WRITE_LIMIT, COPY_LIMIT, LAST_COPY_LIMIT, STAGE_LIMIT
+cdef long long SEND_LIMIT, WRITE_LIMIT, COPY_LIMIT, STAGE_LIMIT
 cdef long long JOIN_LIMIT, JOIN_MEAN_LIMIT, JOIN_CACHED_LIMIT, JOIN_OFFER_LIMIT
 cdef long long MAX_PROBED_ENTRIES, SINGLE_PROBE_LIMIT, PROBE_STRIDE
 
@@ -438,10 +438,7 @@ cdef int measure(CoreState core, long long most, Stage *stage) except -1:
             stage.buffers += 1
         elif type(entry) is tuple:
             count = (<tuple>entry)[2]
-            if not (<tuple>entry)[4] and (
-                count > COPY_LIMIT
-                or (count > LAST_COPY_LIMIT and count == core.left - stage.size)
-            ):
+            if count > COPY_LIMIT and not (<tuple>entry)[4]:
                 break
             want = read_limit - stage.size
             if want <= 0:
@@ -1045,7 +1042,7 @@ def connect(twin, form=None):
     global core_class, batch_class, operation_class
     global twin_addbuf, twin_addbufs, twin_addfile, twin_reset, twin_del, twin_write, twin_await
     global twin_iob_send, twin_iob_write, send_names, write_names, count_unknown
-    global SEND_LIMIT, WRITE_LIMIT, COPY_LIMIT, LAST_COPY_LIMIT, STAGE_LIMIT
+    global SEND_LIMIT, WRITE_LIMIT, COPY_LIMIT, STAGE_LIMIT
     global JOIN_LIMIT, JOIN_MEAN_LIMIT, JOIN_CACHED_LIMIT, JOIN_OFFER_LIMIT
     global MAX_PROBED_ENTRIES, SINGLE_PROBE_LIMIT, PROBE_STRIDE
     if twin.__name__ == "BatchCore":
@@ -1081,7 +1078,6 @@ def connect(twin, form=None):
         names = send_names = twin.__globals__
         SEND_LIMIT = names["SEND_LIMIT"]
         COPY_LIMIT = names["COPY_LIMIT"]
-        LAST_COPY_LIMIT = names["LAST_COPY_LIMIT"]
         JOIN_LIMIT = names["JOIN_LIMIT"]
         JOIN_MEAN_LIMIT = names["JOIN_MEAN_LIMIT"]
 

@@ -28,7 +28,6 @@ from iobatch import (
     iob_send,
     iob_write,
 )
-from iobatch._send import LAST_COPY_LIMIT
 from tests.support.batches import IOV_MAX, batch_of, data, take
 from tests.support.drivers import pump
 from tests.support.fakes import Scripted, again, patch_os, script_sendfile
@@ -191,12 +190,12 @@ def test_sendfile_refused_makes_the_range_be_read_and_sent(
 def test_small_files_are_read_and_sent_along_with_their_header(
     monkeypatch: pytest.MonkeyPatch, make_file: MakeFile
 ) -> None:
-    content = data(LAST_COPY_LIMIT)
+    content = data(COPY_LIMIT)
     with Scripted() as sock:
         sendfile_counts = script_sendfile(monkeypatch, sock)
         batch = batch_of(b"header")
         batch.addfile(make_file(content))
-        assert iob_send(sock, batch) == 6 + LAST_COPY_LIMIT
+        assert iob_send(sock, batch) == 6 + COPY_LIMIT
         [call] = sock.calls
         assert b"".join(call.pieces) == b"header" + content
         assert not sendfile_counts

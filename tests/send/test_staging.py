@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from iobatch import COPY_LIMIT, IOB_DONE, IOBatch, iob_send
-from iobatch._send import LAST_COPY_LIMIT
 from tests.support.batches import STAGE_LIMIT, check_invariants, data
 from tests.support.fakes import Call, Read, Scripted, again, log_preads, patch_os, script_sendfile
 from tests.support.forms import pure
@@ -62,25 +61,6 @@ def test_range_longer_than_copy_limit_goes_by_sendfile(
         ]
         assert sock.taken == b"header" + content + b"trailer"
     assert reads == []
-
-
-@pytest.mark.parametrize("follows", [False, True], ids=["last", "not last"])
-@pytest.mark.parametrize("size", [LAST_COPY_LIMIT, LAST_COPY_LIMIT + 1])
-def test_range_that_ends_the_batch_goes_by_sendfile_above_a_limit_of_its_own(
-    make_file: MakeFile, monkeypatch: pytest.MonkeyPatch, size: int, *, follows: bool
-) -> None:
-    """Only a range that ends the batch needs no cork."""
-    content = data(size)
-    batch = IOBatch()
-    batch.addbuf(b"header")
-    batch.addfile(make_file(content))
-    if follows:
-        batch.addbuf(b"end")
-    with Scripted() as sock:
-        counts = script_sendfile(monkeypatch, sock)
-        send_repeatedly(sock, batch)
-        assert sock.taken == b"header" + content + (b"end" if follows else b"")
-    assert counts == ([size] if size > LAST_COPY_LIMIT and not follows else [])
 
 
 def staged_per_call(log: list[Any]) -> list[int]:
