@@ -478,12 +478,12 @@ cdef long long read_range(tuple entry, char *buffer, long long count, bint cache
     cdef off_t offset = entry[1]
     cdef ssize_t nbytes
     cdef int number = 0
+    if cached:  # it does not wait, so it keeps the GIL
+        nbytes = calls.pread_cached(fd, buffer, count, offset)
+        return nbytes if nbytes >= 0 else -errno
     while True:
         with nogil:
-            if cached:
-                nbytes = calls.pread_cached(fd, buffer, count, offset)
-            else:
-                nbytes = calls.pread(fd, buffer, count, offset)
+            nbytes = calls.pread(fd, buffer, count, offset)
             if nbytes < 0:
                 number = errno
         if nbytes >= 0:
