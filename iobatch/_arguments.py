@@ -108,7 +108,7 @@ def check_nonnegative(number: int, name: str) -> int:
 
 
 def check_limit(limit: int | None) -> int:
-    """Return a limit in bytes as an int, and MAX_BYTES for None.
+    """Return a limit in bytes as an int of at most MAX_BYTES, which None stands for.
 
     Raises:
         TypeError: limit is neither an int nor None.
@@ -120,7 +120,7 @@ def check_limit(limit: int | None) -> int:
     limit = index(limit)
     if limit < 1:
         raise ValueError(f"limit must be at least 1, not {limit}")
-    return limit
+    return min(limit, MAX_BYTES)
 
 
 def check_flags(flags: int) -> int:

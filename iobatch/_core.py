@@ -71,7 +71,7 @@ from iobatch._errors import (
     report_unraisable,
 )
 from iobatch._files import pread
-from iobatch._forms import speedups
+from iobatch._forms import connect, speedups
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -615,5 +615,4 @@ def _too_long(entries: Iterable[Entry]) -> OverflowError:
     return OverflowError(TOO_LONG)
 
 
-if speedups is not None:
-    speedups.connect(BatchCore)
+connect(BatchCore)

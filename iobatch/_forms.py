@@ -6,7 +6,13 @@ from collections.abc import Callable
 from functools import update_wrapper
 from importlib.util import source_hash
 from pathlib import Path
-from types import GetSetDescriptorType, MemberDescriptorType, ModuleType, WrapperDescriptorType
+from types import (
+    GetSetDescriptorType,
+    MemberDescriptorType,
+    MethodDescriptorType,
+    ModuleType,
+    WrapperDescriptorType,
+)
 from typing import Any, Final, TypeVar, cast
 
 Function = TypeVar("Function", bound=Callable[..., object])
@@ -14,7 +20,7 @@ Class = TypeVar("Class")
 # The descriptors that `__slots__` makes.
 _FIELDS: Final = (GetSetDescriptorType, MemberDescriptorType)
 
-__all__ = ["COMPILED", "compiled", "compiled_methods", "load", "speedups"]
+__all__ = ["COMPILED", "compiled", "compiled_methods", "connect", "load", "speedups"]
 
 
 def load() -> ModuleType | None:
@@ -54,36 +60,47 @@ def compiled(twin: Function) -> Function:
     """
     if speedups is None:
         return twin
-    speedups.connect(twin)
+    connect(twin)
     return cast("Function", update_wrapper(getattr(speedups, twin.__name__), twin))
 
 
 def compiled_methods(twin: type[Class]) -> type[Class]:
     """Return a class with the compiled forms of its methods that have one, or the class itself.
 
-    The base of the new class, which is compiled, has some of its fields. All other members are in
-    the new class, so help() shows no member of the base except `__new__`.
+    The class `<name>Base` of the compiled module becomes its base. It has some of the fields, and
+    the special methods, which only a base can have in compiled form. The class `<name>` of that
+    module has the functions that replace the other methods and the getters of properties. All
+    members that a user sees are in the new class.
     """
     if speedups is None:
         return twin
     base: type = getattr(speedups, f"{twin.__name__}Base")
+    functions = vars(getattr(speedups, twin.__name__, object))
     names: dict[str, Any] = {}
     slots: list[str] = []
     for name, value in vars(twin).items():
-        slot = vars(base).get(name)
-        function: Any = getattr(speedups, f"{twin.__name__}_{name}", None)
-        if isinstance(slot, (WrapperDescriptorType, *_FIELDS)):
-            names[name] = slot
+        special = vars(base).get(name)
+        if isinstance(special, MethodDescriptorType):
+            pass  # __await__: in the class it would be called through Python
+        elif isinstance(special, (WrapperDescriptorType, *_FIELDS)):
+            names[name] = special
         elif isinstance(value, _FIELDS):
             slots.append(name)
-        elif function is None:
+        elif not isinstance(functions.get(name), type(speedups.iob_send)):
             names[name] = value
         elif isinstance(value, property):
             getter: Any = value.fget
-            names[name] = property(update_wrapper(function, getter))
+            names[name] = property(update_wrapper(functions[name], getter))
         else:
-            names[name] = update_wrapper(function, value)
+            names[name] = update_wrapper(functions[name], value)
     names["__slots__"] = slots
-    form = cast("type[Class]", type(twin.__name__, (base,), names))
-    speedups.connect(twin, form)
+    form = type(twin.__name__, (base,), names)
+    if hasattr(speedups, f"connect_{twin.__name__}"):
+        connect(twin, form)
     return form
+
+
+def connect(twin: Any, *form: type) -> None:
+    """Have the compiled form of a function or class call its twin, if there is a compiled form."""
+    if speedups is not None:
+        getattr(speedups, f"connect_{twin.__name__}")(twin, *form)

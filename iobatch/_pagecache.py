@@ -17,7 +17,7 @@ from attrs import define, field
 from iobatch._entries import Release
 from iobatch._errors import is_interruption
 from iobatch._files import pread
-from iobatch._forms import speedups
+from iobatch._forms import connect
 
 if TYPE_CHECKING:
     from iobatch._core import BatchCore
@@ -237,5 +237,4 @@ class PageCacheProbe:
         return 0
 
 
-if speedups is not None:
-    speedups.connect(PageCacheProbe)
+connect(PageCacheProbe)

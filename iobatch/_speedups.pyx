@@ -5,25 +5,26 @@ Each function and method here has a twin in Python, which is the description of 
 handles the plain case and calls its twin for every other, before it has changed anything, or after
 it has accounted for what it has done. _forms.py puts the functions in the place of their twins.
 
-No Python code runs from the start of a system call to the end of its accounting: a signal handler
-runs before or after both, so the counts are exact whatever it raises. (Python's rules for steps are
-in _core.py. Here each part between two calls of Python objects is one step.) While the GIL is
-released, another thread may append to the batch, but `activity` keeps it from sending or emptying
-it. A pointer into a buffer is used only while this module holds a reference to the bytes object, or
-an export of the view.
+No signal handler runs from the start of a system call to the end of its accounting, so the counts
+are exact whatever a handler raises. Handlers run before each system call. Finalizers may run
+wherever memory is allocated or a reference is dropped. They, and another thread while the GIL is
+released, may append to the batch, but `activity` keeps them from sending or emptying it. So an
+index into the queue is used only until the next such point, and a pointer into a buffer only while
+this module holds a reference to the bytes object, or an export of the view.
 """
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.exc cimport PyErr_CheckSignals
+from cpython.exc cimport PyErr_CheckSignals, PyErr_SetObject
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EAGAIN, EINTR, EINVAL, ENOSYS, EOPNOTSUPP, EOVERFLOW, errno
 from libc.string cimport memcpy, memset
 from posix.types cimport off_t
 
+import _socket
 import os
 import signal
 import socket
@@ -75,15 +76,22 @@ cdef extern from * nogil:
 
 SOURCE_HASH = IOBATCH_SOURCE_HASH
 
-cdef enum:
-    IDLE = 0  # the activities of _core.py
+cdef enum:  # the activities of _core.py
+    IDLE = 0
     SENDING = 1
-    RELEASING = 2
-    EMPTY = 0  # the states of aio/_sender.py
+
+cdef enum:  # the states of aio/_sender.py
+    EMPTY = 0
     BUSY = 1
-    AGAIN = -1  # the return codes
+
+cdef enum:  # what the functions that send return instead of a number of bytes
+    AGAIN = -1
     FAILED = -3
-    # The most buffers of one sendmsg(2).
+    UNUSUAL = -5000  # not done, and nothing has changed: the twin does it
+    RAISED = -9999
+
+cdef enum:
+    # The most buffers of one sendmsg(2), IOV_MAX.
     MOST_BUFFERS = 1024
     # The most views in one call: each needs a Py_buffer on the stack.
     MOST_VIEWS = 16
@@ -102,11 +110,8 @@ cdef extern from "Python.h":
     # Unlike an assignment to a slice of a list, it makes no object: the garbage collector can't run
     # finalizers between the reading of an index and its use.
     int PyList_SetSlice(list, Py_ssize_t, Py_ssize_t, PyObject *) except -1
-    int PYGEN_RETURN
-    ctypedef struct PyAsyncMethods:
-        int (*am_send)(object, object, PyObject **) noexcept
     ctypedef struct PyTypeObject:
-        PyAsyncMethods *tp_as_async
+        PyObject *(*tp_iternext)(object) noexcept
 
 # The system calls go through this table, so that tests can script them.
 cdef struct Calls:
@@ -124,14 +129,19 @@ calls.pread = c_pread
 calls.pread_cached = c_pread_cached
 
 cdef object _UNSET = object()
+# The class whose sockets need no Python code; None if socket.socket has methods of its own, as after
+# gevent.monkey.patch_all().
 cdef object socket_class = socket.socket
-cdef object socket_fileno = socket.socket.fileno
-cdef object socket_gettimeout = socket.socket.gettimeout
+for _name in ("send", "sendmsg", "fileno", "gettimeout"):
+    if getattr(socket.socket, _name) is not getattr(_socket.socket, _name):
+        socket_class = None
+cdef object socket_fileno = _socket.socket.fileno
+cdef object socket_gettimeout = _socket.socket.gettimeout
 cdef object scripted_class = None  # set by script_socket()
 cdef int SIGPIPE = signal.SIGPIPE
 cdef int SIG_IGN = signal.SIG_IGN
 
-# What the twins have: set by install().
+# Set by the functions at the end, named connect_...
 cdef object core_class, batch_class, operation_class
 cdef object twin_addbuf, twin_addbufs, twin_addfile, twin_reset, twin_del, twin_write, twin_await
 cdef object twin_iob_send, twin_iob_write, count_unknown
@@ -147,7 +157,8 @@ cdef long long MAX_PROBED_ENTRIES, SINGLE_PROBE_LIMIT, PROBE_STRIDE
 cdef class EntryQueue:
     """The entries of a batch, in order: the part of collections.deque that a core uses."""
 
-    # The entries are in the slots from head to tail; the other slots hold None.
+    # The entries are in the slots from head to tail; the other slots hold None. It is always the
+    # same list.
     cdef list slots
     cdef Py_ssize_t head, tail
 
@@ -178,7 +189,10 @@ cdef class EntryQueue:
     cdef int empty(self) except -1:
         self.head = self.tail = 0
         if len(self.slots) > FEW_SLOTS:
-            self.slots = []
+            try:
+                PyList_SetSlice(self.slots, FEW_SLOTS, PY_SSIZE_T_MAX, NULL)
+            except MemoryError:
+                pass  # the slots, which hold None, stay
         return 0
 
     cdef Py_ssize_t slot(self, Py_ssize_t index) except -1:
@@ -190,7 +204,15 @@ cdef class EntryQueue:
         return self.tail - self.head
 
     def __iter__(self):
-        return iter(self.slots[self.head:self.tail])
+        cdef list entries = None
+        cdef Py_ssize_t size = -1, index
+        # A finalizer may change the queue where memory is allocated: then the next turn repeats it.
+        while size != self.tail - self.head:
+            size = self.tail - self.head
+            entries = [None] * size
+        for index in range(size):
+            entries[index] = self.slots[self.head + index]
+        return iter(entries)
 
     def __getitem__(self, Py_ssize_t index):
         return self.slots[self.slot(index)]
@@ -231,17 +253,14 @@ cdef class EntryQueue:
         self.tail += len(added)
 
     cpdef clear(self):
-        # Entries that a finalizer adds meanwhile stay.
-        cdef list dropped
-        if self.tail > FEW_SLOTS:
-            dropped, self.slots = self.slots, []
-            self.head = self.tail = 0
-            dropped = None  # it drops many entries faster than one after the other
-        elif self.head < self.tail:
-            for index in range(self.tail - self.head):
-                if self.head == self.tail:
-                    break
-                self.pop()
+        cdef Py_ssize_t head = self.head, tail = self.tail
+        self.head = self.tail = 0
+        try:
+            # The list has changed before the entries are dropped: finalizers find an empty queue.
+            PyList_SetSlice(self.slots, 0, tail, NULL)
+        except MemoryError:
+            self.head, self.tail = head, tail
+            raise
 
 
 @cython.no_gc_clear
@@ -284,86 +303,83 @@ cdef class IOBatchBase:
                 Py_DECREF(<object>result)
 
 
-# The other methods of an IOBatch, and the getters of its properties. They are functions, which
-# check the type of `self`: a method of a compiled class does not, so IOBatch.addbuf(1, b"") would
-# crash.
+class IOBatch:
+    """The other methods of an IOBatch, and the getters of its properties.
 
-def IOBatch___init__(IOBatchBase self not None):
-    pass
+    They are functions, which check the type of `self`: a method of a compiled class does not, so
+    IOBatch.addbuf(1, b"") would crash.
+    """
 
+    def __init__(IOBatchBase self not None):
+        pass
 
-def IOBatch_bytesleft(IOBatchBase self not None):
-    return self._core.left
+    def bytesleft(IOBatchBase self not None):
+        return self._core.left
 
+    def bytessent(IOBatchBase self not None):
+        return self._core.sent
 
-def IOBatch_bytessent(IOBatchBase self not None):
-    return self._core.sent
-
-
-def IOBatch_addbuf(IOBatchBase self not None, data, *, on_release=None):
-    cdef CoreState core = self._core
-    cdef Py_ssize_t size
-    if type(data) is bytes and on_release is None:
-        size = PyBytes_GET_SIZE(data)
-        if size <= MAX_BYTES - core.left:
-            if size:
-                core.queue.push(data)
-                core.left += size
-            return None
-    return twin_addbuf(self, data, on_release=on_release)
-
-
-def IOBatch_reset(IOBatchBase self not None):
-    cdef CoreState core = self._core
-    if core.activity or core.release_pending or core.releasable:
-        return twin_reset(self)
-    core.left = core.sent = core.pinned = core.ranges = 0
-    core.error = None
-    core.wants = EVENT_WRITE
-    core.queue.clear()
-
-
-def IOBatch_addbufs(IOBatchBase self not None, buffers):
-    cdef CoreState core = self._core
-    cdef EntryQueue queue = core.queue
-    cdef list slots = queue.slots
-    cdef Py_ssize_t index, end
-    cdef long long size = 0
-    if type(buffers) is list or type(buffers) is tuple:
-        # No other code runs from here to the end of the accounting.
-        PyList_SetSlice(slots, queue.tail, PY_SSIZE_T_MAX, <PyObject *>buffers)
-        end = len(slots)
-        for index in range(queue.tail, end):
-            data = slots[index]
-            if type(data) is not bytes or not PyBytes_GET_SIZE(data):
-                break
-            size += PyBytes_GET_SIZE(data)
-        else:
+    def addbuf(IOBatchBase self not None, data, *, on_release=None):
+        cdef CoreState core = self._core
+        cdef Py_ssize_t size
+        if type(data) is bytes and on_release is None:
+            size = PyBytes_GET_SIZE(data)
             if size <= MAX_BYTES - core.left:
-                queue.tail = end
+                if size:
+                    core.queue.push(data)
+                    core.left += size
+                return None
+        return twin_addbuf(self, data, on_release=on_release)
+
+    def reset(IOBatchBase self not None):
+        cdef CoreState core = self._core
+        if core.activity or core.release_pending or core.releasable:
+            return twin_reset(self)
+        core.left = core.sent = core.pinned = core.ranges = 0
+        core.error = None
+        core.wants = EVENT_WRITE
+        core.queue.clear()
+
+    def addbufs(IOBatchBase self not None, buffers):
+        cdef CoreState core = self._core
+        cdef EntryQueue queue = core.queue
+        cdef list slots = queue.slots
+        cdef Py_ssize_t index, end
+        cdef long long size = 0
+        if type(buffers) is list or type(buffers) is tuple:
+            # No other code runs from here to the end of the accounting.
+            PyList_SetSlice(slots, queue.tail, PY_SSIZE_T_MAX, <PyObject *>buffers)
+            end = len(slots)
+            for index in range(queue.tail, end):
+                data = slots[index]
+                if type(data) is not bytes or not PyBytes_GET_SIZE(data):
+                    break
+                size += PyBytes_GET_SIZE(data)
+            else:
+                if size <= MAX_BYTES - core.left:
+                    queue.tail = end
+                    core.left += size
+                    return None
+            PyList_SetSlice(slots, queue.tail, PY_SSIZE_T_MAX, NULL)
+        return twin_addbufs(self, buffers)
+
+    def addfile(IOBatchBase self not None, file, offset=0, count=None, *, on_release=None):
+        cdef CoreState core = self._core
+        cdef long long fd, start, size
+        if type(file) is int and type(offset) is int and type(count) is int and on_release is None:
+            try:
+                fd, start, size = file, offset, count
+            except OverflowError:
+                fd = -1
+            if (
+                0 <= fd <= 0x7FFFFFFF and start >= 0 and size > 0
+                and size <= MAX_BYTES - core.left and start <= MAX_BYTES - core.left - size
+            ):
+                core.queue.push((file, offset, count, None, False))
+                core.ranges += 1
                 core.left += size
                 return None
-        PyList_SetSlice(slots, queue.tail, PY_SSIZE_T_MAX, NULL)
-    return twin_addbufs(self, buffers)
-
-
-def IOBatch_addfile(IOBatchBase self not None, file, offset=0, count=None, *, on_release=None):
-    cdef CoreState core = self._core
-    cdef long long fd, start, size
-    if type(file) is int and type(offset) is int and type(count) is int and on_release is None:
-        try:
-            fd, start, size = file, offset, count
-        except OverflowError:
-            fd = -1
-        if (
-            0 <= fd <= 0x7FFFFFFF and start >= 0 and size > 0
-            and size <= MAX_BYTES - core.left and start <= MAX_BYTES - core.left - size
-        ):
-            core.queue.push((file, offset, count, None, False))
-            core.ranges += 1
-            core.left += size
-            return None
-    return twin_addfile(self, file, offset, count, on_release=on_release)
+        return twin_addfile(self, file, offset, count, on_release=on_release)
 
 
 cdef int consume(CoreState core, long long nbytes) except -1:
@@ -371,6 +387,7 @@ cdef int consume(CoreState core, long long nbytes) except -1:
     cdef EntryQueue queue = core.queue
     cdef object entry
     cdef long long size
+    cdef Py_ssize_t count
     core.left -= nbytes
     core.sent += nbytes
     core.pinned = 0
@@ -381,7 +398,12 @@ cdef int consume(CoreState core, long long nbytes) except -1:
         return 0
     if not core.left:
         core.ranges = 0
-        queue.clear()
+        count = queue.tail - queue.head
+        if count > FEW_SLOTS:
+            queue.clear()
+            return 0
+        for _ in range(count):  # a finalizer may add entries, which stay
+            queue.pop()
         return 0
     try:
         while nbytes > 0 and queue.head < queue.tail:
@@ -393,10 +415,10 @@ cdef int consume(CoreState core, long long nbytes) except -1:
                     core.releasable += 1
                     break
             else:
-                fd, offset, count, file, refused = entry
-                size = count
+                fd, offset, length, file, refused = entry
+                size = length
                 if size > nbytes:
-                    queue.slots[queue.head] = (fd, offset + nbytes, count - nbytes, file, refused)
+                    queue.slots[queue.head] = (fd, offset + nbytes, length - nbytes, file, refused)
                     break
                 core.ranges -= 1
             nbytes -= size
@@ -462,11 +484,6 @@ cdef int measure(CoreState core, long long most, Stage *stage) except -1:
             stage.size = most
             break
     return 0
-
-
-cdef enum:
-    UNUSUAL = -5000  # not done, and nothing has changed: the twin does it
-    RAISED = -9999
 
 
 cdef long long read_range(tuple entry, char *buffer, long long count, bint cached) except RAISED:
@@ -543,6 +560,7 @@ cdef long long send_joined(
     if position != size:
         return UNUSUAL
     while True:
+        check_signals()
         fd = socket_fileno(sock)
         with nogil:
             nbytes = calls.send(fd, data, size, flags)
@@ -550,7 +568,6 @@ cdef long long send_joined(
                 number = errno
         if nbytes >= 0 or number != EINTR:
             break
-        check_signals()
     if nbytes < size and stage.ranges:
         keep_unsent(core, data, max(nbytes, 0), stage)
     return nbytes if nbytes >= 0 else -number
@@ -623,6 +640,7 @@ cdef long long send_gathered(CoreState core, object sock, Stage *stage, int flag
         message.msg_iov = pieces
         message.msg_iovlen = count
         while True:
+            check_signals()
             fd = socket_fileno(sock)
             with nogil:
                 if count == 1:
@@ -633,7 +651,6 @@ cdef long long send_gathered(CoreState core, object sock, Stage *stage, int flag
                     number = errno
             if nbytes >= 0 or number != EINTR:
                 return nbytes if nbytes >= 0 else -number
-            check_signals()
     finally:
         for index in range(views):
             PyBuffer_Release(&exports[index])
@@ -648,6 +665,7 @@ cdef long long send_range(tuple entry, object sock, long long count) except RAIS
     cdef ssize_t nbytes
     cdef int number = 0
     while True:
+        check_signals()
         fd = socket_fileno(sock)
         with nogil:
             nbytes = calls.sendfile(fd, source, &offset, count)
@@ -659,7 +677,6 @@ cdef long long send_range(tuple entry, object sock, long long count) except RAIS
             return UNUSUAL  # the file has ended
         if number != EINTR:
             return -number
-        check_signals()
 
 
 cdef long long account_error(CoreState core, int number) except RAISED:
@@ -731,13 +748,11 @@ cdef long long send_steps(CoreState core, object sock, long long limit) except R
 
 def iob_send(sock, batch, *, flags=0, limit=_UNSET):
     cdef CoreState core
-    cdef long long most
+    cdef long long most = SEND_LIMIT
+    if limit is not _UNSET:
+        most = plain_limit(limit)
     if is_plain(sock) and isinstance(batch, IOBatchBase) and flags is 0:
         core = (<IOBatchBase>batch)._core
-        if limit is _UNSET:
-            most = SEND_LIMIT
-        else:
-            most = plain_limit(limit)
         if most > 0 and not core.activity and not core.release_pending:
             if core.error is not None:
                 return FAILED
@@ -749,13 +764,11 @@ def iob_send(sock, batch, *, flags=0, limit=_UNSET):
                     return send_steps(core, sock, most)
                 finally:
                     core.activity = IDLE
-    if limit is _UNSET:
-        return twin_iob_send(sock, batch, flags=flags)
-    return twin_iob_send(sock, batch, flags=flags, limit=limit)
+    return twin_iob_send(sock, batch, flags=flags, limit=SEND_LIMIT if limit is _UNSET else limit)
 
 
 cdef inline bint is_plain(object sock):
-    """Return whether a socket has no methods of its own."""
+    """Return whether the system calls of this module do what the methods of a socket do."""
     return type(sock) is socket_class or type(sock) is scripted_class
 
 
@@ -815,9 +828,7 @@ def iob_write(sock, batch, callback, *, limit=_UNSET):
             finally:
                 core.activity = IDLE
             return written or AGAIN
-    if limit is _UNSET:
-        return twin_iob_write(sock, batch, callback)
-    return twin_iob_write(sock, batch, callback, limit=limit)
+    return twin_iob_write(sock, batch, callback, limit=WRITE_LIMIT if limit is _UNSET else limit)
 
 
 cdef bint has_no_timeout(object sock) except -1:
@@ -886,24 +897,29 @@ cdef class Result:
 
     cdef object value
 
-    def __await__(self):  # it has Cython make the slots for the function below
-        return self
-
     def __iter__(self):
         return self
 
     def __next__(self):
         raise StopIteration(self.value)
 
+    def send(self, _value):
+        raise StopIteration(self.value)
 
-cdef int send_result(object result, object argument, PyObject **value) noexcept:
-    """Do what __next__ does, without an exception, which would cost more than the rest."""
-    Py_INCREF((<Result>result).value)
-    value[0] = <PyObject *>(<Result>result).value
-    return PYGEN_RETURN
+    def throw(self, kind, value=None, traceback=None):
+        raise kind if value is None else value
+
+    def close(self):
+        pass
 
 
-(<PyTypeObject *>Result).tp_as_async.am_send = send_result
+cdef PyObject *end_with_result(object result) noexcept:
+    """Do what __next__ does, without a traceback, which would cost more than the rest."""
+    PyErr_SetObject(StopIteration, (<Result>result).value)
+    return NULL
+
+
+(<PyTypeObject *>Result).tp_iternext = end_with_result
 
 
 cdef class BatchWriterBase:
@@ -913,61 +929,64 @@ cdef class BatchWriterBase:
     cdef public object _timeout, _stall_timeout, user_info
 
 
-def BatchWriter_write(BatchWriterBase self not None, batch=_UNSET, **options):
-    cdef WriteSenderBase sender
-    cdef TurnBudgetBase budget
-    cdef WriteOperationBase operation
-    cdef CoreState core
-    cdef long long left, sent, code
-    if batch is _UNSET:
-        return twin_write(self, **options)
-    if options or type(batch) is not batch_class or self._sender is None:  # None: no __init__
-        return twin_write(self, batch, **options)
-    core = (<IOBatchBase>batch)._core
-    sender = self._sender
-    budget = sender.budget
-    left, sent = core.left, core.sent
-    if (
-        sender.state != EMPTY or not sender._direct or sender.pipelines.codec is not None
-        or sender._rest is not None or not 0 < left <= budget.left
-        or core.activity or core.release_pending or core.releasable or core.error is not None
-        or not is_plain(sender.sock)
-    ):
-        return twin_write(self, batch)
-    if not has_no_timeout(sender.sock):
-        return twin_write(self, batch)
-    # Lock writer and batch: a finalizer must not send this batch or a queued write.
-    sender.state = BUSY
-    core.activity = SENDING
-    try:
-        code = send_whole(core, sender.sock)
-    except BaseException:
-        core.activity = IDLE
-        sender.close()
-        raise
-    core.activity = IDLE
-    if code == UNUSUAL:
-        sender.state = EMPTY
-        return twin_write(self, batch)
-    if code != left:
+class BatchWriter:
+    """The method of a BatchWriter, as a function: see IOBatch."""
+
+    def write(BatchWriterBase self not None, batch=_UNSET, **options):
+        cdef WriteSenderBase sender
+        cdef TurnBudgetBase budget
+        cdef WriteOperationBase operation
+        cdef CoreState core
+        cdef long long left, sent, code
+        if batch is _UNSET:
+            return twin_write(self, **options)
+        if options or type(batch) is not batch_class or self._sender is None:  # None: no __init__
+            return twin_write(self, batch, **options)
+        core = (<IOBatchBase>batch)._core
+        sender = self._sender
+        budget = sender.budget
+        left, sent = core.left, core.sent
+        if (
+            sender.state != EMPTY or not sender._direct or sender.pipelines.codec is not None
+            or sender._rest is not None or not 0 < left <= budget.left
+            or core.activity or core.release_pending or core.releasable or core.error is not None
+            or not is_plain(sender.sock)
+        ):
+            return twin_write(self, batch)
+        if not has_no_timeout(sender.sock):
+            return twin_write(self, batch)
+        # Lock writer and batch: a finalizer must not send this batch or a queued write.
+        sender.state = BUSY
+        core.activity = SENDING
         try:
-            return sender._queue_rest(
-                core, sent, code, self.user_info,
-                timeout=self._timeout, stall_timeout=self._stall_timeout,
-            )
+            code = send_whole(core, sender.sock)
         except BaseException:
+            core.activity = IDLE
             sender.close()
             raise
-    core.sent = sent  # a batch's count does not include bytes that a write has taken from it
-    budget.left -= left
-    sender.state = EMPTY
-    if budget.left < budget.refill_below:
-        budget.schedule_refill()
-    if sender.queue.order:  # a finalizer has posted writes
-        sender._send_queued()
-    operation = WriteOperationBase.__new__(operation_class)
-    operation._write = (sender, self.user_info, left)
-    return operation
+        core.activity = IDLE
+        if code == UNUSUAL:
+            sender.state = EMPTY
+            return twin_write(self, batch)
+        if code != left:
+            try:
+                return sender._queue_rest(
+                    core, sent, code, self.user_info,
+                    timeout=self._timeout, stall_timeout=self._stall_timeout,
+                )
+            except BaseException:
+                sender.close()
+                raise
+        core.sent = sent  # a batch's count does not include bytes that a write has taken from it
+        budget.left -= left
+        sender.state = EMPTY
+        if budget.left < budget.refill_below:
+            budget.schedule_refill()
+        if sender.queue.order:  # a finalizer has posted writes
+            sender._send_queued()
+        operation = WriteOperationBase.__new__(operation_class)
+        operation._write = (sender, self.user_info, left)
+        return operation
 
 
 cdef bint are_cached(EntryQueue queue) except -1:
@@ -1037,49 +1056,62 @@ def claim():
     return first
 
 
-def connect(twin, form=None):
-    """Have the compiled form of a function or class call its twin for what is unusual."""
-    global core_class, batch_class, operation_class
-    global twin_addbuf, twin_addbufs, twin_addfile, twin_reset, twin_del, twin_write, twin_await
-    global twin_iob_send, twin_iob_write, send_names, write_names, count_unknown
-    global SEND_LIMIT, WRITE_LIMIT, COPY_LIMIT, STAGE_LIMIT
-    global JOIN_LIMIT, JOIN_MEAN_LIMIT, JOIN_CACHED_LIMIT, JOIN_OFFER_LIMIT
-    global MAX_PROBED_ENTRIES, SINGLE_PROBE_LIMIT, PROBE_STRIDE
-    if twin.__name__ == "BatchCore":
-        core_class = twin
-        names = twin.stage.__globals__
-        STAGE_LIMIT = names["STAGE_LIMIT"]
-        JOIN_OFFER_LIMIT = names["JOIN_OFFER_LIMIT"]
-        count_unknown = names["COUNT_UNKNOWN"]
-    elif twin.__name__ == "IOBatch":
-        batch_class = form
-        twin_addbuf = twin.addbuf
-        twin_addbufs = twin.addbufs
-        twin_addfile = twin.addfile
-        twin_reset = twin.reset
-        twin_del = twin.__del__
-    elif twin.__name__ == "WriteOperation":
-        operation_class = form
-        twin_await = twin.__await__
-    elif twin.__name__ == "BatchWriter":
-        twin_write = twin.write
-    elif twin.__name__ == "PageCacheProbe":
-        names = twin.try_join_cached.__globals__
-        JOIN_CACHED_LIMIT = names["JOIN_CACHED_LIMIT"]
-        MAX_PROBED_ENTRIES = names["MAX_PROBED_ENTRIES"]
-        SINGLE_PROBE_LIMIT = names["SINGLE_PROBE_LIMIT"]
-        PROBE_STRIDE = names["PROBE_STRIDE"]
-    elif twin.__name__ == "iob_write":
-        twin_iob_write = twin
-        write_names = twin.__globals__
-        WRITE_LIMIT = write_names["WRITE_LIMIT"]
-    elif twin.__name__ == "iob_send":
-        twin_iob_send = twin
-        names = send_names = twin.__globals__
-        SEND_LIMIT = names["SEND_LIMIT"]
-        COPY_LIMIT = names["COPY_LIMIT"]
-        JOIN_LIMIT = names["JOIN_LIMIT"]
-        JOIN_MEAN_LIMIT = names["JOIN_MEAN_LIMIT"]
+# Each of these has the compiled form of a function or class call its twin for what is unusual.
+
+def connect_BatchCore(twin):
+    global core_class, count_unknown, STAGE_LIMIT, JOIN_OFFER_LIMIT
+    names = twin.stage.__globals__
+    core_class = twin
+    count_unknown = names["COUNT_UNKNOWN"]
+    STAGE_LIMIT = names["STAGE_LIMIT"]
+    JOIN_OFFER_LIMIT = names["JOIN_OFFER_LIMIT"]
+
+
+def connect_IOBatch(twin, form):
+    global batch_class, twin_addbuf, twin_addbufs, twin_addfile, twin_reset, twin_del
+    batch_class = form
+    twin_addbuf = twin.addbuf
+    twin_addbufs = twin.addbufs
+    twin_addfile = twin.addfile
+    twin_reset = twin.reset
+    twin_del = twin.__del__
+
+
+def connect_iob_send(twin):
+    global twin_iob_send, send_names, SEND_LIMIT, COPY_LIMIT, JOIN_LIMIT, JOIN_MEAN_LIMIT
+    twin_iob_send = twin
+    send_names = twin.__globals__
+    SEND_LIMIT = send_names["SEND_LIMIT"]
+    COPY_LIMIT = send_names["COPY_LIMIT"]
+    JOIN_LIMIT = send_names["JOIN_LIMIT"]
+    JOIN_MEAN_LIMIT = send_names["JOIN_MEAN_LIMIT"]
+
+
+def connect_iob_write(twin):
+    global twin_iob_write, write_names, WRITE_LIMIT
+    twin_iob_write = twin
+    write_names = twin.__globals__
+    WRITE_LIMIT = write_names["WRITE_LIMIT"]
+
+
+def connect_PageCacheProbe(twin):
+    global JOIN_CACHED_LIMIT, MAX_PROBED_ENTRIES, SINGLE_PROBE_LIMIT, PROBE_STRIDE
+    names = twin.try_join_cached.__globals__
+    JOIN_CACHED_LIMIT = names["JOIN_CACHED_LIMIT"]
+    MAX_PROBED_ENTRIES = names["MAX_PROBED_ENTRIES"]
+    SINGLE_PROBE_LIMIT = names["SINGLE_PROBE_LIMIT"]
+    PROBE_STRIDE = names["PROBE_STRIDE"]
+
+
+def connect_WriteOperation(twin, form):
+    global operation_class, twin_await
+    operation_class = form
+    twin_await = twin.__await__
+
+
+def connect_BatchWriter(twin, _form):
+    global twin_write
+    twin_write = twin.write
 
 
 # Scripted system calls, for tests

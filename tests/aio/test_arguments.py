@@ -72,6 +72,13 @@ async def test_wrong_types_raise_type_error_and_post_nothing() -> None:
 
 
 @both_loops
+async def test_limit_may_be_any_number_from_one() -> None:
+    with writer_pair(limit=2**70) as (writer, peer):
+        assert await writer.write(batch_of(b"abc")) == 3
+        assert peer.recv(10) == b"abc"
+
+
+@both_loops
 async def test_writer_refuses_blocking_and_tls_sockets_and_bad_limits() -> None:
     with stream_pair() as (sock, _):
         with pytest.raises(ValueError, match="non-blocking"):

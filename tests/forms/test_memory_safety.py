@@ -338,6 +338,118 @@ def test_finalizers_that_run_at_any_allocation_lose_no_entry(lib: Any) -> None:
         gc.set_threshold(*before)
 
 
+@contextmanager
+def finalizer(act: Callable[[], object]) -> Iterator[None]:
+    """Have the collector call a function at the first allocation in the block."""
+
+    class Garbage:
+        def __init__(self) -> None:
+            self.cycle = self
+
+        def __del__(self) -> None:
+            act()
+
+    gc.collect()
+    before = gc.get_threshold()
+    lists: list[Any] = [[] for _ in range(200)]  # the interpreter keeps some unused lists ready
+    Garbage()
+    gc.set_threshold(1, 1, 1)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.collect()
+        lists.clear()
+
+
+@pytest.mark.parametrize("count", [3, 100])
+def test_entry_that_a_finalizer_adds_while_the_queue_is_emptied_is_kept(
+    lib: Any, count: int
+) -> None:
+    for empty in ("reset", "send"):
+        batch = lib.IOBatch()
+        batch.addbufs([b"x"] * count)
+        with stream_pair() as (one, _), finalizer(partial(batch.addbuf, b"added")):
+            if empty == "reset":
+                batch.reset()
+            else:
+                lib.iob_send(one, batch)
+        check_invariants(batch)
+        assert batch.bytesleft in {0, 5, 5 + count}
+
+
+def test_reset_by_a_finalizer_during_repr_causes_no_crash(lib: Any) -> None:
+    for count in range(1, 200, 7):
+        batch = lib.IOBatch()
+        batch.addbufs([bytes([count]) * (100 + i) for i in range(count)])
+        with finalizer(batch.reset):
+            assert "IOBatch" in repr(batch)
+        check_invariants(batch)
+
+
+@pytest.mark.parametrize("act", ["send", "prepend", "reset", "extend"])
+def test_bytes_that_are_being_dropped_are_never_sent(lib: Any, act: str, tmp_path: Path) -> None:
+    """A finalizer of a file runs while reset() drops the batch."""
+    (tmp_path / "file").write_bytes(b"dropped")
+    other = lib.IOBatch()
+
+    class Finalized:
+        def __init__(self) -> None:
+            self.file = (tmp_path / "file").open("rb")
+
+        def fileno(self) -> int:
+            return self.file.fileno()
+
+        def __del__(self) -> None:
+            self.file.close()
+            with suppress(RuntimeError):
+                if act == "prepend":
+                    batch.prepend(b"added")
+                else:
+                    batch.addbuf(b"added")
+                if act == "send":
+                    lib.iob_send(one, batch)
+                elif act == "reset":
+                    batch.reset()
+                elif act == "extend":
+                    other.extend(batch)
+
+    with stream_pair() as (one, peer):
+        batch = lib.IOBatch()
+        batch.addfile(Finalized(), 0, 7)
+        batch.addfile(str(tmp_path / "file"))
+        batch.addbuf(b"dropped")
+        batch.reset()
+        for each in batch, other:
+            check_invariants(each)
+            while lib.iob_send(one, each) > 0:
+                pass
+        one.shutdown(socket.SHUT_WR)
+        assert b"dropped" not in receive_all(peer)
+
+
+OWN_METHODS = """
+import socket
+
+class Own(socket.socket):
+    def send(self, data, flags=0):
+        print("its own send")
+        return super().send(data, flags)
+
+socket.socket = Own  # as gevent.monkey.patch_all() does
+from iobatch import IOBatch, iob_send
+one, peer = socket.socketpair()
+batch = IOBatch()
+batch.addbuf(b"abc")
+print(iob_send(one, batch))
+"""
+
+
+def test_socket_class_with_methods_of_its_own_is_used_through_them() -> None:
+    result = run_python(OWN_METHODS)
+    assert (result.stdout, result.stderr) == ("its own send\n3\n", "")
+
+
 def test_socket_that_a_hook_closes_is_not_confused_with_a_new_descriptor(
     lib: Any, tmp_path: Path
 ) -> None:

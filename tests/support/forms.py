@@ -58,4 +58,4 @@ def copy_limit(nbytes: int) -> Iterator[None]:
 def _connect() -> None:
     """Have the compiled form look up the limits again."""
     if speedups is not None:
-        speedups.connect(pure(iob_send))
+        speedups.connect_iob_send(pure(iob_send))

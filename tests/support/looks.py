@@ -78,6 +78,8 @@ def look_of_names() -> Iterator[tuple[str, Any]]:
                 # Neither what is private, nor what describes the class, such as __slots__.
                 if not member.startswith("_") or (member.endswith("__") and callable(value)):
                     yield f"{name}.{member}", look_of_member(value)
+            if hasattr(thing, "__await__"):  # the compiled form inherits it
+                yield f"{name}.__await__", "slot or field"
 
 
 def look_of_member(value: Any) -> Any:
