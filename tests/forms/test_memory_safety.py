@@ -414,10 +414,10 @@ def test_bytes_that_are_being_dropped_are_never_sent(lib: Any, act: str, tmp_pat
                 elif act == "extend":
                     other.extend(batch)
 
-    with stream_pair() as (one, peer):
+    with stream_pair() as (one, peer), (tmp_path / "file").open("rb") as file:
         batch = lib.IOBatch()
         batch.addfile(Finalized(), 0, 7)
-        batch.addfile(str(tmp_path / "file"))
+        batch.addfile(file.fileno(), 0, 7)
         batch.addbuf(b"dropped")
         batch.reset()
         for each in batch, other:
