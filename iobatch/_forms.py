@@ -94,10 +94,10 @@ def compiled_methods(twin: type[Class]) -> type[Class]:
         else:
             names[name] = update_wrapper(functions[name], value)
     names["__slots__"] = slots
-    form = type(twin.__name__, (base,), names)
+    form: Any = type(twin.__name__, (base,), names)
     if hasattr(speedups, f"connect_{twin.__name__}"):
         connect(twin, form)
-    return form
+    return cast("type[Class]", form)
 
 
 def connect(twin: Any, *form: type) -> None:

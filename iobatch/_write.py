@@ -115,8 +115,9 @@ def iob_write(
     except BaseException as exc:
         code = core.call_raised(exc)
         if code is None:
-            # A batch that has failed has no pin: see BatchCore.fail().
-            core.pinned = 0 if core.error is COUNT_UNKNOWN else pin_before
+            # A batch that has failed has no pin: see BatchCore.fail(). _offer() sets `error`.
+            failed = core.error is COUNT_UNKNOWN  # pyright: ignore[reportUnnecessaryComparison]
+            core.pinned = 0 if failed else pin_before
             raise
         return written or code
     finally:
