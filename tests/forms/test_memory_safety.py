@@ -336,6 +336,18 @@ def test_finalizers_that_run_at_any_allocation_lose_no_entry(lib: Any) -> None:
                 assert batch.bytessent + batch.bytesleft == added
     finally:
         gc.set_threshold(*before)
+        gc.collect()
+
+
+@contextmanager
+def untraced() -> Iterator[None]:
+    """Stop a tracer, such as coverage's, which makes objects between any two lines."""
+    trace = sys.gettrace()
+    sys.settrace(None)
+    try:
+        yield
+    finally:
+        sys.settrace(trace)
 
 
 @contextmanager
@@ -353,13 +365,14 @@ def finalizer(act: Callable[[], object]) -> Iterator[None]:
     before = gc.get_threshold()
     lists: list[Any] = [[] for _ in range(200)]  # the interpreter keeps some unused lists ready
     Garbage()
-    gc.set_threshold(1, 1, 1)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
-        gc.collect()
-        lists.clear()
+    with untraced():
+        gc.set_threshold(1, 1, 1)
+        try:
+            yield
+        finally:
+            gc.set_threshold(*before)
+    gc.collect()
+    lists.clear()
 
 
 @pytest.mark.parametrize("count", [3, 100])
@@ -647,13 +660,14 @@ def test_memory_that_runs_out_at_any_allocation_of_a_send_loses_and_repeats_no_b
                 batch.addbufs([content[:300]] * 2)
                 batch.addfile(file.fileno(), 0, 20_000)
                 total = batch.bytesleft
-                testcapi.set_nomemory(allocation, allocation + 1)
-                try:
-                    lib.iob_send(one, batch, limit=limit)
-                except MemoryError:
-                    pass
-                finally:
-                    testcapi.remove_mem_hooks()
+                with untraced():
+                    testcapi.set_nomemory(allocation, allocation + 1)
+                    try:
+                        lib.iob_send(one, batch, limit=limit)
+                    except MemoryError:
+                        pass
+                    finally:
+                        testcapi.remove_mem_hooks()
                 received = len(drain(peer))
                 if batch.error is None:
                     assert batch.bytessent == received
