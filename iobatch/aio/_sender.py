@@ -490,12 +490,12 @@ class WriteSender:
         The writes before it, whose timeouts may have expired at the same time, end first: one of
         them may have sent some bytes, and then this write is aborted.
         """
-        for each in self.queue.writes:
-            if each is write or (each.timer is not None and each.timer.expired):
-                text = f"{each.transferred} of {each.max_bytes} bytes were sent in time"
-                self._end_early(each, WriteStatus.TIMEOUT, TimeoutError(text))
-            if each is write:
-                break
+        writes = self.queue.writes
+        before = writes[: writes.index(write)]
+        expired = [each for each in before if each.timer is not None and each.timer.expired]
+        for each in [*expired, write]:
+            text = f"{each.transferred} of {each.max_bytes} bytes were sent in time"
+            self._end_early(each, WriteStatus.TIMEOUT, TimeoutError(text))
         if self.state != BUSY:
             self._update_watch()
 
