@@ -235,7 +235,7 @@ def test_recursion_error_repeats_no_byte(step: Step, make_file: MakeFile) -> Non
             assert received + drain(peer) == wanted
             check_invariants(batch)
     assert raised == [*range(1, len(raised) + 1)]
-    assert 3 <= len(raised) < 25
+    assert 0 < len(raised) < 25
 
 
 @pytest.mark.parametrize("step", [*PURE_STEPS, iob_sendmsg], ids=lambda step: step.__name__)
