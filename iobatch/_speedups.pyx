@@ -437,7 +437,6 @@ cdef struct Stage:
     int ranges  # the number of ranges to read among them
     int views
     long long size  # their total length in bytes
-    bint unusual  # this module can't send them
 
 
 cdef int measure(CoreState core, long long most, Stage *stage) except -1:
@@ -450,7 +449,6 @@ cdef int measure(CoreState core, long long most, Stage *stage) except -1:
     cdef bint joins_all = not (core.ranges or core.releasable) and core.left <= min(JOIN_LIMIT, most)
     stage.buffers = stage.entries = stage.ranges = stage.views = 0
     stage.size = 0
-    stage.unusual = False
     if end - queue.head > MOST_BUFFERS and not joins_all:
         end = queue.head + MOST_BUFFERS
     for index in range(queue.head, end):
@@ -477,8 +475,7 @@ cdef int measure(CoreState core, long long most, Stage *stage) except -1:
             stage.buffers += 1
             stage.views += 1
             if stage.views > MOST_VIEWS:
-                stage.unusual = True
-                break
+                break  # the twin sends them
         stage.entries += 1
         if stage.size >= most:
             stage.size = most
@@ -699,7 +696,7 @@ cdef long long send_steps(CoreState core, object sock, long long limit) except R
         while True:
             most = min(limit, MAX_CALL_BYTES)
             measure(core, most, &stage)
-            if stage.unusual:
+            if stage.views > MOST_VIEWS:
                 nbytes = UNUSUAL
             elif stage.buffers:
                 more = stage.size < core.left and stage.size < limit
@@ -1029,7 +1026,7 @@ cdef long long send_whole(CoreState core, object sock) except RAISED:
             return UNUSUAL
         return send_steps(core, sock, left)
     measure(core, left, &stage)
-    if stage.size != left or stage.unusual:
+    if stage.size != left:
         return UNUSUAL
     core.pinned = 0
     if stage.buffers == 1 and not stage.ranges:

@@ -279,7 +279,8 @@ class WriteSender:
         head = self.queue.head
         if head is None:
             return self._leftovers is not None and self._drain_leftovers()
-        before = bytes_passed_on(head.filter)
+        filtered = head.filter is not None
+        before = bytes_passed_on(head.filter) if filtered else 0
         try:
             code, source = self._advance_write(head)
         except Exception as exc:
@@ -289,9 +290,13 @@ class WriteSender:
             # it.
             self._end_early(head, WriteStatus.ERROR, exc)
             return True
-        # A filter takes input while its output can't be sent, and a full one returns IOB_AGAIN even
-        # if it has sent some of the bytes it holds.
-        if bytes_passed_on(head.filter) > before or (code > 0 and not bytes_held(head.filter)):
+        progress = code > 0
+        if filtered:
+            # A filter takes input while its output can't be sent, and a full one returns IOB_AGAIN
+            # even if it has sent some of the bytes it holds.
+            sent = bytes_passed_on(head.filter) > before
+            progress = sent or (progress and not bytes_held(head.filter))
+        if progress:
             self.last_progress = self.loop.time()
         if code > 0:
             self.budget.spend(code)
