@@ -44,7 +44,9 @@ SEND_LIMIT: Final = 2 * 1024 * 1024
 COPY_LIMIT: Final = 32 * 1024
 # Buffers that are all `bytes` are joined for the system call if their total is up to JOIN_LIMIT
 # bytes, or their mean up to JOIN_MEAN_LIMIT: copying them costs less than the work of sendmsg on a
-# list.
+# list. Sent both ways in turn on loopback, they cost the same at a mean of 1.5 to 2 KiB, of 4 KiB
+# if there are two or four. (That is the compiled form's figure; the pure form's is 6 KiB.) The
+# compiled form does not count the bytes of ranges, which it reads to where they are joined.
 JOIN_LIMIT: Final = 16 * 1024
 JOIN_MEAN_LIMIT: Final = 1536
 # MAX_RW_COUNT: the most bytes that Linux transfers in one call (write(2), sendfile(2)).

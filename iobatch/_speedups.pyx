@@ -437,6 +437,7 @@ cdef struct Stage:
     int ranges  # the number of ranges to read among them
     int views
     long long size  # their total length in bytes
+    long long copied  # the length of those that are bytes already, and are copied to join them
 
 
 cdef int measure(CoreState core, long long most, Stage *stage) except -1:
@@ -448,13 +449,14 @@ cdef int measure(CoreState core, long long most, Stage *stage) except -1:
     # All of a short batch of bytes is joined, however many they are.
     cdef bint joins_all = not (core.ranges or core.releasable) and core.left <= min(JOIN_LIMIT, most)
     stage.buffers = stage.entries = stage.ranges = stage.views = 0
-    stage.size = 0
+    stage.size = stage.copied = 0
     if end - queue.head > MOST_BUFFERS and not joins_all:
         end = queue.head + MOST_BUFFERS
     for index in range(queue.head, end):
         entry = queue.slots[index]
         if type(entry) is bytes:
             stage.size += PyBytes_GET_SIZE(entry)
+            stage.copied += PyBytes_GET_SIZE(entry)
             stage.buffers += 1
         elif type(entry) is tuple:
             count = (<tuple>entry)[2]
@@ -702,7 +704,7 @@ cdef long long send_steps(CoreState core, object sock, long long limit) except R
                 more = stage.size < core.left and stage.size < limit
                 flags = MSG_NOSIGNAL | (MSG_MORE if more else 0)
                 if stage.buffers > 1 and not stage.views and (
-                    stage.size <= JOIN_LIMIT or stage.size <= JOIN_MEAN_LIMIT * stage.buffers
+                    stage.copied <= JOIN_LIMIT or stage.copied <= JOIN_MEAN_LIMIT * stage.buffers
                 ):
                     nbytes = send_joined(core, sock, &stage, flags)
                 else:
