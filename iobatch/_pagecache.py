@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from io import FileIO
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, final
 
 from attrs import define, field
@@ -84,10 +85,18 @@ class ReadAhead:
     _file: FileIO
     _offset: int
     _count: int
+    # The first of __call__() and close() acquires it, and only that one closes the file: a thread
+    # may be reading when nothing waits for it any longer.
+    _claim: Lock = field(init=False, factory=Lock)
 
     def __call__(self) -> int | OSError:
-        """Read; return the number of bytes read, or the error if the first read failed."""
+        """Read; return the number of bytes read, or the error if the first read failed.
+
+        After close() nothing is read.
+        """
         done = 0
+        if not self._claim.acquire(blocking=False):
+            return done
         with self._file as file:
             fd = file.fileno()
             try:
@@ -105,8 +114,9 @@ class ReadAhead:
         return done
 
     def close(self) -> None:
-        """Close the duplicate descriptor. __call__() closes it too; closing twice is safe."""
-        self._file.close()
+        """Close the duplicate descriptor, unless __call__() has begun, which closes it itself."""
+        if self._claim.acquire(blocking=False):
+            self._file.close()
 
 
 @final

@@ -130,7 +130,9 @@ def test_small_file_takes_one_wait_one_recv_and_one_send(site: Path, tmp_path: P
     assert len(turns) == 15
     # The first request opens the file; another one does if the file stops being fresh.
     assert turns[:5].count(("recvfrom", "sendto")) >= 3
-    assert turns[5:10].count(("recvfrom", "pread64", "sendmsg")) >= 3
+    # The compiled form joins what it reads with the header; the pure form gives sendmsg both.
+    read = [turn for turn in turns[5:10] if turn[:-1] == ("recvfrom", "pread64")]
+    assert sum(turn[-1] in ("sendto", "sendmsg") for turn in read) >= 3
     # A large file that the socket does not take at once continues in another turn.
     large = turns[10:]
     at_once = large.count(("recvfrom", "sendto", "sendfile"))
