@@ -7,6 +7,7 @@
     iobatch.filters   Filter, Transform, Chunked, TLS: compression, chunked coding and TLS.
     iobatch.aio       BatchWriter, WriteOperation, WriteStatus, CancellationType: posted writes on
                       asyncio and uvloop. send_to_stream: over an asyncio stream.
+    iobatch.anyio     send_batch: sends a whole batch under trio, and under anyio.
     iobatch.typing    Types for annotations.
     iobatch.httpd     A file server: python -m iobatch.httpd.
 

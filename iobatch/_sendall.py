@@ -69,27 +69,13 @@ def iob_sendall(
     limit = check_limit(limit)
     start = batch.bytessent
     deadline = None if timeout is None else monotonic() + timeout
-    steps: list[tuple[Callable[[], int], Any]] = [
-        (
-            partial(iob_send, sock, batch, limit=limit)
-            if callback is None
-            else partial(iob_write, sock, batch, callback, limit=min(limit, WRITE_LIMIT)),
-            batch,
-        )
-    ]
-    drain = getattr(callback, "drain", None)
-    if drain is not None:
-        steps.append((partial(drain, sock), callback))
     with ExitStack() as stack:
         if timeout is not None:
             stack.enter_context(_nonblocking(sock))
         selector = None
-        for step, source in steps:
-            while nbytes := step():
-                if nbytes == IOB_ERROR:
-                    raise copy_to_raise(source.error)
-                if nbytes == IOB_AGAIN and source.wants == EVENT_READ:
-                    _check_reader(callback)
+        for call, source in sending_calls(sock, batch, callback):
+            while nbytes := call(limit):
+                check_code(nbytes, source, callback)
                 if nbytes > 0 and progress is not None and source is batch:
                     progress(nbytes)
                 remaining = None if deadline is None else deadline - monotonic()
@@ -107,6 +93,41 @@ def iob_sendall(
                     selector.modify(sock, source.wants)
                     selector.select(None if remaining is None else min(remaining, _MAX_WAIT))
     return batch.bytessent - start
+
+
+def sending_calls(
+    sock: Any, batch: IOBatch, callback: WriteCallback[Any] | None
+) -> list[tuple[Callable[[int], int], Any]]:
+    """Return the calls that send a whole batch: each in turn is repeated until it returns 0.
+
+    Returns:
+        Pairs: a function of the most bytes to send, and the batch or filter whose `error`, `wants`
+        and `bytesleft` go with it.
+
+    """
+    if callback is None:
+        return [(lambda limit: iob_send(sock, batch, limit=limit), batch)]
+    calls: list[tuple[Callable[[int], int], Any]] = [
+        (lambda limit: iob_write(sock, batch, callback, limit=min(limit, WRITE_LIMIT)), batch)
+    ]
+    drain: Callable[[Any], int] | None = getattr(callback, "drain", None)
+    if drain is not None:
+        calls.append((lambda _: drain(sock), callback))
+    return calls
+
+
+def check_code(code: int, source: Any, callback: Any) -> None:
+    """Raise the error that a call of sending_calls() has met, if it can't be repeated.
+
+    Raises:
+        OSError: a copy of the error of its batch or filter.
+        SSLWantReadError: a filter must read before it can send.
+
+    """
+    if code == IOB_ERROR:
+        raise copy_to_raise(source.error)
+    if code == IOB_AGAIN and source.wants == EVENT_READ:
+        _check_reader(callback)
 
 
 def _check_reader(callback: Any) -> None:
@@ -127,7 +148,7 @@ def _check_reader(callback: Any) -> None:
     if hasattr(last, "drain") and not last.bytesleft:
         raise SSLWantReadError(
             SSL_ERROR_WANT_READ,
-            "a filter must read before it can send, and iob_sendall does not read",
+            "a filter must read before it can send, and this call does not read",
         )
 
 

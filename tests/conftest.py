@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -39,6 +41,11 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("iobatch")
+
+
+with suppress(ImportError):
+    # libuv opens two descriptors for its first loop and keeps them: open them before any test.
+    importlib.import_module("uvloop").new_event_loop().close()
 
 
 @pytest.fixture(autouse=True)

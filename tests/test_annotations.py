@@ -15,6 +15,7 @@ import pytest
 
 import iobatch
 import iobatch.aio
+import iobatch.anyio
 import iobatch.filters
 import iobatch.typing
 from tests.support.programs import ROOT, run_python
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
 
-MODULES = (iobatch, iobatch.aio, iobatch.filters)
+MODULES = (iobatch, iobatch.aio, iobatch.anyio, iobatch.filters)
 USAGE = sorted((ROOT / "tests" / "typing").glob("*_usage.py"))
 
 # The library makes operations, a program has transforms of its own, and enums have members.
@@ -172,8 +173,8 @@ def test_help_shows_public_names_and_nothing_generated(module: ModuleType) -> No
 
 def test_help_of_the_package_leads_to_all_modules_pages_and_names() -> None:
     description = iobatch.__doc__ or ""
-    for module in ("iobatch.aio", "iobatch.filters", "iobatch.httpd", "iobatch.typing"):
-        assert module in description
+    for module in ("aio", "anyio", "filters", "httpd", "typing"):
+        assert f"iobatch.{module}" in description
     for page in ("iobatch(7)", "iobatch-httpd(1)", "IOBatch(3)"):
         assert page in description
     names = [name for module in MODULES for name in module.__all__]

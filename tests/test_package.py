@@ -45,6 +45,7 @@ IMPORT_ORDER = (
     "aio._sender",
     "aio._writer",
     "aio._stream",
+    "anyio",
     "typing",
 )
 DOCUMENTED_NAMES = {

@@ -1,4 +1,4 @@
-"""Measure BatchWriter and send_to_stream against the methods of asyncio, and of its replacements.
+"""Measure BatchWriter, send_to_stream and send_batch against the methods of the event loops.
 
 A response is a 200-byte header and a file of random bytes in the page cache. Responses go over one
 TCP connection on loopback; a method starts the next response as soon as its await returns. CPU is
@@ -12,8 +12,10 @@ Differences between the methods:
   last byte is sent.
 - writelines() needs the file in memory. pread reads it in the loop's thread, as most programs do
   for small files; reading it in another thread, which never blocks the loop, would cost more.
-- BatchWriter and send_to_stream check whether a file is in the page cache before they send it, and
-  their figures include this check. The other methods don't check: see the last table.
+- BatchWriter, send_to_stream and send_batch check whether a file is in the page cache before they
+  send it, and their figures include this check. The other methods don't check: see the last table.
+- send_batch and trio's send_all let other tasks run in each call, which BatchWriter does not if the
+  socket takes everything.
 - uvloop has no sendfile. aiofastnet gives asyncio's loop its own transports.
 
 The last table sends files that are not in the page cache, while a second task takes every turn of
@@ -35,8 +37,12 @@ from statistics import median
 from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+import anyio
+from anyio.lowlevel import checkpoint
+
 from iobatch import IOB_ERROR, IOBatch, iob_send
 from iobatch.aio import BatchWriter, send_to_stream
+from iobatch.anyio import send_batch
 from tests.bench.reader import SENDER, pin_to_processor, reader_connection
 from tests.bench.report import (
     format_size,
@@ -111,9 +117,31 @@ async def by_loop_sendfile(sock: socket.socket, files: Sequence[BinaryIO], size:
     return await close_stream(writer, start)
 
 
+async def by_send_batch(sock: socket.socket, files: Sequence[BinaryIO], size: int) -> float:
+    """Send batches by send_batch."""
+    batch = IOBatch()
+    start = process_time()
+    for file in files:
+        batch.addbuf(HEADER)
+        batch.addfile(file.fileno(), 0, size)
+        await send_batch(sock, batch)
+    return process_time() - start
+
+
+async def by_send_all(sock: socket.socket, files: Sequence[BinaryIO], size: int) -> float:
+    """Read files, and send each with its header by send_all of a stream of trio."""
+    import trio  # noqa: PLC0415  # optional
+
+    stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock.dup()))
+    async with stream:
+        start = process_time()
+        for file in files:
+            await stream.send_all(HEADER + os.pread(file.fileno(), size, 0))
+        return process_time() - start
+
+
 async def by_iob_send(sock: socket.socket, files: Sequence[BinaryIO], size: int) -> float:
     """Send batches by iob_send, which doesn't check the page cache before it reads a file."""
-    loop = asyncio.get_running_loop()
     batch = IOBatch()
     start = process_time()
     for file in files:
@@ -122,11 +150,7 @@ async def by_iob_send(sock: socket.socket, files: Sequence[BinaryIO], size: int)
         while code := iob_send(sock, batch):
             if code == IOB_ERROR:
                 raise batch.error or OSError
-            if code < 0:
-                writable = loop.create_future()
-                loop.add_writer(sock, writable.set_result, None)
-                await writable
-                loop.remove_writer(sock)
+            await (checkpoint() if code > 0 else anyio.wait_writable(sock))
     return process_time() - start
 
 
@@ -146,12 +170,18 @@ METHODS: dict[str, tuple[str, Method]] = {
     "BatchWriter.write, uvloop": ("uvloop", by_batch_writer),
     "writelines, drain, uvloop": ("uvloop", by_writelines),
     "writelines, drain, aiofastnet": ("aiofastnet", by_writelines),
+    "send_batch": ("asyncio", by_send_batch),
+    "send_batch, trio": ("trio", by_send_batch),
+    "send_all, trio": ("trio", by_send_all),
 }
-STALL_METHODS: dict[str, Method] = {
-    "BatchWriter.write": by_batch_writer,
-    "iob_send, add_writer": by_iob_send,
-    "writelines, drain": by_writelines,
-    "loop.sendfile": by_loop_sendfile,
+STALL_METHODS: dict[str, tuple[str, Method]] = {
+    "BatchWriter.write": ("asyncio", by_batch_writer),
+    "send_batch": ("asyncio", by_send_batch),
+    "iob_send, wait_writable": ("asyncio", by_iob_send),
+    "writelines, drain": ("asyncio", by_writelines),
+    "loop.sendfile": ("asyncio", by_loop_sendfile),
+    "send_batch, trio": ("trio", by_send_batch),
+    "iob_send, wait_writable, trio": ("trio", by_iob_send),
 }
 
 
@@ -159,11 +189,11 @@ def run(options: Options) -> None:
     """Print the tables."""
     pin_to_processor(SENDER)
     methods = dict(METHODS)
-    for package in ("uvloop", "aiofastnet"):
+    for package in ("uvloop", "aiofastnet", "trio"):
         if find_spec(package) is None:
             report_missing(options, package, f"pip install {package}")
             methods = {name: each for name, each in methods.items() if each[0] != package}
-    print_environment(["attrs", "uvloop", "aiofastnet"])
+    print_environment(["attrs", "anyio", "uvloop", "aiofastnet", "trio"])
 
     def rows() -> Iterator[list[str]]:
         for size, rounds in ROUNDS.items():
@@ -183,13 +213,20 @@ def run(options: Options) -> None:
 
 def cpu_per_response(loop: str, method: Method, files: Sequence[BinaryIO], size: int) -> float:
     """Return the CPU microseconds per response."""
-    with reader_connection() as sock, asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
+    with reader_connection() as sock:
         sock.setblocking(False)
-        return runner.run(method(sock, files, size)) / len(files) * 1e6
+        if loop == "trio":
+            seconds = anyio.run(method, sock, files, size, backend=loop)
+        else:
+            with asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
+                seconds = runner.run(method(sock, files, size))
+        return seconds / len(files) * 1e6
 
 
 def print_stalls(options: Options) -> None:
     """Print the longest stall of the loop while files that are not in the page cache are sent."""
+    has_trio = find_spec("trio") is not None
+    methods = {name: each for name, each in STALL_METHODS.items() if has_trio or each[0] != "trio"}
 
     def rows() -> Iterator[list[str]]:
         for size, rounds in NOT_CACHED.items():
@@ -201,22 +238,24 @@ def print_stalls(options: Options) -> None:
                 for file in files:
                     write_random(file, size)
                 each = {
-                    name: partial(measure_stall, method, files, size)
-                    for name, method in STALL_METHODS.items()
+                    name: partial(measure_stall, loop, method, files, size)
+                    for name, (loop, method) in methods.items()
                 }
                 found = run_in_turn(each, options.turns)
             cells = [
                 f"{format_spread([longest for longest, _ in found[name]])} of "
                 f"{median(whole for _, whole in found[name]):.0f}"
-                for name in STALL_METHODS
+                for name in methods
             ]
             yield [f"{count} x {format_size(size)}", *cells]
 
     title = "Files not in the page cache: longest stall of the loop, and total time, ms"
-    print_table(title, ["files", *STALL_METHODS], rows())
+    print_table(title, ["files", *methods], rows())
 
 
-def measure_stall(method: Method, files: Sequence[BinaryIO], size: int) -> tuple[float, float]:
+def measure_stall(
+    loop: str, method: Method, files: Sequence[BinaryIO], size: int
+) -> tuple[float, float]:
     """Return the longest stall of the loop and the total time, in ms."""
     for file in files:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -224,18 +263,24 @@ def measure_stall(method: Method, files: Sequence[BinaryIO], size: int) -> tuple
     async def main() -> tuple[float, float]:
         longest = 0.0
         start = last = perf_counter()
-        sending = asyncio.ensure_future(method(sock, files, size))
-        while not sending.done():
-            await asyncio.sleep(0)
-            now = perf_counter()
-            longest = max(longest, now - last)
-            last = now
-        await sending
+        done = anyio.Event()
+
+        async def send() -> None:
+            await method(sock, files, size)
+            done.set()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(send)
+            while not done.is_set():
+                await checkpoint()
+                now = perf_counter()
+                longest = max(longest, now - last)
+                last = now
         return longest * 1000, (last - start) * 1000
 
     with reader_connection() as sock:
         sock.setblocking(False)
-        return asyncio.run(main())
+        return anyio.run(main, backend=loop)
 
 
 def write_random(file: BinaryIO, size: int) -> None:

@@ -22,8 +22,8 @@ needs_trio = pytest.mark.skipif(
 )
 
 
-def test_trio_server_has_fewer_than_60_lines() -> None:
-    assert line_count(PROGRAM) < 60
+def test_trio_server_has_fewer_than_45_lines() -> None:
+    assert line_count(PROGRAM) < 45
 
 
 @needs_trio

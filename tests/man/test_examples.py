@@ -14,10 +14,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trio
 
 import iobatch
 from iobatch import IOB_DONE, IOBatch, iob_write
 from iobatch.filters import TLS, Filter
+from tests.support.anyio import read as anyio_read
 from tests.support.batches import batch_of, data
 from tests.support.http import unchunk
 from tests.support.loops import both_loops, full_writer, read, stream, writer_pair
@@ -323,6 +325,44 @@ async def test_example_of_send_to_stream_keeps_the_announced_length(path: Path) 
         sending = asyncio.create_task(names["send_file"](writer, str(path)))
         assert await read(peer, len(WITH_LINE)) == WITH_LINE
         assert await sending == len(WITH_LINE)
+
+
+@pytest.mark.parametrize("growing", [False, True])
+def test_example_of_send_batch_sends_a_line_and_a_file_over_trio(
+    path: Path, *, growing: bool
+) -> None:
+    names = (growing_example if growing else example)("send_batch.3")
+
+    async def main() -> bytes:
+        with stream_pair("tcp4", buffers=4096) as (ours, theirs):
+            theirs.setblocking(False)
+            async with trio.open_nursery() as nursery:
+                with trio.socket.from_stdlib_socket(ours.dup()) as sock:
+                    stream = trio.SocketStream(sock)
+                    nursery.start_soon(names["send_file"], stream, str(path))
+                    return await anyio_read(theirs, len(WITH_LINE))
+
+    assert trio.run(main) == WITH_LINE
+
+
+def ask(sock: socket.socket, context: ssl.SSLContext) -> bytes:
+    """Send a question over TLS, and return all that the server sends."""
+    with context.wrap_socket(sock, server_hostname="localhost") as conn:
+        conn.sendall(b"question")
+        return receive_all(conn)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "anyio_backend", [("asyncio", {}), ("asyncio", {"use_uvloop": True}), ("trio", {})], ids=str
+)
+async def test_example_of_send_batch_answers_over_tls(authority: trustme.CA) -> None:
+    server, client = tls_contexts(authority)
+    with stream_pair() as (ours, theirs), ThreadPoolExecutor(1) as pool:
+        ours.setblocking(False)
+        receiving = pool.submit(ask, theirs, client)
+        await example("send_batch.3")["answer"](ours, server, "the answer")
+        assert receiving.result(PATIENCE) == b"the answer"
 
 
 def test_every_announced_size_is_that_of_the_open_file() -> None:

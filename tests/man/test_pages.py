@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import iobatch
-from iobatch import aio, filters, typing
+from iobatch import aio, anyio, filters, typing
 from tests.support.manpages import PAGES
 from tests.support.programs import ROOT, tool
 from tests.support.sockets import PATIENCE
@@ -18,13 +18,13 @@ from tests.support.sockets import PATIENCE
 if TYPE_CHECKING:
     from pathlib import Path
 
-PUBLIC = {*iobatch.__all__, *filters.__all__, *aio.__all__, *typing.__all__}
+PUBLIC = {*iobatch.__all__, *filters.__all__, *aio.__all__, *anyio.__all__, *typing.__all__}
 # The classes that a program makes or is given, and uses by methods.
 CLASSES = {"IOBatch", "Filter", "Chunked", "TLS", "BatchWriter", "WriteOperation"}
 
 
 def test_each_function_each_class_with_methods_and_the_server_have_a_page() -> None:
-    functions = {name for name in PUBLIC if name.startswith("iob_")} | {"send_to_stream"}
+    functions = {name for name in PUBLIC if name.startswith(("iob_", "send_"))}
     expected = {f"{name}.3" for name in functions | CLASSES} | {"iobatch.7", "iobatch-httpd.1"}
     assert {page.name for page in PAGES} == expected
 

@@ -16,7 +16,11 @@ from tests.support.manpages import code
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FUNCTIONS = [*(name for name in iobatch.__all__ if name.startswith("iob_")), "send_to_stream"]
+FUNCTIONS = [
+    *(name for name in iobatch.__all__ if name.startswith("iob_")),
+    "send_batch",
+    "send_to_stream",
+]
 # The classes whose members a page shows, and the name that an instance has there.
 CLASSES: dict[str, dict[type, str]] = {
     "IOBatch": {IOBatch: "batch"},

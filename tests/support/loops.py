@@ -24,10 +24,6 @@ if TYPE_CHECKING:
 
 LOOPS = ("asyncio", "uvloop")
 
-with suppress(ImportError):
-    # libuv opens two descriptors for its first loop and keeps them: open them before any test.
-    importlib.import_module("uvloop").new_event_loop().close()
-
 
 def new_loop(name: str) -> asyncio.AbstractEventLoop:
     if name == "asyncio":

@@ -1,0 +1,179 @@
+"""Batches under trio, and under anyio on asyncio and uvloop: send_batch.
+
+It needs anyio: `pip install 'iobatch[anyio]'`. A program on trio calls it as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from contextlib import contextmanager
+from selectors import EVENT_READ
+from typing import TYPE_CHECKING, Any, Final
+
+from anyio import BusyResourceError, ClosedResourceError, to_thread, wait_readable, wait_writable
+from anyio.lowlevel import checkpoint
+
+from iobatch._arguments import check_limit
+from iobatch._batch import IOBatch, core_of
+from iobatch._core import IOB_AGAIN, IOB_DONE
+from iobatch._errors import copy_to_raise, is_interruption
+from iobatch._pagecache import PageCacheProbe
+from iobatch._send import SEND_LIMIT
+from iobatch._sendall import check_code, sending_calls
+from iobatch._target import as_target
+from iobatch._write import WriteCallback  # noqa: TC001 # for typing.get_type_hints
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+__all__ = ["send_batch"]
+
+# The identities of the sockets over which a batch is being sent.
+_in_use: Final[set[int]] = set()
+
+
+async def send_batch(
+    sock: Any,
+    batch: IOBatch,
+    callback: WriteCallback[Any] | None = None,
+    *,
+    limit: int | None = SEND_LIMIT,
+    progress: Callable[[int], object] | None = None,
+) -> int:
+    """Send a whole batch, while other tasks run.
+
+    A file range that is not in the page cache is read by a thread first. Each call is a checkpoint,
+    also with an empty batch, and after each `limit` bytes it is one again. A timeout is the
+    caller's: anyio.fail_after, trio.move_on_after.
+
+    Args:
+        sock: a non-blocking socket.socket, or a trio.socket; with a callback any object that the
+            callback takes and that has fileno(). Before another task closes a socket.socket, it
+            must call anyio.notify_closing. A trio.socket needs no such call.
+        batch: the batch to send. Entries that are added meanwhile are sent too.
+        callback: write through this callback with iob_write. A Filter (any object with drain, and
+            with bytesleft, error and wants as on a batch) is drained too. finish() is left to the
+            caller.
+        limit: the most bytes until other tasks run; None: no limit. One step sends at most this
+            number of bytes, with a callback at most WRITE_LIMIT.
+        progress: called after each step that sent bytes of the batch, with their number.
+
+    Returns:
+        The number of bytes sent by this call.
+
+    Raises:
+        BaseException: the task was cancelled (trio.Cancelled, asyncio.CancelledError). Bytes sent
+            before are counted in batch.bytessent; the rest is still in the batch, and another call
+            can continue. This is so after each of the following, too. A thread that is reading is
+            not waited for.
+        OSError: a copy of batch.error, or of the callback's error.
+        anyio.BusyResourceError: another task is sending over sock, or waits until it is writable.
+        anyio.ClosedResourceError: sock is closed.
+        SSLWantReadError: a filter must read before it can send, and a filter does not read (TLS
+            during its handshake). Another call can continue after the filter was given the bytes
+            that the peer has sent. A callback without drain reads by itself, and is waited for.
+        TypeError: sock is a TLS socket and there is no callback, or sock has no fileno().
+        ValueError: sock is not non-blocking, or limit is below 1.
+        Exception: any exception of iob_send, iob_write and progress.
+
+    Source: trio's rules for checkpoints and cancellation; preadv2(2), RWF_NOWAIT.
+    """
+    most = check_limit(limit)
+    core = core_of(batch)
+    start = batch.bytessent
+    with _only_sender(sock), _as_socket(sock, callback) as target:
+        await checkpoint()
+        probe = PageCacheProbe()
+        left = most  # until the next checkpoint
+        for call, source in sending_calls(target, batch, callback):
+            while True:
+                if sock.fileno() < 0:
+                    raise ClosedResourceError
+                ready = probe.ready(core, left) if source is batch else left
+                if not ready:
+                    await _read_ahead(probe, batch)
+                    continue
+                code = call(ready)
+                if code == IOB_DONE:
+                    break
+                check_code(code, source, callback)
+                if code == IOB_AGAIN:
+                    await (wait_readable if source.wants == EVENT_READ else wait_writable)(sock)
+                    left = most
+                    continue
+                if progress is not None and source is batch:
+                    progress(code)
+                left -= code
+                if left <= 0:
+                    await checkpoint()
+                    left = most
+    return batch.bytessent - start
+
+
+@contextmanager
+def _only_sender(sock: Any) -> Generator[None]:
+    """Refuse another send over a socket: its bytes could come between those of the first.
+
+    Raises:
+        BusyResourceError: a send is in progress.
+
+    """
+    key = id(sock)
+    if key in _in_use:
+        raise BusyResourceError("sending over")
+    _in_use.add(key)
+    try:
+        yield
+    finally:
+        _in_use.discard(key)
+
+
+@contextmanager
+def _as_socket(sock: Any, callback: object) -> Generator[Any]:
+    """Yield the socket for iob_send or iob_write: a trio.socket is borrowed by a socket.socket.
+
+    Raises:
+        TypeError: sock has no fileno().
+        ValueError: sock is not non-blocking.
+
+    """
+    if not hasattr(sock, "fileno"):
+        raise TypeError(f"sock must be a socket, not {type(sock).__name__}")
+    fd = sock.fileno()
+    if fd < 0:
+        raise ClosedResourceError
+    # A socket object with a timeout waits in its own send, although its descriptor doesn't block.
+    if sock.gettimeout() != 0 if hasattr(sock, "gettimeout") else os.get_blocking(fd):
+        raise ValueError("sock must be non-blocking")
+    if callback is not None or as_target(sock, 0) is sock:
+        yield sock
+        return
+    borrowed = socket.socket(fileno=fd)
+    try:
+        borrowed.setblocking(False)  # it begins with socket.getdefaulttimeout()
+        yield borrowed
+    finally:
+        borrowed.detach()
+
+
+async def _read_ahead(probe: PageCacheProbe, batch: IOBatch) -> None:
+    """Have a thread read the range that the probe has found not cached."""
+    read_ahead = probe.read_ahead()
+    if read_ahead is None:
+        await checkpoint()
+        return
+    try:
+        result = await to_thread.run_sync(read_ahead, abandon_on_cancel=True)
+    except RuntimeError as exc:
+        if is_interruption(exc):
+            raise
+        probe.record_read()  # no thread can be started: the send must read
+        return
+    finally:
+        read_ahead.close()
+    if isinstance(result, OSError):
+        core_of(batch).fail(result)
+        raise copy_to_raise(result)
+    probe.record_read(result)

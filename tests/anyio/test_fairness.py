@@ -1,0 +1,69 @@
+"""Other tasks run while send_batch sends, however fast the reader is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+from iobatch.anyio import send_batch
+from iobatch.filters import Filter
+from tests.support.batches import batch_of, data
+from tests.support.fakes import Scripted
+from tests.support.filters import Identity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize("callback", [lambda: None, lambda: Filter(Identity())], ids=str)
+@pytest.mark.parametrize("limit", [1_000, 100_000])
+async def test_another_task_runs_after_each_limit_bytes(
+    limit: int, callback: Callable[[], Any]
+) -> None:
+    """The socket accepts everything at once.
+
+    In each turn trio runs the tasks in random order, so two turns of one task may come between two
+    of the other.
+    """
+    content = data(300_000)
+    turns: list[int] = []  # the bytes sent in each turn
+    done = False
+    with Scripted() as sock:
+        sock.setblocking(False)
+
+        async def take_turns() -> None:
+            while not done:
+                turns.append(len(sock.taken) - sum(turns))
+                await checkpoint()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(take_turns)
+            await checkpoint()
+            assert await send_batch(sock, batch_of(content), callback(), limit=limit) == 300_000
+            done = True
+        assert sock.taken == content
+    assert max(turns) <= 2 * limit
+    assert len(turns) >= 300_000 // limit - 1
+
+
+async def test_two_fast_sends_take_turns() -> None:
+    order: list[int] = []
+    with Scripted() as first, Scripted() as second:
+        first.setblocking(False)
+        second.setblocking(False)
+
+        async def send(sock: Scripted, number: int) -> None:
+            await send_batch(
+                sock, batch_of(data(50_000)), limit=10_000, progress=lambda _: order.append(number)
+            )
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(send, first, 1)
+            tasks.start_soon(send, second, 2)
+    assert sorted(order) == [1] * 5 + [2] * 5
+    assert all({*order[i : i + 2]} == {1, 2} for i in range(0, 10, 2))

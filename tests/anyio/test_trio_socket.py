@@ -1,0 +1,140 @@
+"""A trio.socket is sent to as a socket, not as a descriptor."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from iobatch import COPY_LIMIT, IOBatch
+from iobatch.anyio import send_batch
+from iobatch.filters import Chunked, Filter
+from tests.support.anyio import read
+from tests.support.batches import batch_of, data
+from tests.support.fakes import patch_os
+from tests.support.sockets import clog, stream_pair
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.batches import MakeFile
+
+    Pair = tuple[trio.socket.SocketType, socket.socket]
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """Give a trio.socket, and the non-blocking socket that receives its bytes."""
+    with stream_pair("tcp4", buffers=4096) as (ours, theirs):
+        theirs.setblocking(False)
+        yield trio.socket.from_stdlib_socket(ours), theirs
+
+
+def test_header_and_file_leave_as_over_a_socket(
+    pair: Pair, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A socket that is given by its descriptor would be written to by write(2)."""
+    sock, peer = pair
+    content = data(5 * COPY_LIMIT)
+    batch = batch_of(b"header")
+    batch.addfile(make_file(content))
+
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("a descriptor is written to")
+
+    patch_os(monkeypatch, "write", refuse)
+    patch_os(monkeypatch, "writev", refuse)
+
+    async def main() -> bytes:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send_batch, sock, batch)
+            return await read(peer, 6 + len(content))
+
+    assert trio.run(main) == b"header" + content
+    assert sock.fileno() >= 0
+
+
+def test_filter_sends_over_a_trio_socket(pair: Pair) -> None:
+    sock, peer = pair
+
+    async def main() -> bytes:
+        await send_batch(sock, batch_of(b"hello"), Filter(Chunked()))
+        return await read(peer, 10)
+
+    assert trio.run(main) == b"5\r\nhello\r\n"
+
+
+def test_trio_socket_that_is_closed_during_the_wait_ends_the_send(pair: Pair) -> None:
+    """Its close() notifies the waiting task."""
+    sock, _peer = pair
+    batch = batch_of(data(500_000))
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+
+            async def send() -> None:
+                with pytest.raises(anyio.ClosedResourceError):
+                    await send_batch(sock, batch)
+
+            nursery.start_soon(send)
+            await wait_all_tasks_blocked()
+            sock.close()
+
+    trio.run(main)
+    assert batch.bytessent + batch.bytesleft == 500_000
+    assert batch.error is None
+
+
+def test_two_sends_over_a_trio_socket_are_refused(pair: Pair) -> None:
+    sock, _peer = pair
+
+    async def main() -> None:
+        with socket.socket(fileno=socket.dup(sock.fileno())) as plain:
+            clog(plain)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send_batch, sock, batch_of(b"first"))
+            await wait_all_tasks_blocked()
+            with pytest.raises(anyio.BusyResourceError):
+                await send_batch(sock, batch_of(b"second"))
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_default_timeout_of_sockets_does_not_make_the_send_wait(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop would stand still until the timeout."""
+    sock, _peer = pair
+    batch = batch_of(data(500_000))
+
+    async def main() -> None:
+        with trio.move_on_after(0.01):
+            await send_batch(sock, batch)
+
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(100)
+    try:
+        trio.run(main)
+    finally:
+        socket.setdefaulttimeout(before)
+    assert 0 < batch.bytessent < 500_000
+
+
+def test_socket_of_a_transport_is_refused() -> None:
+    """It has fileno(), and the transport may hold bytes that must leave first."""
+    import asyncio  # noqa: PLC0415
+
+    async def main() -> None:
+        with stream_pair() as (ours, _theirs):
+            _, writer = await asyncio.open_connection(sock=ours.dup())
+            with pytest.raises(TypeError, match="socket of a transport"):
+                await send_batch(writer.get_extra_info("socket"), IOBatch())
+            writer.close()
+            await writer.wait_closed()
+
+    asyncio.run(main())
