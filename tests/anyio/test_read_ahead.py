@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from tests.support.sockets import PATIENCE, receive_all, stream_pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
     from tests.support.batches import MakeFile
 
@@ -150,14 +152,19 @@ async def test_exception_of_a_signal_handler_is_not_taken_for_a_missing_thread(
     batch = IOBatch()
     batch.addfile(fd)
 
-    async def interrupted(*_: Any, **__: Any) -> Any:
-        raise KeyboardInterrupt
+    def handler(_number: int, _frame: FrameType | None) -> None:
+        raise RuntimeError("interrupted")
 
+    async def interrupted(*_: Any, **__: Any) -> None:
+        signal.raise_signal(signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, handler)
     with slow_disk() as disk, nonblocking_pair() as (sock, _peer):
         disk.evict(fd)
         monkeypatch.setattr(anyio.to_thread, "run_sync", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(RuntimeError, match="interrupted"):
             await send_batch(sock, batch)
+    signal.signal(signal.SIGUSR1, before)
     assert (batch.bytesleft, batch.error) == (SMALL, None)
 
 
