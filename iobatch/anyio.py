@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from selectors import EVENT_READ
@@ -22,8 +23,7 @@ from iobatch._errors import copy_to_raise, is_interruption
 from iobatch._pagecache import PageCacheProbe
 from iobatch._send import SEND_LIMIT
 from iobatch._sendall import check_code, sending_calls
-from iobatch._target import as_target
-from iobatch._write import WriteCallback  # noqa: TC001 # for typing.get_type_hints
+from iobatch._write import WRITE_LIMIT, WriteCallback
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -49,15 +49,16 @@ async def send_batch(
     caller's: anyio.fail_after, trio.move_on_after.
 
     Args:
-        sock: a non-blocking socket.socket, or a trio.socket; with a callback any object that the
-            callback takes and that has fileno(). Before another task closes a socket.socket, it
-            must call anyio.notify_closing. A trio.socket needs no such call.
+        sock: a non-blocking socket.socket, or a trio.socket, in whose place the callback gets a
+            socket.socket; or any other object with fileno() that iob_send, or the callback, takes.
+            Before another task closes a socket.socket, it must call anyio.notify_closing. A
+            trio.socket needs no such call.
         batch: the batch to send. Entries that are added meanwhile are sent too.
         callback: write through this callback with iob_write. A Filter (any object with drain, and
             with bytesleft, error and wants as on a batch) is drained too. finish() is left to the
             caller.
-        limit: the most bytes until other tasks run; None: no limit. One step sends at most this
-            number of bytes, with a callback at most WRITE_LIMIT.
+        limit: the most bytes of one step, after which other tasks run; None: no limit. With a
+            callback a step has at most WRITE_LIMIT bytes.
         progress: called after each step that sent bytes of the batch, with their number.
 
     Returns:
@@ -69,21 +70,24 @@ async def send_batch(
             can continue. This is so after each of the following, too. A thread that is reading is
             not waited for.
         OSError: a copy of batch.error, or of the callback's error.
-        anyio.BusyResourceError: another task is sending over sock, or waits until it is writable.
+        anyio.BusyResourceError: another task is in send_batch with sock, or waits until sock is
+            writable.
         anyio.ClosedResourceError: sock is closed.
         SSLWantReadError: a filter must read before it can send, and a filter does not read (TLS
             during its handshake). Another call can continue after the filter was given the bytes
             that the peer has sent. A callback without drain reads by itself, and is waited for.
-        TypeError: sock is a TLS socket and there is no callback, or sock has no fileno().
+        TypeError: sock has no fileno(); or iob_send refuses it, such as a TLS socket.
         ValueError: sock is not non-blocking, or limit is below 1.
         Exception: any exception of iob_send, iob_write and progress.
 
     Source: trio's rules for checkpoints and cancellation; preadv2(2), RWF_NOWAIT.
     """
     most = check_limit(limit)
+    if callback is not None:
+        most = min(most, WRITE_LIMIT)
     core = core_of(batch)
     start = batch.bytessent
-    with _only_sender(sock), _as_socket(sock, callback) as target:
+    with _only_sender(sock), _as_socket(sock) as target:
         await checkpoint()
         probe = PageCacheProbe()
         left = most  # until the next checkpoint
@@ -131,8 +135,8 @@ def _only_sender(sock: Any) -> Generator[None]:
 
 
 @contextmanager
-def _as_socket(sock: Any, callback: object) -> Generator[Any]:
-    """Yield the socket for iob_send or iob_write: a trio.socket is borrowed by a socket.socket.
+def _as_socket(sock: Any) -> Generator[Any]:
+    """Yield a socket.socket with the descriptor of a trio.socket, and any other object itself.
 
     Raises:
         TypeError: sock has no fileno().
@@ -140,14 +144,16 @@ def _as_socket(sock: Any, callback: object) -> Generator[Any]:
 
     """
     if not hasattr(sock, "fileno"):
-        raise TypeError(f"sock must be a socket, not {type(sock).__name__}")
+        hint = ": pass its socket" if hasattr(sock, "socket") else ""
+        raise TypeError(f"sock must be a socket, not {type(sock).__name__}{hint}")
     fd = sock.fileno()
     if fd < 0:
         raise ClosedResourceError
     # A socket object with a timeout waits in its own send, although its descriptor doesn't block.
     if sock.gettimeout() != 0 if hasattr(sock, "gettimeout") else os.get_blocking(fd):
         raise ValueError("sock must be non-blocking")
-    if callback is not None or as_target(sock, 0) is sock:
+    trio_socket = sys.modules.get("trio.socket")
+    if trio_socket is None or not isinstance(sock, trio_socket.SocketType):
         yield sock
         return
     borrowed = socket.socket(fileno=fd)

@@ -7,7 +7,6 @@ import os
 import socket
 import ssl
 import struct
-from io import FileIO
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -202,14 +201,12 @@ async def test_object_without_fileno_is_refused(sock: Any, callback: Any) -> Non
         await send_batch(sock, batch_of(b"hello"), callback)
 
 
-async def test_pipe_needs_a_callback() -> None:
-    reading, writing = os.pipe()
-    with FileIO(reading) as output, FileIO(writing, "w") as pipe:
-        os.set_blocking(writing, False)
-        with pytest.raises(OSError, match=os.strerror(errno.ENOTSOCK)):
-            await send_batch(pipe, batch_of(b"hello"))
-        await send_batch(pipe, batch_of(b"hello"), lambda pipe, view: os.write(pipe.fileno(), view))
-        assert output.read(5) == b"hello"
+async def test_stream_in_place_of_its_socket_is_refused_with_a_hint() -> None:
+    class Stream:
+        socket = None
+
+    with pytest.raises(TypeError, match="sock must be a socket, not Stream: pass its socket"):
+        await send_batch(Stream(), batch_of(b"hello"))
 
 
 @pytest.mark.parametrize("limit", [0, -1])

@@ -8,6 +8,7 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
+from iobatch import WRITE_LIMIT
 from iobatch.anyio import send_batch
 from iobatch.filters import Filter
 from tests.support.batches import batch_of, data
@@ -20,10 +21,18 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 
-@pytest.mark.parametrize("callback", [lambda: None, lambda: Filter(Identity())], ids=str)
-@pytest.mark.parametrize("limit", [1_000, 100_000])
-async def test_another_task_runs_after_each_limit_bytes(
-    limit: int, callback: Callable[[], Any]
+@pytest.mark.parametrize(
+    ("callback", "limit", "most"),
+    [
+        (lambda: None, 1_000, 1_000),
+        (lambda: None, 100_000, 100_000),
+        (lambda: Filter(Identity()), 1_000, 1_000),
+        (lambda: Filter(Identity()), 100_000, WRITE_LIMIT),
+        (lambda: Filter(Identity()), None, WRITE_LIMIT),
+    ],
+)
+async def test_another_task_runs_after_each_step(
+    callback: Callable[[], Any], limit: int | None, most: int
 ) -> None:
     """The socket accepts everything at once.
 
@@ -47,8 +56,8 @@ async def test_another_task_runs_after_each_limit_bytes(
             assert await send_batch(sock, batch_of(content), callback(), limit=limit) == 300_000
             done = True
         assert sock.taken == content
-    assert max(turns) <= 2 * limit
-    assert len(turns) >= 300_000 // limit - 1
+    assert max(turns) <= 2 * most
+    assert len(turns) >= 300_000 // most - 1
 
 
 async def test_two_fast_sends_take_turns() -> None:

@@ -19,7 +19,7 @@ from tests.support.fakes import patch_os
 from tests.support.sockets import clog, stream_pair
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.support.batches import MakeFile
 
@@ -34,6 +34,14 @@ def pair() -> Iterator[Pair]:
         yield trio.socket.from_stdlib_socket(ours), theirs
 
 
+def refuse_writes(patch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("a descriptor is written to")
+
+    patch_os(patch, "write", refuse)
+    patch_os(patch, "writev", refuse)
+
+
 def test_header_and_file_leave_as_over_a_socket(
     pair: Pair, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -43,11 +51,7 @@ def test_header_and_file_leave_as_over_a_socket(
     batch = batch_of(b"header")
     batch.addfile(make_file(content))
 
-    def refuse(*_: Any) -> Any:
-        raise AssertionError("a descriptor is written to")
-
-    patch_os(monkeypatch, "write", refuse)
-    patch_os(monkeypatch, "writev", refuse)
+    refuse_writes(monkeypatch)
 
     async def main() -> bytes:
         async with trio.open_nursery() as nursery:
@@ -58,14 +62,23 @@ def test_header_and_file_leave_as_over_a_socket(
     assert sock.fileno() >= 0
 
 
-def test_filter_sends_over_a_trio_socket(pair: Pair) -> None:
+@pytest.mark.parametrize(
+    ("callback", "expected"),
+    [(lambda: Filter(Chunked()), b"5\r\nhello\r\n"), (lambda: socket.socket.send, b"hello")],
+    ids=["Filter", "socket.send"],
+)
+def test_callback_gets_a_socket_in_place_of_a_trio_socket(
+    callback: Callable[[], Any], expected: bytes, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The methods of a trio.socket are coroutines, and write(2) can raise SIGPIPE."""
     sock, peer = pair
+    refuse_writes(monkeypatch)
 
     async def main() -> bytes:
-        await send_batch(sock, batch_of(b"hello"), Filter(Chunked()))
-        return await read(peer, 10)
+        await send_batch(sock, batch_of(b"hello"), callback())
+        return await read(peer, len(expected))
 
-    assert trio.run(main) == b"5\r\nhello\r\n"
+    assert trio.run(main) == expected
 
 
 def test_trio_socket_that_is_closed_during_the_wait_ends_the_send(pair: Pair) -> None:

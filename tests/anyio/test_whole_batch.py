@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -115,6 +117,20 @@ async def test_steps_are_bounded_by_the_limit_and_with_a_callback_by_write_limit
         steps.clear()
         await send_batch(sock, batch_of(content), limit=None, progress=steps.append)
         assert steps == [300_000]
+
+
+async def test_pipe_is_sent_to_as_iob_send_does() -> None:
+    reading, writing = os.pipe()
+    with FileIO(reading) as output, FileIO(writing, "w") as pipe:
+        os.set_blocking(reading, False)
+        os.set_blocking(writing, False)
+        received = bytearray()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(send_batch, pipe, batch_of(data(300_000)))
+            while len(received) < 300_000:
+                await anyio.wait_readable(output)
+                received += output.read(65536) or b""
+        assert received == data(300_000)
 
 
 async def test_filter_is_drained_and_not_finished() -> None:
