@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import resource
 import socket
 import ssl
 import struct
@@ -15,10 +14,10 @@ import httpx
 import pytest
 
 from tests.support.batches import data
-from tests.support.examples import EXAMPLES, RESET, line_count, running
+from tests.support.examples import EXAMPLES, RESET, line_count, no_free_descriptors, running
 from tests.support.http import Response, split
 from tests.support.httpd import prose, read_all, slow_client
-from tests.support.sockets import PATIENCE
+from tests.support.sockets import PATIENCE, is_silent
 from tests.support.tls import TLS_VERSIONS
 
 if TYPE_CHECKING:
@@ -319,10 +318,17 @@ def test_asyncio_tls_server_survives_clients_that_speak_no_tls(tmp_path: Path, k
 def test_asyncio_tls_server_goes_on_after_running_out_of_descriptors(
     tmp_path: Path, keys: Keys
 ) -> None:
-    with serving(tmp_path, keys) as (process, port):
-        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (32, 32))
-        for sock in [socket.create_connection((HOST, port), PATIENCE) for _ in range(40)]:
-            sock.close()
+    """The connection that can't be accepted waits."""
+    with serving(tmp_path, keys) as (process, port), connected(port, keys) as first:
+        with (
+            no_free_descriptors(process.pid),
+            socket.create_connection((HOST, port), PATIENCE) as second,
+        ):
+            first.conn.write(GET)
+            first.end()
+            first.send()
+            assert len(first.read()) == 1
+            assert is_silent(second)
         [response] = ask(port, keys, GET)
     assert response.body == TEXT
 

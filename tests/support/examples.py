@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -54,6 +55,17 @@ def running(
             _, errors = process.communicate(timeout=PATIENCE)
         assert [line for line in errors.splitlines() if not re.fullmatch(reports, line)] == []
         assert process.returncode == -signal.SIGTERM
+
+
+@contextmanager
+def no_free_descriptors(pid: int) -> Iterator[None]:
+    """Let a process open no descriptor. It keeps those that are open."""
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
 
 
 def check_curl_gets_a_file_thrice_over_one_connection(program: str, path: Path) -> None:
