@@ -12,6 +12,7 @@ from attrs import define, field
 
 from iobatch.httpd.codings import AVAILABLE, choose
 from iobatch.httpd.conditions import precondition, range_applies
+from iobatch.httpd.pages import error_page
 from iobatch.httpd.ranges import content_range, multipart, spans
 from iobatch.httpd.requests import METHODS
 
@@ -181,10 +182,13 @@ def head_end(second: int, version: str, keep_alive: bool) -> bytes:  # noqa: FBT
 def error(status: int) -> tuple[bytes, bytes]:
     """Return the head, without what head_end adds, and the body of a response with no file."""
     phrase = HTTPStatus(status).phrase
-    body = f"{status} {phrase}\n".encode()
+    kind, text = "plain", f"{status} {phrase}\n"
+    if status in {HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND}:  # people follow a link to these
+        kind, text = "html", error_page(status, phrase)
+    body = text.encode()
     head = (
         f"HTTP/1.1 {status} {phrase}\r\n"
-        "Content-Type: text/plain; charset=utf-8\r\n"
+        f"Content-Type: text/{kind}; charset=utf-8\r\n"
         f"Content-Length: {len(body)}\r\n"
         "Cache-Control: no-store\r\n"  # the next response may differ
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from iobatch.httpd.accesslog import MAX_WAITING, MAX_WRITE, AccessLog
+from iobatch.httpd.pages import error_page
 from iobatch.httpd.requests import Request
 from tests.support.httpd import COMMAND, SMALL, exchange
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+# The size of the page that answers 404.
+NOT_FOUND = len(error_page(404, "Not Found"))
 # The size of a write, and the bytes of it that were accepted.
 Write = tuple[int, int]
 # The address and the time of a line.
@@ -69,7 +72,7 @@ def test_common_format_has_the_status_and_body_size_of_each_response(site: Path)
     assert ends == [
         '"GET /1024?q HTTP/1.1" 200 1024',
         '"HEAD /1024 HTTP/1.1" 200 -',
-        '"GET /nothing HTTP/1.1" 404 14',
+        f'"GET /nothing HTTP/1.1" 404 {NOT_FOUND}',
         '"GET /1024 HTTP/1.1" 206 5',
         '"GET /1024 HTTP/1.0" 304 -',
         '"-" 400 16',
@@ -84,7 +87,7 @@ def test_combined_format_escapes_bytes_that_could_end_a_field(site: Path) -> Non
         SMALL,
     )
     line = re.sub(HEAD, "", line)
-    assert line == r'"GET /\x22\x5c HTTP/1.1" 404 14 "a\x22b\xe9" "x\x09y"'
+    assert line == rf'"GET /\x22\x5c HTTP/1.1" 404 {NOT_FOUND} "a\x22b\xe9" "x\x09y"'
     assert plain.endswith('"GET /1 HTTP/1.1" 200 1 "-" "-"')
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from iobatch.httpd.connection import CLOSE, LINGER_BYTES, MAX_RESPONSES, READ_SIZE, RESPONDING
+from iobatch.httpd.pages import error_page
 from tests.support.batches import data
 from tests.support.http import split
 from tests.support.httpd import (
@@ -115,7 +116,8 @@ def test_client_with_small_buffers_gets_all_responses_in_order(site: Path) -> No
         bodies = [response.body for response in split(read_all(sock))]
     sizes = (1 << 20, 1024, 65536, None, 1 << 20)
     assert bodies == [
-        b"404 Not Found\n" if size is None else data(size, seed=size) for size in sizes
+        error_page(404, "Not Found").encode() if size is None else data(size, seed=size)
+        for size in sizes
     ]
 
 
