@@ -8,6 +8,8 @@ from urllib.parse import quote_from_bytes
 
 from attrs import define, field
 
+from iobatch.httpd.directories import Listings
+from iobatch.httpd.listing import view_of
 from iobatch.httpd.targets import split_path, split_target
 
 if TYPE_CHECKING:
@@ -29,19 +31,24 @@ class FileCache:
     """
 
     _files: Files
+    listings: Listings = field(init=False)
     # Files and when each stops being fresh (time.monotonic), oldest first. The keys are the paths
     # in their usual spelling: a file has one entry, however clients spell its path.
     _cache: dict[bytes, tuple[ServedFile, float]] = field(
         init=False, factory=dict[bytes, tuple["ServedFile", float]]
     )
 
+    def __attrs_post_init__(self) -> None:
+        self.listings = Listings(self._files.root, self._files.compress)
+
     def close(self) -> None:
         """Close the directory, and the files that no batch refers to."""
         self._cache.clear()
+        self.listings.clear()
         self._files.close()
 
     def __len__(self) -> int:
-        return len(self._cache)
+        return len(self._cache) + len(self.listings)
 
     def sweep(self, now: float) -> None:
         """Drop the files that are no longer fresh.
@@ -58,9 +65,10 @@ class FileCache:
             stale.append(key)
         for key in stale:
             del cache[key]
+        self.listings.sweep(now)
 
-    def get(self, target: bytes, now: float) -> ServedFile:
-        """Return the file for a request target.
+    def get(self, target: bytes, now: float) -> ServedFile | None:
+        """Return the file for a request target; None: its listing must be made first.
 
         Args:
             target: as it stands in the request line.
@@ -74,7 +82,7 @@ class FileCache:
         """
         file = self._fresh(target, now)
         if file is None:
-            path, _ = split_target(target)
+            path, query = split_target(target)
             names = split_path(path)
             if path.endswith(b"/"):
                 names.append(b"")
@@ -82,6 +90,8 @@ class FileCache:
             file = self._fresh(key, now)
             if file is None:
                 file = self._open(names)
+                if file is None:
+                    return self.listings.get(tuple(names[:-1]), view_of(query), now)
                 self._cache.pop(key, None)
                 if len(self._cache) >= MAX_OPEN:
                     del self._cache[next(iter(self._cache))]
@@ -92,11 +102,13 @@ class FileCache:
         file, fresh_until = self._cache.get(key, (None, 0.0))
         return file if fresh_until > now else None
 
-    def _open(self, names: list[bytes]) -> ServedFile:
+    def _open(self, names: list[bytes]) -> ServedFile | None:
         try:
             return self._files.open(names)
         except OSError as exc:
             if exc.errno not in {errno.EMFILE, errno.ENFILE}:
                 raise
-        self._cache.clear()  # the cached files hold descriptors
+        # What is kept holds descriptors.
+        self._cache.clear()
+        self.listings.clear()
         return self._files.open(names)

@@ -21,17 +21,27 @@ ZSTD_LEVEL = 3
 # bytes.
 ZSTD_LOGS = {"window_log": 17, "hash_log": 15, "chain_log": 14}
 
+# Besides text, XML and JSON. No type of an archive is among them: beside `backup.tar`, the file
+# `backup.tar.gz` may have any content.
 _COMPRESSIBLE = {
-    "application/ecmascript",
-    "application/javascript",
     "application/json",
+    "application/postscript",
+    "application/rtf",
+    "application/toml",
+    "application/vnd.apple.mpegurl",
+    "application/vnd.ms-fontobject",
     "application/wasm",
-    "application/x-javascript",
     "application/xml",
+    "application/xml-dtd",
+    "application/yaml",
+    "audio/mpegurl",
+    "font/collection",
     "font/otf",
     "font/ttf",
     "image/bmp",
     "image/vnd.microsoft.icon",
+    "message/rfc822",
+    "model/obj",
 }
 
 

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 READ_SIZE = 16 * 1024
 # step() returns this if the connection is over.
 CLOSE = 0
-# step() returns this if the connection must pause to keep its rate limit.
-THROTTLED = 1 << 8
+# step() returns this if the connection waits, but not for its socket: it pauses to keep its rate
+# limit, or until a listing is made.
+WAITING = 1 << 8
 # The most responses in one batch: it bounds the files that a client keeps open by pipelining.
 MAX_RESPONSES = 16
 # After the last response, input is read and discarded: closing at once would reset the connection,
@@ -100,6 +101,7 @@ class Connection:
         if self._tls is not None and self._state is not RESPONDING:
             self._tls.end(self.sock)
         self._batch.reset()
+        self._batch_files.clear()
         if self._sink is not None:
             self._sink.close()
         self.sock.close()
@@ -112,7 +114,7 @@ class Connection:
             now: time.monotonic().
 
         Returns:
-            What to wait for: EVENT_READ, EVENT_WRITE or THROTTLED. CLOSE: the connection is over.
+            What to wait for: EVENT_READ, EVENT_WRITE or WAITING. CLOSE: the connection is over.
 
         """
         if self._state is RESPONDING:
@@ -195,15 +197,20 @@ class Connection:
         """Answer requests, and send what the socket takes of the responses."""
         if self._is_throttled(now):
             self._state = RESPONDING
-            return THROTTLED
+            return WAITING
         if not self._batch and (self._sink is None or not self._sink.has_coded_body):
             self._answer_some(now)
+            if self._parser.requests and not self._has_unsent():
+                # A listing is being made, which is not counted against the client.
+                self._state = RESPONDING
+                self.deadline = now + self._settings.timeout
+                return WAITING
         if self._send_some(now) == IOB_ERROR:
             return CLOSE
         if self._has_unsent() or self._parser.requests:
             # Even if the socket takes more: the other connections come first.
             self._state = RESPONDING
-            return THROTTLED if self._is_throttled(now) else EVENT_WRITE
+            return WAITING if self._is_throttled(now) else EVENT_WRITE
         return self._end_sending(now)
 
     def _is_throttled(self, now: float) -> bool:
@@ -251,7 +258,7 @@ class Connection:
     # Answering
 
     def _answer_some(self, now: float) -> None:
-        """Add responses to the batch, up to MAX_RESPONSES or the first that is coded."""
+        """Add responses to the batch, up to MAX_RESPONSES or the first that no other may follow."""
         self._batch_files.clear()
         requests = self._parser.requests
         for _ in range(MAX_RESPONSES):
@@ -288,6 +295,9 @@ class Connection:
         """
         batch = self._batch
         file = self._files.get(request.target, now)
+        if file is None:
+            self._parser.requests.appendleft(request)
+            return False
         coding = ""
         if file.varies:
             file, coding = responses.negotiate(request.headers, request.version, file)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import suppress
-from hashlib import blake2b
 from stat import S_ISDIR, S_ISREG
 from time import time
 from typing import TYPE_CHECKING
@@ -15,8 +14,7 @@ from attrs import define, field
 from iobatch.httpd.codings import MIN_CODED, compressible
 from iobatch.httpd.errors import os_error
 from iobatch.httpd.hidden import is_hidden
-from iobatch.httpd.listing import ListingEntry, page
-from iobatch.httpd.mediatypes import content_type
+from iobatch.httpd.mediatypes import content_coding, content_type
 from iobatch.httpd.walk import Root
 
 if TYPE_CHECKING:
@@ -53,21 +51,17 @@ class ServedFile:
     # The content coding of the file's bytes; "": none.
     coding: str = ""
     # The file may be coded on the fly.
-    compressible: bool = field(init=False)
+    compressible: bool = field(init=False, default=False)
     # Files in the same directory that hold the same content, by their content coding.
     siblings: dict[str, ServedFile] = field(init=False, factory=dict[str, "ServedFile"])
     # The response depends on Accept-Encoding.
-    varies: bool = field(init=False)
+    varies: bool = field(init=False, default=False)
     # The heads of 200 responses, by content coding. Like this object, they describe one version of
     # the file.
     heads: dict[str, bytes] = field(init=False, factory=dict[str, bytes])
     # The content of a file of at most MAX_KEPT_CONTENT bytes, which is sent without a system call
     # to read it; None: the file is longer.
     content: bytes | None = field(init=False, default=None)
-
-    def __attrs_post_init__(self) -> None:
-        self.compressible = self.size >= MIN_CODED and compressible(self.content_type)
-        self.varies = self.compressible
 
     def fileno(self) -> int:
         """Return the descriptor."""
@@ -81,20 +75,26 @@ class ServedFile:
 class Files:
     """The files below one directory."""
 
-    _root: Root = field(converter=Root)
+    root: Root = field(converter=Root)
     # A directory without an index is answered with a listing.
     _listing: bool = field(default=True, alias="listing")
+    # Files are coded on the fly, and those beside them that hold their content in a coding are sent
+    # in place of them.
+    compress: bool = True
 
     def close(self) -> None:
         """Close the directory. Open files stay open."""
-        self._root.close()
+        self.root.close()
 
-    def open(self, names: Sequence[bytes]) -> ServedFile:
+    def open(self, names: Sequence[bytes]) -> ServedFile | None:
         """Open the file for a path, with the files beside it that hold its content in a coding.
 
         Args:
             names: the path's decoded names. If the last is empty, the path is a directory's, and
-                stands for its index or listing.
+                stands for its index.
+
+        Returns:
+            None: the directory has no index, and may be listed.
 
         Raises:
             OSError: there is no such file, or it must not be served.
@@ -114,13 +114,15 @@ class Files:
             if file is None:
                 if not self._listing:
                     raise os_error(errno.EACCES)
-                return self._list(folder)
-        self._add_siblings(file)
+                return None
+        if self.compress and not file.coding and compressible(file.content_type):
+            file.compressible = file.varies = file.size >= MIN_CODED
+            self._add_siblings(file)
         return file
 
     def _open_regular(self, names: Sequence[bytes]) -> ServedFile | None:
         """Open a regular file; return None for a directory."""
-        with self._root.walk(names) as place:
+        with self.root.walk(names) as place:
             mode = os.fstat(place.fd).st_mode
             if S_ISDIR(mode):
                 return None
@@ -141,6 +143,7 @@ class Files:
             # The file system's clock has a resolution: two changes may share one time.
             weak=time() - status.st_mtime < 1,
             names=names,
+            coding=content_coding(names[-1]),
         )
         if not S_ISREG(status.st_mode):
             raise os_error(errno.EACCES)
@@ -153,7 +156,7 @@ class Files:
     def _add_siblings(self, file: ServedFile) -> None:
         """Open the files beside a file that hold its content in a content coding."""
         *folder, name = file.names
-        with suppress(OSError), self._root.walk(folder) as place:
+        with suppress(OSError), self.root.walk(folder) as place:
             for coding, suffix in SUFFIXES.items():
                 with suppress(OSError):
                     # Few files have siblings. This call finds a missing one without a walk.
@@ -165,37 +168,3 @@ class Files:
                         sibling.content_type = file.content_type
                         sibling.varies = file.varies = True
                         file.siblings[coding] = sibling
-
-    def _list(self, names: Sequence[bytes]) -> ServedFile:
-        """Return a directory's listing as a file in memory."""
-        with self._root.walk(names) as place:
-            directory = os.open(b".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=place.fd)
-        entries: list[ListingEntry] = []
-        try:
-            with os.scandir(directory) as found:
-                for each in found:
-                    name = os.fsencode(each.name)
-                    # An entry that can't be examined is left out.
-                    if not is_hidden(name):
-                        with suppress(OSError):
-                            entries.append(self._entry([*names, name], each))
-        finally:
-            os.close(directory)
-        content = page(names, entries)
-        tag = blake2b(content, digest_size=12).hexdigest()
-        fd = os.memfd_create("listing")
-        file = ServedFile(fd, len(content), None, "text/html; charset=utf-8", tag)
-        with open(fd, "wb", closefd=False) as writer:
-            writer.write(content)
-        return file
-
-    def _entry(self, names: Sequence[bytes], found: os.DirEntry[str]) -> ListingEntry:
-        """Return a listing's entry for a file or directory."""
-        if found.is_symlink():
-            with self._root.walk(names) as place:
-                status = os.fstat(place.fd)
-        else:
-            status = found.stat(follow_symlinks=False)
-        if not (S_ISREG(status.st_mode) or S_ISDIR(status.st_mode)):
-            raise os_error(errno.EACCES)
-        return ListingEntry(names[-1], status.st_size, status.st_mtime, S_ISDIR(status.st_mode))

@@ -1,59 +1,33 @@
-"""The listing of a directory, as an HTML page."""
+"""The listing of a directory, as HTML pages of at most 1000 entries."""
 
 from __future__ import annotations
 
 import re
 from html import escape
 from time import gmtime, strftime
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote_from_bytes
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import parse_qs, quote_from_bytes
 
-from attrs import define
+from iobatch.httpd.pages import PAGE_END, page_start
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Generator, Iterator, Sequence
 
+    from iobatch.httpd.entries import Directory, Entry
 
-@define(frozen=True)
-class ListingEntry:
-    """A file or directory in the listing."""
+# The most entries on a page: browsers take a millisecond for each five.
+PAGE = 1000
 
-    name: bytes
-    size: int
-    modified: float
-    is_directory: bool
-
-
-_HEAD = """\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<link rel="icon" href="data:,">
-<title>{title}</title>
-<style>
-:root { --text: #1f2328; --soft: #636c76; --line: #e3e6ea; --back: #fff; --over: #f3f5f8;
-  --link: #0a58ca; --folder: #4c8fe0 }
-@media (prefers-color-scheme: dark) { :root { --text: #e6e8eb; --soft: #9aa3ad; --line: #2d333b;
-  --back: #15191e; --over: #1f252c; --link: #7ab3ff; --folder: #5a9bea } }
-* { box-sizing: border-box }
-body { margin: 0 auto; padding: 2rem 1rem 3rem; max-width: 60rem; color: var(--text);
-  background: var(--back); font: 1rem/1.5 system-ui, sans-serif }
-h1 { margin: 0 .75rem 1.25rem; font-size: 1.35rem; font-weight: 600; overflow-wrap: anywhere }
+_STYLE = """\
 h1 i { margin: 0 .35em; color: var(--soft); font-style: normal; font-weight: 400 }
-a { color: var(--link); text-decoration: none }
-a:hover { text-decoration: underline }
+bdi { white-space: pre-wrap }
 table { width: 100%; border-collapse: collapse }
 th { padding: 0; border-bottom: 1px solid var(--line); color: var(--soft); font-size: .85rem;
-  font-weight: 500; text-align: left }
-th > span, th > button { display: block; width: 100%; padding: .4rem .75rem }
-th > button { border: 0; color: inherit; background: none; font: inherit; text-align: inherit;
-  cursor: pointer }
-th > button:hover { color: var(--text) }
-th[aria-sort=ascending] > button::after { content: " \\2191" }
-th[aria-sort=descending] > button::after { content: " \\2193" }
+  font-weight: 500; text-align: left; white-space: nowrap }
+th a { display: block; padding: .4rem .75rem; color: inherit }
+th a:hover { color: var(--text); text-decoration: none }
+th[aria-sort=ascending] a::after { content: " \\2191" }
+th[aria-sort=descending] a::after { content: " \\2193" }
 td { padding: .45rem .75rem; border-bottom: 1px solid var(--line) }
 tbody tr:hover { background: var(--over) }
 td:first-child { overflow-wrap: anywhere }
@@ -70,9 +44,9 @@ d='M1 3.2c0-.6.4-1 1-1h4l1.6 1.9H14c.6 0 1 .4 1 1v7.7c0 .6-.4 1-1 1H2c-.6 0-1-.4
 .n { color: var(--soft); font-variant-numeric: tabular-nums; white-space: nowrap }
 td.n:nth-child(2), th:nth-child(2) { text-align: right }
 th:first-child { width: 100% }
-p { margin: 1rem .75rem; color: var(--soft); font-size: .85rem }
+nav { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; margin: .75rem; font-size: .85rem;
+  color: var(--soft) }
 @media (max-width: 36rem) {
-  body { padding-top: 1rem }
   table, thead, tbody { display: block }
   thead tr { display: flex; border-bottom: 1px solid var(--line) }
   th { border: 0 }
@@ -84,69 +58,73 @@ p { margin: 1rem .75rem; color: var(--soft); font-size: .85rem }
   td.n { font-size: .8rem; padding-left: 1.6rem }
   td.n:nth-child(2), th:nth-child(2) { order: 1 }
 }
-</style>
-</head>
-<body>
-<h1>{crumbs}</h1>
-<main>
 """
 
-_TABLE = """\
-<table>
-<thead><tr><th><span>Name</span></th><th><span>Size</span></th><th><span>Modified</span></th></tr>
-</thead>
-<tbody>
-"""
-
-# Makes the headings buttons that sort. Without scripts the page is sorted by name, folders first.
-_SCRIPT = """\
-<script>
-const heads = [...document.querySelectorAll("th")], body = document.querySelector("tbody");
-const key = ({ cells }, column) => column ? Number(cells[column].dataset.v) : cells[0].textContent;
-const byName = new Intl.Collator(undefined, { numeric: true });
-heads.forEach((head, column) => {
-  const button = document.createElement("button");
-  button.append(head.textContent);
-  head.replaceChildren(button);
-  button.onclick = () => {
-    const up = head.getAttribute("aria-sort") !== "ascending";
-    heads.forEach(other => other.removeAttribute("aria-sort"));
-    head.setAttribute("aria-sort", up ? "ascending" : "descending");
-    const compare = column ? (a, b) => a - b : byName.compare;
-    const rows = [...body.rows].map(row => [row.className !== "d", key(row, column), row]);
-    rows.sort((a, b) => a[0] - b[0] || (up ? 1 : -1) * compare(a[1], b[1]));
-    body.append(...rows.map(each => each[2]));
-  };
-});
-</script>
-"""
-
+# The columns, and their names in queries.
+_COLUMNS = {"name": "Name", "size": "Size", "date": "Modified (UTC)"}
 # The end of the year 9999, the last that gmtime and an HTML date can have.
 _LAST = 253402300799
-# Control characters and separators of lines: they would change how a name is shown.
-_UNPRINTABLE = re.compile("[\\0-\x1f\x7f-\x9f\u2028\u2029]")
+# Control characters and separators of lines would change how a name is shown. So would those that
+# embed or override a direction: with U+202E, "gpj.exe" would look like "exe.jpg".
+_UNPRINTABLE = re.compile("[\\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
-def page(names: Sequence[bytes], entries: Iterable[ListingEntry]) -> bytes:
-    """Return a directory's page.
+class View(NamedTuple):
+    """A page of a listing, and its order."""
+
+    column: str = "name"
+    descending: bool = False
+    number: int = 1
+
+    @property
+    def address(self) -> str:
+        """The URL of the view, relative to the directory."""
+        parts: list[str] = []
+        if self.descending or self.column != "name":
+            parts.append(f"sort={'-' * self.descending}{self.column}")
+        if self.number > 1:
+            parts.append(f"page={self.number}")
+        return "?" + "&".join(parts) if parts else "./"
+
+
+def view_of(query: bytes) -> View:
+    """Return the view that a query asks for, as View.address writes it; the first for any other."""
+    fields = parse_qs(query.decode("latin-1").removeprefix("?"))
+    order = fields.get("sort", [""])[-1]
+    column = order.removeprefix("-")
+    if column not in _COLUMNS:
+        order = column = "name"
+    number = fields.get("page", [""])[-1]
+    # A number of more digits would take long to convert, and no listing has as many pages.
+    known = re.fullmatch("[1-9][0-9]{0,8}", number)
+    return View(column, order.startswith("-"), int(number) if known else 1)
+
+
+def page(names: Sequence[bytes], directory: Directory, view: View) -> Generator[None, None, bytes]:
+    """Make a page of a directory's listing in short steps.
 
     Args:
         names: of the directories from the root to this one.
-        entries: the files and directories in it, in any order.
+        directory: what it contains.
+        view: the page and its order. A page after the last is the last.
 
     """
-    ordered = sorted(entries, key=lambda each: (not each.is_directory, _natural(each.name)))
+    yield from directory.sort(view.column)
+    count = len(directory.orders[view.column])
+    last = max(1, -(-count // PAGE))
+    view = view._replace(number=min(view.number, last))
     title = "/".join(("", *map(_text, names), ""))
-    # str.format would read the style's braces as fields. One pass over both fields: a name may
-    # contain "{crumbs}".
-    fields = {"title": title, "crumbs": _crumbs(names)}
-    parts = [re.sub(r"\{(title|crumbs)\}", lambda match: fields[match[1]], _HEAD)]
-    if ordered:
-        parts += [_TABLE, *map(_row, ordered), "</tbody>\n</table>\n"]
-    parts.append(f"<p>{_summary(ordered)}</p>\n</main>\n")
-    if ordered:
-        parts.append(_SCRIPT)
-    parts.append("</body>\n</html>\n")
+    parts = [page_start(title, _STYLE), f"<h1>{_crumbs(names)}</h1>\n<main>\n"]
+    if count:
+        pages = _pages(view, last)
+        parts += [pages, f"<table>\n<thead><tr>{_headings(view)}</tr></thead>\n<tbody>\n"]
+        for each in _shown(directory, view):
+            parts.append(_row(each))
+            yield
+        parts += ["</tbody>\n</table>\n", pages]
+    parts.append(
+        f"<p>{_summary(directory.folders, count, directory.size)}</p>\n</main>\n{PAGE_END}"
+    )
     return "".join(parts).encode()
 
 
@@ -167,13 +145,6 @@ def _text(name: bytes) -> str:
     return escape(_UNPRINTABLE.sub("\ufffd", name.decode("utf-8", "replace")))
 
 
-def _natural(name: bytes) -> tuple[list[Any], bytes]:
-    """Return the sort key of a name: numbers by value, letters regardless of case."""
-    parts: list[Any] = re.split("([0-9]+)", name.decode("utf-8", "replace").casefold())
-    parts[1::2] = [(int(number), number) for number in parts[1::2]]
-    return parts, name
-
-
 def _crumbs(names: Sequence[bytes]) -> str:
     """Return links to the directories from the root to this one."""
     links: list[str] = []
@@ -184,34 +155,68 @@ def _crumbs(names: Sequence[bytes]) -> str:
     return "<i>/</i>".join(links)
 
 
-def _row(entry: ListingEntry) -> str:
+def _shown(directory: Directory, view: View) -> Iterator[Entry]:
+    """Yield the entries of a view."""
+    entries, folders = directory.orders[view.column], directory.folders
+    for i in range((view.number - 1) * PAGE, min(view.number * PAGE, len(entries))):
+        if not view.descending:
+            yield entries[i]
+        else:  # directories are first in this order too; files have indexes from -1 downward
+            yield entries[folders - 1 - i]
+
+
+def _link(view: View, text: str, relation: str = "") -> str:
+    return f'<a href="{escape(view.address)}"{relation}>{text}</a>'
+
+
+def _headings(view: View) -> str:
+    """Return the heading of each column: a link that sorts by it, and reverses the order."""
+    cells: list[str] = []
+    for column, text in _COLUMNS.items():
+        mark, descending = "", False
+        if column == view.column:
+            mark = f' aria-sort="{"descending" if view.descending else "ascending"}"'
+            descending = not view.descending
+        cells.append(f"<th{mark}>{_link(View(column, descending), text)}</th>")
+    return "".join(cells)
+
+
+def _pages(view: View, last: int) -> str:
+    """Return the links to other pages; nothing if there is one page."""
+    if last == 1:
+        return ""
+    parts = [f"<span>Page {view.number} of {last}</span>"]
+    if view.number > 1:
+        parts.insert(0, _link(view._replace(number=view.number - 1), "Previous", ' rel="prev"'))
+        parts.insert(0, _link(view._replace(number=1), "First"))
+    if view.number < last:
+        parts.append(_link(view._replace(number=view.number + 1), "Next", ' rel="next"'))
+        parts.append(_link(view._replace(number=last), "Last"))
+    return f"<nav>{' '.join(parts)}</nav>\n"
+
+
+def _row(entry: Entry) -> str:
     """Return a row of the table."""
     # Reserved characters are quoted too: "a:b" would be a URL with a scheme.
     address = quote_from_bytes(entry.name, safe="")
-    kind, slash, size, shown = "", "", entry.size, readable(entry.size)
-    if entry.is_directory:
-        kind, slash, size, shown = ' class="d"', "/", -1, ""
-    seconds = min(max(int(entry.modified), 0), _LAST)
-    moment = gmtime(seconds)
+    kind, slash, size = ("", "", readable(entry.size)) if entry.is_file else (' class="d"', "/", "")
+    moment = gmtime(min(max(int(entry.modified), 0), _LAST))
     return (
         f'<tr{kind}><td><a href="{address}{slash}"><bdi>{_text(entry.name)}</bdi></a></td>'
-        f'<td class="n" data-v="{size}">{shown}</td>'
-        f'<td class="n" data-v="{seconds}">'
+        f'<td class="n">{size}</td><td class="n">'
         f'<time datetime="{strftime("%Y-%m-%dT%H:%M:%SZ", moment)}">'
         f"{strftime('%Y-%m-%d %H:%M', moment)}</time></td></tr>\n"
     )
 
 
-def _summary(entries: Sequence[ListingEntry]) -> str:
+def _summary(folders: int, count: int, size: int) -> str:
     """Return the number of folders and files, and the size of the files."""
-    if not entries:
+    if not count:
         return "This folder is empty."
-    folders = sum(each.is_directory for each in entries)
-    files = len(entries) - folders
+    files = count - folders
     parts: list[str] = []
     if folders:
         parts.append(f"{folders} folder{'s' * (folders != 1)}")
     if files:
-        size = sum(each.size for each in entries if not each.is_directory)
         parts.append(f"{files} file{'s' * (files != 1)}, {readable(size)}")
     return ", ".join(parts)

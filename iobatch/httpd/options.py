@@ -76,7 +76,14 @@ def parse_args() -> Namespace:
         help="time to finish responses after SIGINT or SIGTERM (%(default)s); a second signal "
         "cuts them off",
     )
-    parser.add_argument_group("files").add_argument(
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "--no-compress",
+        dest="compress",
+        action="store_false",
+        help="compress nothing, and send no compressed file in place of another",
+    )
+    files.add_argument(
         "--no-listing",
         dest="listing",
         action="store_false",

@@ -36,7 +36,7 @@ def main() -> int:
         reason = f"{exc.filename}: {exc.strerror}" if exc.filename else exc.strerror
         return _fail(f"{option}: {reason}", status=2)
     try:
-        files = FileCache(Files(args.directory, listing=args.listing))
+        files = FileCache(Files(args.directory, listing=args.listing, compress=args.compress))
     except OSError as exc:
         return _fail(f"{args.directory}: {exc.strerror}", status=2)
     max_descriptors = _raise_descriptor_limit()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field
 
-from iobatch.httpd.connection import CLOSE, THROTTLED, Connection
+from iobatch.httpd.connection import CLOSE, WAITING, Connection
 
 if TYPE_CHECKING:
     from iobatch.httpd.cache import FileCache
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 # Seconds between two checks of the deadlines.
 TICK = 1.0
-# Seconds between two attempts to resume the throttled connections.
-THROTTLE_TICK = 0.05
+# Seconds between two attempts to resume the waiting connections.
+WAIT_TICK = 0.05
 # The most connections that are accepted before the others run.
 MAX_ACCEPTS = 64
 # The most connections above max_connections that are open at a time. Each is answered by 503, so
@@ -44,9 +44,9 @@ class Server:
     _stop: socket.socket
     _selector: DefaultSelector = field(init=False, factory=DefaultSelector)
     _connections: set[Connection] = field(init=False, factory=set["Connection"])
-    # Connections that pause to keep their rate limit. They are not in the selector.
-    _throttled: set[Connection] = field(init=False, factory=set["Connection"])
-    # When the throttled connections return to the selector (time.monotonic).
+    # Connections that wait for nothing from their sockets. They are not in the selector.
+    _waiting: set[Connection] = field(init=False, factory=set["Connection"])
+    # When the waiting connections return to the selector (time.monotonic).
     _resume_at: float = field(init=False, default=0.0)
     # The listening socket is out of the selector, until a connection ends or the next tick.
     _paused: bool = field(init=False, default=False)
@@ -70,6 +70,7 @@ class Server:
     def run(self) -> None:
         """Serve until asked to stop; then send responses in flight, for the grace time at most."""
         selector = self._selector
+        listings = self._files.listings
         next_tick = 0.0
         while self._stop_at is None or (self._connections and monotonic() < self._stop_at):
             ready = selector.select(self._select_timeout())
@@ -90,15 +91,19 @@ class Server:
                     return
                 else:
                     break  # connections in `ready` may be closed now
-            if self._throttled and now >= self._resume_at:
-                self._resume_throttled(now)
+            if listings.builds and listings.build(now):
+                self._resume_at = now
+            if self._waiting and now >= self._resume_at:
+                self._resume_waiting(now)
             if now >= next_tick:
                 next_tick = now + TICK
                 self._tick(now)
 
     def _select_timeout(self) -> float | None:
-        if self._throttled:
-            return THROTTLE_TICK
+        if self._files.listings.builds:
+            return 0.0
+        if self._waiting:
+            return WAIT_TICK
         log = self._settings.log
         needs_tick = self._connections or self._files or self._paused or log
         return TICK if needs_tick else None
@@ -107,17 +112,17 @@ class Server:
         """Act on the result of a connection's step."""
         if events == CLOSE:
             self._drop(connection)
-        elif events == THROTTLED:
+        elif events == WAITING:
             self._selector.unregister(connection.sock)
-            self._throttled.add(connection)
+            self._waiting.add(connection)
         else:
             self._selector.modify(connection.sock, events, connection)
 
-    def _resume_throttled(self, now: float) -> None:
-        self._resume_at = now + THROTTLE_TICK
-        for connection in self._throttled:
+    def _resume_waiting(self, now: float) -> None:
+        self._resume_at = now + WAIT_TICK
+        for connection in self._waiting:
             self._selector.register(connection.sock, EVENT_WRITE, connection)
-        self._throttled.clear()
+        self._waiting.clear()
 
     def _accept(self, now: float) -> None:
         for _ in range(MAX_ACCEPTS):
@@ -163,8 +168,8 @@ class Server:
 
     def _drop(self, connection: Connection) -> None:
         self._connections.remove(connection)
-        if connection in self._throttled:
-            self._throttled.remove(connection)
+        if connection in self._waiting:
+            self._waiting.remove(connection)
         else:
             self._selector.unregister(connection.sock)
         connection.close()

@@ -50,31 +50,38 @@ def test_browser_loads_a_page_with_its_style_sheet_script_and_images(
     assert "loaded: 64,64 7px" in page
 
 
-SORTER = """<!DOCTYPE html>
-<iframe src="../bare/"></iframe>
+ORDERS = ["./", "?sort=-name", "?sort=size", "?sort=-size", "?sort=date", "?sort=-date"]
+SORTER = f"""<!DOCTYPE html>
+{"".join(f'<iframe src="../bare/{query}"></iframe>' for query in ORDERS)}
 <script>
-onload = () => {
-  const page = frames[0].document, orders = [];
-  const buttons = page.querySelectorAll("th button");
-  const names = () => [...page.querySelectorAll("tbody a")].map(a => a.textContent).join("");
-  for (const i of [0, 0, 1, 1, 2, 2]) { buttons[i].click(); orders.push(names()); }
-  document.body.textContent = "orders: " + orders.join(" ");
-};
+onload = () => {{
+  const orders = Array.from(frames, ({{ document: page }}) => {{
+    const names = [...page.querySelectorAll("tbody a")].map(a => a.textContent).join("");
+    const mark = page.querySelector("th[aria-sort] a");
+    return names + getComputedStyle(mark, "::after").content + mark.getAttribute("href");
+  }});
+  const widths = [...frames[0].document.querySelectorAll("bdi")].map(each => each.offsetWidth);
+  document.body.textContent = "orders: " + orders.join(" ") + "; wider: " + (widths[3] > widths[4]);
+}};
 </script>
 """
 
 
-def test_headings_of_a_listing_sort_up_and_down_with_folders_first(
-    site: Path, tmp_path: Path
+def test_browser_shows_each_order_with_its_mark_and_all_blanks(
+    chromium: str, site: Path, tmp_path: Path
 ) -> None:
-    for name, size, age in (("a", 30, 1), ("a1", 4, 4), ("b", 20, 3), ("c", 100, 2)):
+    for name, size, age in (("a b", 30, 1), ("a  b", 30, 1), ("c1", 4, 4), ("d", 20, 3)):
         (site / "bare" / name).write_bytes(bytes(size))
         os.utime(site / "bare" / name, (MODIFIED - age, MODIFIED - age))
     (site / "bare" / "D").mkdir()
     (site / "sub" / "index.html").write_text(SORTER)
     with serving(site) as (_, (host, port)):
         result = browse(f"http://{host}:{port}/sub/", tmp_path / "profile")
-    assert "orders: Daa1bc Dcba1a Da1bac Dcaba1 Da1bca Dacba1" in result
+    assert (
+        'orders: Da  ba bc1d" \u2191"?sort=-name Ddc1a ba  b" \u2193"./ '
+        'Dc1da  ba b" \u2191"?sort=-size Da ba  bdc1" \u2193"?sort=size '
+        'Dc1da  ba b" \u2191"?sort=-date Da ba  bdc1" \u2193"?sort=date; wider: true'
+    ) in result
 
 
 SEEKER = """<!DOCTYPE html>

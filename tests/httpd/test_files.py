@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from iobatch.httpd.mediatypes import content_type
 from tests.support.batches import data
 from tests.support.httpd import (
     LARGE,
@@ -108,29 +107,6 @@ def test_well_known_directory_is_served_though_it_begins_with_a_dot(
     assert get(address, "/.well-known/security.txt").body == b"Contact"
     assert get(address, "/.well-known/.more").status == 404
     assert get(address, "/.well-knowns").status == 404
-
-
-@pytest.mark.parametrize(
-    ("name", "media_type"),
-    [
-        (b"index.html", "text/html; charset=utf-8"),
-        (b"A.TXT", "text/plain; charset=utf-8"),
-        (b"photo.jpeg", "image/jpeg"),
-        (b"picture.svg", "image/svg+xml"),
-        (b"data.json", "application/json"),
-        (b"archive.tar.gz", "application/gzip"),
-        (b"archive.tar.bz2", "application/x-bzip2"),
-        (b"unknown", "application/octet-stream"),
-        (b"unknown.xyzzy", "application/octet-stream"),
-        (b"\xff\xfe.css", "text/css; charset=utf-8"),
-        (b"data:text/html,x", "application/octet-stream"),
-        (b"http:x.png", "image/png"),
-    ],
-)
-def test_content_type_follows_the_suffix_and_a_compressed_file_is_an_archive(
-    name: bytes, media_type: str
-) -> None:
-    assert content_type(name) == media_type
 
 
 def test_file_that_grows_while_opened_has_the_size_that_it_had(

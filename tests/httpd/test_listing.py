@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import tempfile
 from html.parser import HTMLParser
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes, urljoin
 
 import pytest
 
-from iobatch.httpd.cache import FRESH, FileCache
-from iobatch.httpd.files import Files
-from iobatch.httpd.listing import ListingEntry, page, readable
+from iobatch.httpd import listing
+from iobatch.httpd.entries import RUN, Directory, Entry, read_directory
+from iobatch.httpd.listing import View, page, readable, view_of
+from iobatch.httpd.walk import Root
 from tests.support.httpd import MODIFIED, SECRET, Address, address_of, get, program, serving
-from tests.support.sockets import fd_count
 
 if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
     from pathlib import Path
 
 ODD_NAMES = [
@@ -69,8 +71,27 @@ class Page(HTMLParser):
 
 
 def listed(content: bytes) -> list[str]:
-    """Return the names in a listing, without the links to the directories above."""
-    return [text for href, text in Page(content).links if not href.startswith("..")]
+    """Return the names in a listing."""
+    return [text for href, text in Page(content).links if not href.startswith(("..", "./", "?"))]
+
+
+def finish(steps: Generator[None, None, Any]) -> Any:
+    """Return the result of all steps."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as exc:
+            return exc.value
+
+
+def make_page(names: Sequence[bytes], *entries: Entry) -> bytes:
+    """Return the first page of a directory with these entries."""
+    directory = Directory()
+    directory.orders["name"] = list(entries)
+    directory.folders = sum(not each.is_file for each in entries)
+    directory.size = sum(each.size for each in entries)
+    content: bytes = finish(page(names, directory, View()))
+    return content
 
 
 def test_directory_without_index_is_listed_with_links_to_its_files(
@@ -84,6 +105,9 @@ def test_directory_without_index_is_listed_with_links_to_its_files(
     assert response.headers["Content-Length"] == str(len(response.body))
     assert Page(response.body).links == [
         ("../", "Home"),
+        ("?sort=-name", "Name"),
+        ("?sort=size", "Size"),
+        ("?sort=date", "Modified (UTC)"),
         ("inner/", "inner"),
         ("file.txt", "file.txt"),
     ]
@@ -100,7 +124,7 @@ def test_listing_of_the_root_has_no_link_upward(tmp_path: Path) -> None:
     (tmp_path / "one").write_bytes(b"1")
     with serving(tmp_path) as (_, address):
         content = get(address, "/").body
-        assert Page(content).links == [("one", "one")]
+        assert Page(content).links[3:] == [("one", "one")]
 
 
 def test_any_name_is_shown_as_text_and_its_link_leads_to_the_file(
@@ -110,16 +134,19 @@ def test_any_name_is_shown_as_text_and_its_link_leads_to_the_file(
         (site / "bare" / os.fsdecode(name)).write_bytes(b"%d" % i)
     response = get(address, "/bare/")
     parsed = Page(response.body)
-    links = [href for href, _ in parsed.links[1:]]
+    links = [href for href, _ in parsed.links[4:]]
     assert sorted(unquote_to_bytes(href) for href in links) == sorted(ODD_NAMES)
     for href in links:
         target = urljoin("/bare/", href)
         assert target.startswith("/bare/")
         number = ODD_NAMES.index(unquote_to_bytes(href))
         assert get(address, target).body == b"%d" % number
-    assert parsed.tags.count("script") == 1
+    assert "script" not in parsed.tags
     assert parsed.tags.count("tr") == 1 + len(ODD_NAMES)
-    assert not re.search(rb"[\0-\x09\x0b-\x1f\x7f]", response.body)
+    assert not re.search(
+        "[\\0-\x09\x0b-\x1f\x7f\u2028-\u202e\u2066-\u2069]", response.body.decode()
+    )
+    assert "\ufffdgnp.exe" in parsed.text, "the override of the direction has no effect"
     assert "new\ufffdline" in parsed.text
 
 
@@ -153,20 +180,6 @@ def test_link_to_outer_directory_gets_no_listing(site: Path, address: Address) -
     assert SECRET not in response.body
 
 
-def test_listing_is_made_once_while_fresh(site: Path) -> None:
-    before = fd_count()
-    files = FileCache(Files(site))
-    first = files.get(b"/bare/", 0.0)
-    (site / "bare" / "new").touch()
-    assert files.get(b"/bare/", FRESH / 2) is first
-    second = files.get(b"/bare/", FRESH)
-    assert second.size > first.size
-    assert listed(os.pread(second.fd, second.size, 0)) == ["new"]
-    del first, second
-    files.close()
-    assert fd_count() == before
-
-
 def test_listing_needs_no_temporary_directory(
     site: Path, tmp_path: Path, address: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,40 +187,158 @@ def test_listing_needs_no_temporary_directory(
     assert get(address, "/bare/").status == 200
 
 
-def test_folders_come_first_and_names_are_ordered_by_number_and_letter_not_case() -> None:
-    names = [b"b10", b"B9", b"a", b"C", b"01", b"1", b"", b"\xff"]
-    entries = [ListingEntry(name, 1, 0.0, is_directory=False) for name in names]
-    entries.append(ListingEntry(b"zoo", 4096, 0.0, is_directory=True))
-    assert listed(page([], entries)) == ["zoo", "", "01", "1", "a", "B9", "b10", "C", "\ufffd"]
+def test_folders_come_first_and_names_are_ordered_by_number_and_letter_not_case(
+    tmp_path: Path,
+) -> None:
+    names = [b"b10", b"B9", b"a", b"C", b"01", b"1", b"b", b"b-1", b"b9x", b"\xff", b"9" * 255]
+    for name in names:
+        (tmp_path / os.fsdecode(name)).touch()
+    (tmp_path / "zoo").mkdir()
+    root = Root(tmp_path)
+    directory: Directory = finish(read_directory(root, []))
+    root.close()
+    found = [each.name for each in directory.orders["name"]]
+    expected = [*b"zoo 01 1".split(), b"9" * 255, *b"a b B9 b9x b10 b-1 C \xff".split()]
+    assert found == expected
+
+
+def test_directory_is_read_sorted_and_shown_in_steps_of_one_entry(tmp_path: Path) -> None:
+    """No call takes longer for a larger directory: each sorts at most RUN entries."""
+    rng = random.Random(5)
+    names = [f"{rng.randrange(10**6)}" for _ in range(3 * RUN)]
+    for name in names:
+        (tmp_path / name).touch()
+    root = Root(tmp_path)
+    count = len(set(names))
+    steps = read_directory(root, [])
+    for _ in range(2 * count):
+        next(steps)
+    directory: Directory = finish(steps)
+    root.close()
+    assert [int(each.name) for each in directory.orders["name"]] == sorted(map(int, set(names)))
+    for column in ("size", "name"):
+        steps = page([], directory, View(column))
+        for _ in range(min(count, listing.PAGE) + count * (column == "size")):
+            next(steps)
+        assert len(listed(finish(steps))) == min(count, listing.PAGE)
+
+
+def test_links_lead_through_all_pages_in_each_order(
+    site: Path, address: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "PAGE", 2)
+    for name, size, age in (("a", 30, 1), ("a1", 4, 4), ("b", 20, 3), ("c", 100, 2)):
+        (site / "bare" / name).write_bytes(bytes(size))
+        os.utime(site / "bare" / name, (MODIFIED - age, MODIFIED - age))
+    for name in "DE":
+        (site / "bare" / name).mkdir()
+        os.utime(site / "bare" / name, (MODIFIED, MODIFIED))
+    target, orders = "/bare/", {}
+    for heading in ("Name", "Name", "Size", "Size", "Modified (UTC)", "Modified (UTC)"):
+        links = {text: href for href, text in Page(get(address, target).body).links}
+        target = urljoin("/bare/", links[heading])
+        following: str | None = target
+        while following:
+            body = get(address, following).body
+            orders[target] = orders.get(target, "") + "".join(listed(body))
+            links = {text: href for href, text in Page(body).links}
+            following = urljoin("/bare/", links["Next"]) if "Next" in links else None
+        assert "Last" not in links
+        assert [urljoin("/bare/", links["First"])] == [target], "the first page has no number"
+    assert orders == {
+        "/bare/?sort=-name": "EDcba1a",
+        "/bare/": "DEaa1bc",
+        "/bare/?sort=size": "DEa1bac",
+        "/bare/?sort=-size": "EDcaba1",
+        "/bare/?sort=date": "DEa1bca",
+        "/bare/?sort=-date": "EDacba1",
+    }
+
+
+@pytest.mark.parametrize(
+    ("query", "view"),
+    [
+        (b"", View()),
+        (b"?", View()),
+        (b"?page=2", View(number=2)),
+        (b"?page=0", View()),
+        (b"?page=-1", View()),
+        (b"?page=1e3", View()),
+        (b"?page=" + b"9" * 5000, View()),
+        (b"?sort=size&page=3", View("size", number=3)),
+        (b"?sort=-date", View("date", descending=True)),
+        (b"?sort=-", View()),
+        (b"?sort=owner", View()),
+        (b"?sort=-owner&page=2", View(number=2)),
+        (b"?\xff=%ff&sort=%73ize", View("size")),
+    ],
+)
+def test_query_that_no_link_has_shows_the_first_page(query: bytes, view: View) -> None:
+    assert view_of(query) == view
+    assert view_of(view.address.removeprefix("./").encode()) == view
+
+
+def test_page_after_the_last_is_the_last(
+    site: Path, address: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "PAGE", 1)
+    for name in "ab":
+        (site / "bare" / name).touch()
+    body = get(address, "/bare/?page=77").body
+    assert listed(body) == ["b"]
+    assert "Page 2 of 2" in Page(body).text
+
+
+def test_heading_of_the_order_has_a_mark_and_dates_have_their_time_zone(
+    site: Path, address: Address
+) -> None:
+    (site / "bare" / "file").touch()
+    os.utime(site / "bare" / "file", (MODIFIED, MODIFIED))
+    for query, marked in (
+        ("", '<th aria-sort="ascending"><a href="?sort=-name">Name</a>'),
+        ("?sort=-size", '<th aria-sort="descending"><a href="?sort=size">Size</a>'),
+    ):
+        body = get(address, f"/bare/{query}").body.decode()
+        assert body.count("<th aria-sort") == 1
+        assert marked in body
+        assert "Modified (UTC)" in body
+        assert '<time datetime="2023-11-14T22:13:20Z">2023-11-14 22:13</time>' in body
+
+
+@pytest.mark.parametrize(("target", "status"), [("/nothing", 404), ("/.git/", 404), ("/out", 403)])
+def test_page_of_an_error_has_a_link_to_the_root(
+    site: Path, address: Address, target: str, status: int
+) -> None:
+    (site / "out").symlink_to("../secret")
+    response = get(address, target)
+    assert response.status == status
+    assert response.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert Page(response.body).links == [("/", "Home")]
 
 
 def test_name_that_looks_like_a_field_of_the_page_is_shown_as_it_is() -> None:
-    content = page([b"{crumbs}{title}"], []).decode()
+    content = make_page([b"{crumbs}{title}"]).decode()
     assert "<title>/{crumbs}{title}/</title>" in content
     assert content.count("{crumbs}{title}") == 2
 
 
 def test_each_directory_above_has_a_link() -> None:
-    links = Page(page([b"a", b"<b>", b"c"], [])).links
+    links = Page(make_page([b"a", b"<b>", b"c"])).links
     assert links == [("../../../", "Home"), ("../../", "a"), ("../", "<b>")]
 
 
 @pytest.mark.parametrize("modified", [-1e20, -1.0, 0.0, 1e20])
 def test_date_that_no_calendar_has_is_shown_as_the_nearest(modified: float) -> None:
-    text = Page(page([], [ListingEntry(b"x", 1, modified, is_directory=False)])).text
+    text = Page(make_page([], Entry(is_file=True, name=b"x", size=1, modified=modified))).text
     assert ("1970-01-01 00:00" if modified <= 0 else "9999-12-31 23:59") in text
 
 
 def test_listing_ends_with_the_number_of_entries_and_their_size() -> None:
-    entries = [
-        ListingEntry(b"a", 1000, MODIFIED, is_directory=False),
-        ListingEntry(b"b", 1500, MODIFIED, is_directory=False),
-        ListingEntry(b"c", 4096, MODIFIED, is_directory=True),
-    ]
-    assert "1 folder, 2 files, 2.5 kB" in Page(page([], entries)).text
-    assert "\n1 file, 1.0 kB\n" in Page(page([], entries[:1])).text
-    assert "\n1 folder\n" in Page(page([], entries[2:])).text
-    assert "2023-11-14 22:13" in Page(page([], entries)).text
+    folder = Entry(is_file=False, name=b"c", size=0, modified=MODIFIED)
+    files = [Entry(is_file=True, name=b"x", size=size, modified=MODIFIED) for size in (1000, 1500)]
+    assert "1 folder, 2 files, 2.5 kB" in Page(make_page([], folder, *files)).text
+    assert "\n1 file, 1.0 kB\n" in Page(make_page([], files[0])).text
+    assert "\n1 folder\n" in Page(make_page([], folder)).text
 
 
 @pytest.mark.parametrize(

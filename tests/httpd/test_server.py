@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from iobatch.httpd.connection import THROTTLED, Connection
+from iobatch.httpd.connection import WAITING, Connection
 from iobatch.httpd.server import TICK
 from tests.support.httpd import (
     COMMAND,
@@ -144,10 +144,10 @@ def test_throttled_connection_is_closed_at_its_deadline(site: Path) -> None:
     with new_server(site) as (server, address, _), socket.create_connection(address) as sock:
         server._accept(0.0)
         [connection] = server._connections
-        server._wait_for(connection, THROTTLED)
+        server._wait_for(connection, WAITING)
         server._tick(connection.deadline)
         assert not server._connections
-        assert not server._throttled
+        assert not server._waiting
         assert sock.recv(1) == b""
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from iobatch.httpd.codings import MIN_CODED
-from tests.support.httpd import MODIFIED, Address, get, serving
+from tests.support.httpd import MODIFIED, Address, address_of, get, program, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,6 +36,10 @@ def serve_texts(site: Path) -> Iterator[Address]:
         ("small.txt.br", b"br of small"),
         ("data.bin", b"some data"),
         ("data.bin.zst", b"zst of data"),
+        ("backup.tar", TEXT),
+        ("backup.tar.gz", b"another backup"),
+        ("photo.jpg", TEXT),
+        ("photo.jpg.br", b"of another photo"),
         ("plain.txt", TEXT),
     ):
         (site / name).write_bytes(content)
@@ -63,24 +67,46 @@ def serve_texts(site: Path) -> Iterator[Address]:
         ("folder.txt", "br", "folder.txt"),
         ("small.txt", "br", "small.txt.br"),
         ("small.txt", "gzip", "small.txt"),
-        ("data.bin", "zstd", "data.bin.zst"),
-        ("data.bin", "br, gzip", "data.bin"),
     ],
 )
 def test_compressed_sibling_is_preferred_if_it_is_not_older(
     site: Path, texts: Address, name: str, accept: str, sent: str
 ) -> None:
-    """It is sent for any type and size, and rather than a coding made on the fly."""
+    """It is sent for any size, and rather than a coding made on the fly."""
     coding = {"": None, ".br": "br", ".gz": "gzip", ".zst": "zstd"}[sent.removeprefix(name)]
     body = (site / sent).read_bytes()
-    text = name.endswith("txt")
     for version in ("1.1", "1.0"):
         response = get(texts, f"/{name}", version=version, Accept_Encoding=accept)
         assert response.headers.get("Content-Encoding") == coding
         assert response.headers["Content-Length"] == str(len(body))
-        assert response.headers["Content-Type"].startswith("text/plain" if text else "application/")
+        assert response.headers["Content-Type"].startswith("text/plain")
         assert response.headers["Vary"] == "Accept-Encoding"
         assert response.body == body
+
+
+@pytest.mark.parametrize("name", ["backup.tar", "data.bin", "photo.jpg"])
+def test_file_beside_one_of_a_type_that_is_not_compressed_is_another_file(
+    site: Path, texts: Address, name: str
+) -> None:
+    response = get(texts, f"/{name}", Accept_Encoding="br, zstd, gzip")
+    assert response.body == (site / name).read_bytes()
+    assert "Content-Encoding" not in response.headers
+    assert "Vary" not in response.headers
+
+
+def test_no_compress_option_sends_every_file_as_it_is(site: Path) -> None:
+    (site / "a.txt").write_bytes(TEXT)
+    (site / "b.txt").write_bytes(TEXT)
+    (site / "b.txt.gz").write_bytes(b"gz of b")
+    for i in range(20):
+        (site / "bare" / f"{i}").touch()
+    with program(site, "--no-compress") as (_, url):
+        for target in ("/a.txt", "/b.txt", "/bare/"):
+            response = get(address_of(url), target, Accept_Encoding="gzip, br, zstd")
+            assert "Content-Encoding" not in response.headers
+            assert "Vary" not in response.headers
+            assert len(response.body) > MIN_CODED
+            assert response.headers["Content-Length"] == str(len(response.body))
 
 
 def test_each_representation_has_its_own_tag_weak_only_if_made_on_the_fly(texts: Address) -> None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from iobatch.httpd import throttle
-from iobatch.httpd.connection import THROTTLED, Connection
-from iobatch.httpd.server import THROTTLE_TICK
+from iobatch.httpd.connection import WAITING, Connection
+from iobatch.httpd.server import WAIT_TICK
 from iobatch.httpd.tls import tls_context
 from tests.support.batches import data
 from tests.support.http import split
@@ -43,18 +43,18 @@ def assert_keeps_rate(
     """Receive for a while, and assert that the bytes that arrive are those that the rate allows."""
     theirs.setblocking(False)
     received = []
-    for i in range(1, 1 + int(min(100, 800_000 / rate) / THROTTLE_TICK)):
-        assert connection.step(clock.now) == THROTTLED
+    for i in range(1, 1 + int(min(100, 800_000 / rate) / WAIT_TICK)):
+        assert connection.step(clock.now) == WAITING
         assert connection.deadline > clock.now
         received.append(0)
         with suppress(BlockingIOError):
             received[-1] = len(theirs.recv(1 << 20))
-        clock.now += THROTTLE_TICK
+        clock.now += WAIT_TICK
         # At most two bursts more: one at the start, and one by which the throttle catches up.
-        assert sum(received) <= rate * (i * THROTTLE_TICK + 2 * throttle.BURST) + 1
+        assert sum(received) <= rate * (i * WAIT_TICK + 2 * throttle.BURST) + 1
     assert max(received) <= 2 * throttle.BURST * rate
     # At most one burst less: a handshake may have used it up.
-    assert sum(received) >= rate * (i * THROTTLE_TICK - throttle.BURST)
+    assert sum(received) >= rate * (i * WAIT_TICK - throttle.BURST)
 
 
 @pytest.mark.parametrize("rate", [1000, 80_000])
@@ -90,7 +90,7 @@ def test_rate_counts_the_bytes_of_tls_from_the_handshake_on(
                 break
             theirs.sendall(outgoing.read())
             while connection.step(clock.now) != EVENT_READ:
-                clock.now += THROTTLE_TICK
+                clock.now += WAIT_TICK
             incoming.write(theirs.recv(1 << 16))
         tls.write(LARGE)
         theirs.sendall(outgoing.read())
@@ -106,8 +106,8 @@ def test_many_small_responses_leave_at_the_same_rate_as_a_large_one(
         for _ in range(1000):
             theirs.sendall(SMALL)
             while (events := connection.step(clock.now)) != EVENT_READ:
-                assert events == THROTTLED
-                clock.now += THROTTLE_TICK
+                assert events == WAITING
+                clock.now += WAIT_TICK
             received += len(theirs.recv(1 << 16))
         assert received == pytest.approx(10_000 * (clock.now - start), rel=0.02)
 
@@ -117,9 +117,9 @@ def test_response_at_the_lowest_rate_ends(site: Path, clock: Clock, rate: int) -
     with open_connection(site, now=clock.now, rate=rate, timeout=5.0) as (connection, theirs):
         start = clock.now
         theirs.sendall(SMALL)
-        while connection.step(clock.now) == THROTTLED:
+        while connection.step(clock.now) == WAITING:
             assert connection.deadline > clock.now
-            clock.now += THROTTLE_TICK
+            clock.now += WAIT_TICK
         [response] = split(theirs.recv(1 << 16))
         assert response.body == data(1, seed=1)
         assert clock.now - start > 200 / rate
@@ -152,7 +152,7 @@ def test_pause_of_the_throttle_is_added_to_the_deadline(site: Path, clock: Clock
     with open_connection(site, now=clock.now, rate=1, timeout=0.25) as (connection, theirs):
         theirs.sendall(SMALL)
         for _ in range(3):
-            assert connection.step(clock.now) == THROTTLED
+            assert connection.step(clock.now) == WAITING
             resume_at = connection._throttle.resume_at
             assert resume_at >= clock.now + 1 - throttle.BURST
             assert connection.deadline == resume_at + 0.25

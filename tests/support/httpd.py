@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     import trustme
 
+    from iobatch.httpd.files import ServedFile
+
 Address = tuple[str, int]
 
 # Runs the server as a program.
@@ -43,10 +45,10 @@ LARGE = b"GET /1048576 HTTP/1.1\r\nHost: x\r\n\r\n"
 
 @contextmanager
 def new_server(
-    directory: Path, *, listing: bool = True, **settings: Any
+    directory: Path, *, listing: bool = True, compress: bool = True, **settings: Any
 ) -> Iterator[tuple[Server, Address, socket.socket]]:
     """Yield a server that does not run, its address, and the socket whose bytes stop it."""
-    files = FileCache(Files(directory, listing=listing))
+    files = FileCache(Files(directory, listing=listing, compress=compress))
     listener = listen("127.0.0.1", 0)
     ours, stop = socket.socketpair()
     server = Server(listener, files, Settings(**settings), stop)
@@ -59,11 +61,9 @@ def new_server(
 
 
 @contextmanager
-def serving(
-    directory: Path, *, listing: bool = True, **settings: Any
-) -> Iterator[tuple[Server, Address]]:
-    """Run a server in a thread; yield the server and its address."""
-    with new_server(directory, listing=listing, **settings) as (server, address, ours):
+def serving(directory: Path, **settings: Any) -> Iterator[tuple[Server, Address]]:
+    """Run a server in a thread; yield the server and its address. Arguments: as for new_server."""
+    with new_server(directory, **settings) as (server, address, ours):
         thread = Thread(target=server.run)
         thread.start()
         try:
@@ -72,6 +72,15 @@ def serving(
             ours.send(b"\0\0")  # two bytes stop the server at once
             thread.join(PATIENCE)
             assert not thread.is_alive()
+
+
+def listing_of(files: FileCache, target: bytes, now: float) -> ServedFile:
+    """Return the listing for a request target, after all work on it."""
+    page = files.get(target, now)
+    while page is None:
+        files.listings.build(now)
+        page = files.get(target, now)
+    return page
 
 
 @contextmanager
