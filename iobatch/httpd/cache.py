@@ -84,8 +84,6 @@ class FileCache:
         if file is None:
             path, query = split_target(target)
             names = split_path(path)
-            if path.endswith(b"/"):
-                names.append(b"")
             key = quote_from_bytes(b"/".join((b"", *names))).encode()
             file = self._fresh(key, now)
             if file is None:

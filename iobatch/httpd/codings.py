@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import zlib
 from functools import lru_cache
 from importlib import import_module
@@ -16,10 +17,10 @@ if TYPE_CHECKING:
 MIN_CODED = 1024
 # Low levels: the client waits while the compressor works.
 GZIP_LEVEL = 4
-ZSTD_LEVEL = 3
+ISAL_LEVEL = 3
 # Each response has its own window and tables: 0.7 MiB with these, 1.3 by default, for 1 % more
 # bytes.
-ZSTD_LOGS = {"window_log": 17, "hash_log": 15, "chain_log": 14}
+ZSTD_OPTIONS = {"compression_level": 3, "window_log": 17, "hash_log": 15, "chain_log": 14}
 
 # Besides text, XML and JSON. No type of an archive is among them: beside `backup.tar`, the file
 # `backup.tar.gz` may have any content.
@@ -55,24 +56,6 @@ def compressible(content_type: str) -> bool:
     )
 
 
-def _gzip() -> Transform:
-    return zlib.compressobj(GZIP_LEVEL, wbits=31)
-
-
-def _zstd_stdlib() -> Transform:  # pragma: no cover  # Python 3.14
-    parameter = _stdlib.CompressionParameter
-    options = {parameter[name]: value for name, value in ZSTD_LOGS.items()}
-    options[parameter.compression_level] = ZSTD_LEVEL
-    compressor: Transform = _stdlib.ZstdCompressor(options=options)
-    return compressor
-
-
-def _zstd_package() -> Transform:
-    parameters = _package.ZstdCompressionParameters.from_level(ZSTD_LEVEL, **ZSTD_LOGS)
-    compressor: Transform = _package.ZstdCompressor(compression_params=parameters).compressobj()
-    return compressor
-
-
 def _optional(name: str) -> Any:
     """Import a module; return None if it is not installed."""
     try:
@@ -81,15 +64,31 @@ def _optional(name: str) -> Any:
         return None
 
 
-_stdlib = _optional("compression.zstd")  # Python 3.14
-_package = _optional("zstandard")
+# Both have the same interface.
+_zstd = _optional("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+# It has zlib's interface, and takes a quarter of its CPU time, for 7 % more bytes.
+_isal = _optional("isal.isal_zlib")
+
+
+def _zstd_transform() -> Transform:
+    parameter = _zstd.CompressionParameter
+    options = {parameter[name]: value for name, value in ZSTD_OPTIONS.items()}
+    compressor: Transform = _zstd.ZstdCompressor(options=options)
+    return compressor
+
+
+def _gzip_transform() -> Transform:
+    if _isal is None:
+        return zlib.compressobj(GZIP_LEVEL, wbits=31)
+    compressor: Transform = _isal.compressobj(ISAL_LEVEL, wbits=31)
+    return compressor
+
+
 # The codings that can be made on the fly, the preferred first, each with its compressor.
 CODINGS: dict[str, Callable[[], Transform]] = {}
-if _stdlib is not None:  # pragma: no cover  # Python 3.14
-    CODINGS["zstd"] = _zstd_stdlib
-elif _package is not None:
-    CODINGS["zstd"] = _zstd_package
-CODINGS["gzip"] = _gzip
+if _zstd is not None:
+    CODINGS["zstd"] = _zstd_transform
+CODINGS["gzip"] = _gzip_transform
 AVAILABLE = tuple(CODINGS)
 
 

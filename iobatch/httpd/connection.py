@@ -105,7 +105,6 @@ class Connection:
         if self._sink is not None:
             self._sink.close()
         self.sock.close()
-        self._parser.close()
 
     def step(self, now: float) -> int:
         """Read or send what is possible without waiting.
@@ -176,6 +175,7 @@ class Connection:
 
     def _receive(self, data: bytes, now: float) -> int:
         parser = self._parser
+        continued = bool(parser.unfinished)
         parser.feed(data)
         if self._tls is not None and self._tls.ended:
             parser.ended = True
@@ -183,7 +183,7 @@ class Connection:
             return self._send(now)
         if parser.ended:
             return CLOSE
-        if parser.unfinished == len(data):  # the first piece of a request
+        if parser.unfinished and not continued:
             self._expect_head(now)
         return EVENT_READ
 

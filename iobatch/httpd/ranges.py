@@ -37,20 +37,20 @@ def spans(value: bytes, size: int) -> list[Span] | None:
         match = _SPEC.fullmatch(spec)
         if match is None:
             return None
-        # Digits after the 19th are cut: int() refuses thousands of them, and no file has 10**18
-        # bytes.
-        first, last = (number.lstrip(b"0")[:19] or number[:1] for number in match.groups())
-        if first:
-            start, stop = int(first), int(last) + 1 if last else size
-            if last and stop <= start:
-                return None
-        elif last:
-            start, stop = max(size - int(last), 0), size
-        else:
+        first, last = (number.lstrip(b"0") or number[:1] for number in match.groups())
+        # Without leading zeros the longer number is the greater one.
+        if not first + last or (first and last and (len(last), last) < (len(first), first)):
             return None
-        if start < size and start < stop:
-            found.append((start, min(stop, size) - start))
+        start = _offset(first) if first else max(size - _offset(last), 0)
+        stop = min(_offset(last) + 1, size) if first and last else size
+        if start < size:
+            found.append((start, stop - start))
     return found if sum(count for _, count in found) <= size else None
+
+
+def _offset(digits: bytes) -> int:
+    """Return a number, or one that no file's size exceeds: int() refuses thousands of digits."""
+    return int(digits) if len(digits) < 20 else 10**19
 
 
 def content_range(span: Span, size: int) -> bytes:

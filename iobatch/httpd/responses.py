@@ -14,7 +14,7 @@ from iobatch.httpd.codings import AVAILABLE, choose
 from iobatch.httpd.conditions import precondition, range_applies
 from iobatch.httpd.pages import error_page
 from iobatch.httpd.ranges import content_range, multipart, spans
-from iobatch.httpd.requests import METHODS
+from iobatch.httpd.requestline import METHODS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

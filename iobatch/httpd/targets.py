@@ -5,12 +5,19 @@ from __future__ import annotations
 import errno
 import re
 from functools import lru_cache
+from ipaddress import IPv6Address
 from urllib.parse import unquote_to_bytes
 
 from iobatch.httpd.errors import os_error
 
-# A host and its port (RFC 3986 3.2.2), without the comma: the parser joins two Host fields by one.
-_HOST = re.compile(rb"(\[[\w.~!$&'()*+;=:%-]+\]|[\w.~!$&'()*+;=%-]*)(:[0-9]*)?")
+# A host and its port (RFC 3986 3.2.2). IPv6 addresses are left to ipaddress, which would accept a
+# zone identifier.
+_HOST = re.compile(
+    rb"(?:\[(?:(?P<ipv6>[0-9A-Fa-f:.]+)|[vV][0-9A-Fa-f]+\.[\w.~!$&'()*+,;=:-]+)\]"
+    rb"|(?:[\w.~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?",
+)
+# A percent sign that no two hexadecimal digits follow (RFC 3986 2.1).
+_NOT_ENCODED = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
 def split_target(target: bytes) -> tuple[bytes, bytes]:
@@ -39,19 +46,38 @@ def split_target(target: bytes) -> tuple[bytes, bytes]:
 @lru_cache(maxsize=64)
 def is_host(value: bytes) -> bool:
     """Return whether a value has the form of a host, with or without a port."""
-    return _HOST.fullmatch(value) is not None
+    match = _HOST.fullmatch(value)
+    if match is None:
+        return False
+    try:
+        return match["ipv6"] is None or bool(IPv6Address(match["ipv6"].decode()))
+    except ValueError:
+        return False
 
 
 def split_path(path: bytes) -> list[bytes]:
-    """Return the decoded names of a path. Empty names are left out.
+    """Return the decoded names of a path; the last is empty if the path is a directory's.
+
+    Dot segments are removed (RFC 3986 5.2.4), encoded ones too (6.2.2.3). Slashes in a row count as
+    one, as in a path of POSIX, and no name but the last is empty: so ".." removes the name of a
+    directory.
 
     Raises:
-        OSError: EINVAL: no file can have one of the names, or a name is "." or "..". Clients
-            resolve those before they send a request (RFC 3986 5.2.4).
+        OSError: EINVAL: the encoding is invalid, no file can have one of the names, or the path
+            leads above the root.
 
     """
-    names = [unquote_to_bytes(name) for name in path.split(b"/") if name]
-    for name in names:
-        if name in {b".", b".."} or b"/" in name or b"\0" in name:
+    if _NOT_ENCODED.search(path):
+        raise os_error(errno.EINVAL)
+    segments = [unquote_to_bytes(segment) for segment in path.split(b"/")]
+    names: list[bytes] = []
+    for name in segments:
+        if b"/" in name or b"\0" in name or (name == b".." and not names):
             raise os_error(errno.EINVAL)
+        if name == b"..":
+            names.pop()
+        elif name not in {b"", b"."}:
+            names.append(name)
+    if segments[-1] in {b"", b".", b".."}:
+        names.append(b"")
     return names

@@ -11,7 +11,6 @@ import socket
 import threading
 import zlib
 from functools import partial
-from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from tests.support.batches import batch_of
 from tests.support.fakes import Scripted
 from tests.support.filters import (
     BODY,
+    ZSTD,
     Identity,
     PartialWriteSocket,
     Swallowing,
@@ -56,7 +56,7 @@ WRITE_SIZES = [
 
 
 def import_or_skip(name: str) -> Any:
-    return pytest.importorskip(name, reason=f"{name} is missing: pip install {name}")
+    return pytest.importorskip(name, reason=f"{name} is missing: pip install 'iobatch[test]'")
 
 
 def brotli() -> Transform:
@@ -64,23 +64,20 @@ def brotli() -> Transform:
     return SimpleNamespace(compress=compressor.process, flush=compressor.finish)
 
 
+def zstd() -> Transform:
+    compressor: Transform = import_or_skip(ZSTD).ZstdCompressor()
+    return compressor
+
+
 # Of each format: a function that makes a compressor, and the program and its Debian package.
 COMPRESSORS: dict[str, tuple[Callable[[], Any], tuple[str, str]]] = {
     "gzip": (lambda: zlib.compressobj(wbits=31), ("gzip", "gzip")),
     "bz2": (bz2.BZ2Compressor, ("bzip2", "bzip2")),
     "lzma": (lzma.LZMACompressor, ("xz", "xz-utils")),
-    "zstandard": (
-        lambda: import_or_skip("zstandard").ZstdCompressor().compressobj(),
-        ("zstd", "zstd"),
-    ),
+    "isal": (lambda: import_or_skip("isal.isal_zlib").compressobj(wbits=31), ("gzip", "gzip")),
+    "zstd": (zstd, ("zstd", "zstd")),
     "brotli": (brotli, ("brotli", "brotli")),
 }
-# Part of the standard library from Python 3.14 on; it can't be installed.
-if find_spec("compression"):
-    COMPRESSORS["compression.zstd"] = (
-        lambda: import_or_skip("compression.zstd").ZstdCompressor(),
-        ("zstd", "zstd"),
-    )
 
 
 Pipeline = tuple[Filter, "Callable[[bytes], bytes]"]

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import gzip
 import http.client
+import zlib
 from typing import TYPE_CHECKING
 
 import pytest
 
 from iobatch.httpd import sink
-from iobatch.httpd.codings import AVAILABLE, MIN_CODED, choose, compressible
+from iobatch.httpd.codings import (
+    AVAILABLE,
+    CODINGS,
+    GZIP_LEVEL,
+    MIN_CODED,
+    choose,
+    compressible,
+)
 from tests.support.batches import data
+from tests.support.filters import ZSTD
 from tests.support.http import split
 from tests.support.httpd import Address, exchange, prose, receive_head, serving, slow_client
 from tests.support.programs import run_python
@@ -89,13 +98,24 @@ def test_gzip_is_always_available() -> None:
     assert "gzip" in AVAILABLE
 
 
-def test_without_zstandard_only_gzip_is_made_on_the_fly() -> None:
+def test_without_optional_modules_only_gzip_is_made_on_the_fly() -> None:
     """None in sys.modules makes an import fail as that of a missing module does."""
     result = run_python(
-        "import sys; sys.modules['zstandard'] = sys.modules['compression.zstd'] = None\n"
-        "from iobatch.httpd.codings import AVAILABLE; print(*AVAILABLE)"
+        f"import sys; sys.modules[{ZSTD!r}] = sys.modules['isal'] = None\n"
+        "from iobatch.httpd.codings import CODINGS\n"
+        "print(*CODINGS, type(CODINGS['gzip']()).__module__)"
     )
-    assert (result.stdout, result.stderr) == ("gzip\n", "")
+    assert (result.stdout, result.stderr) == ("gzip zlib\n", "")
+
+
+def test_gzip_is_made_by_isal_and_has_about_the_size_that_zlib_makes() -> None:
+    isal_zlib = pytest.importorskip("isal.isal_zlib", reason="install isal")
+    coder = CODINGS["gzip"]()
+    assert type(coder) is type(isal_zlib.compressobj())
+    text = prose(1 << 20)
+    coded = bytes(coder.compress(text)) + bytes(coder.flush())
+    assert gzip.decompress(coded) == text
+    assert len(coded) < 1.1 * len(zlib.compress(text, GZIP_LEVEL))
 
 
 @pytest.mark.parametrize(
@@ -132,11 +152,11 @@ def test_text_in_gzip_is_sent_in_chunks_and_decodes_to_the_file(
 
 @pytest.mark.parametrize("size", [MIN_CODED, 100_000, 3 << 20])
 def test_zstandard_is_preferred_and_decodes_to_the_file(address: Address, size: int) -> None:
-    zstandard = pytest.importorskip("zstandard", reason="install zstandard")
+    zstd = pytest.importorskip(ZSTD, reason=f"install {ZSTD}")
     headers, body = fetch(address, f"/{size}.txt", "gzip, deflate, br, zstd")
     assert headers["Content-Encoding"] == "zstd"
     assert len(body) < size
-    assert zstandard.ZstdDecompressor().decompressobj().decompress(body) == prose(size, seed=size)
+    assert zstd.decompress(body) == prose(size, seed=size)
 
 
 @pytest.mark.parametrize(

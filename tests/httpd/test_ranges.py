@@ -71,6 +71,10 @@ def expected(spec: str, size: int) -> range | str:
         ("bytes= 5-6 ,", 5, 7),
         ("bytes=5-6,70000-", 5, 7),
         ("bytes=000000000000000000000000005-6", 5, 7),
+        ("bytes=-10000000000000000000", 0, 65536),
+        ("bytes=-" + "9" * 9999, 0, 65536),
+        ("bytes=60000-" + "9" * 9999, 60000, 65536),
+        ("bytes=5-6,10000000000000000000-", 5, 7),
     ],
 )
 def test_single_range_gives_that_part_and_its_position(
@@ -102,7 +106,22 @@ def test_each_multipart_response_has_another_boundary(address: Address) -> None:
     assert first != second
 
 
-@pytest.mark.parametrize("value", ["bytes=65536-", "bytes=-0", "bytes=70000-80000,-0"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "bytes=65536-",
+        "bytes=-0",
+        "bytes=-" + "0" * 9999,
+        "bytes=70000-80000,-0",
+        "bytes=9223372036854775807-",
+        "bytes=9223372036854775808-",
+        "bytes=10000000000000000000-",
+        "bytes=18446744073709551616-18446744073709551616",
+        "bytes=" + "9" * 9999 + "-",
+        "bytes=99999999999999999998-" + "9" * 20,
+    ],
+    ids=lambda value: value[:40],
+)
 def test_unsatisfiable_range_gets_416_with_the_size(address: Address, value: str) -> None:
     response = get(address, "/65536", Range=value)
     assert response.status == 416
@@ -119,6 +138,8 @@ def test_unsatisfiable_range_gets_416_with_the_size(address: Address, value: str
         "bytes=-",
         "bytes=a-b",
         "bytes=5-4",
+        "bytes=99999999999999999999-99999999999999999998",
+        "bytes=" + "9" * 9999 + "-" + "9" * 9998,
         "bytes=1-2-3",
         "bytes=+1-2",
         "bytes=1 - 2",
@@ -136,6 +157,14 @@ def test_invalid_or_excessive_ranges_are_ignored(address: Address, value: str) -
     response = get(address, "/65536", Range=value)
     assert response.status == 200
     assert response.body == WHOLE
+
+
+@pytest.mark.parametrize("size", [10**18 + 5, 2**63 - 1])
+def test_digits_of_an_offset_are_never_cut(size: int) -> None:
+    """XFS and tmpfs have sparse files of almost 2^63 bytes."""
+    assert spans(b"bytes=10000000000000000000-", size) == []
+    assert spans(b"bytes=%d-" % (10**18), size) == [(10**18, size - 10**18)]
+    assert spans(b"bytes=-%d" % (10**19), size) == [(0, size)]
 
 
 def test_empty_file_is_sent_whole(address: Address) -> None:

@@ -102,7 +102,7 @@ def test_deadline_is_postponed_when_client_reads_what_a_coding_holds(site: Path)
                 theirs.recv(1000)
             assert connection.step(now) == EVENT_WRITE
             assert connection.deadline == now + 10.0
-        while select.select([], [connection.sock], [], 0)[1]:
+        for _ in range(10):  # until the socket and the filters are full
             assert connection.step(now) == EVENT_WRITE
         assert connection.step(now + 5.0) == EVENT_WRITE
         assert connection.deadline == now + 10.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import subprocess
+import sys
 from selectors import EVENT_WRITE
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+# The module that makes zstd.
+ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
 # Random bytes, which can't be compressed, then repetitive text, which can.
 BODY = data(150_000) + b"The same again and again. " * 8_000
 

@@ -11,7 +11,7 @@ from ssl import MemoryBIO
 from typing import TYPE_CHECKING, Any, cast
 
 import brotli  # type: ignore[import-untyped] # pyright: ignore[reportMissingTypeStubs]
-import zstandard
+from isal import isal_zlib
 
 from iobatch import IOBatch, iob_write
 from iobatch.filters import TLS, Chunked, Filter, Transform
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 if sys.version_info >= (3, 14):
     from compression.zstd import ZstdCompressor
-
-    transform: Transform = ZstdCompressor()
+else:
+    from backports.zstd import ZstdCompressor
 
 
 class Brotli:
@@ -54,7 +54,8 @@ def transforms(tls: TLS) -> list[Transform]:
         zlib.compressobj(wbits=31),
         bz2.BZ2Compressor(),
         lzma.LZMACompressor(),
-        zstandard.ZstdCompressor(level=3).compressobj(),
+        isal_zlib.compressobj(wbits=31),  # pyright: ignore[reportUnknownMemberType]
+        ZstdCompressor(level=3),
         Brotli(),
         Upper(),
         Chunked(),
