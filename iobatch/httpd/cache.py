@@ -36,9 +36,8 @@ class FileCache:
     )
 
     def close(self) -> None:
-        """Close the directory, and the files that no batch refers to."""
+        """Close the files that no batch refers to."""
         self._cache.clear()
-        self._files.close()
 
     def __len__(self) -> int:
         return len(self._cache)

@@ -85,10 +85,6 @@ class Files:
     # A directory without an index is answered with a listing.
     _listing: bool = field(default=True, alias="listing")
 
-    def close(self) -> None:
-        """Close the directory. Open files stay open."""
-        self._root.close()
-
     def open(self, names: Sequence[bytes]) -> ServedFile:
         """Open the file for a path, with the files beside it that hold its content in a coding.
 
