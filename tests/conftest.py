@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from contextlib import suppress
+from time import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -143,8 +144,12 @@ def large_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(name="site")
-def make_site(tmp_path: Path) -> Path:
-    """Return a directory to serve; a secret file is beside it."""
+def make_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a directory to serve; a secret file is beside it.
+
+    The server's clock is ahead. So the files are not recent for it, and their tags are strong.
+    """
+    monkeypatch.setattr("iobatch.httpd.files.time", lambda: time() + 10)
     (tmp_path / "secret").write_bytes(SECRET)
     root = tmp_path / "site"
     (root / "sub" / "deep").mkdir(parents=True)

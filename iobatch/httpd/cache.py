@@ -15,7 +15,7 @@ from iobatch.httpd.targets import split_path, split_target
 if TYPE_CHECKING:
     from iobatch.httpd.files import Files, ServedFile
 
-# Seconds for which an open file is used again without a look at the file system.
+# Seconds for which an open file is used again without another walk to it.
 FRESH = 1.0
 # The most files that the cache keeps open.
 MAX_OPEN = 256
@@ -25,9 +25,10 @@ MAX_OPEN = 256
 class FileCache:
     """The files that were requested last, open.
 
-    After FRESH seconds a path is walked and its file opened anew. So a file that is replaced is
-    served whole, the old or the new one, and the new one at most FRESH seconds later. A file that
-    is overwritten in place may be served with bytes of both, as by any server.
+    Before each use the open file is examined, so that one that has been changed, replaced or
+    deleted is not used again. After FRESH seconds a path is walked and its file opened anew: by
+    then a switched link or a directory that is replaced has its effect. A file that is overwritten
+    while it is sent may be sent with bytes of both, as by any server.
     """
 
     _files: Files
@@ -42,10 +43,9 @@ class FileCache:
         self.listings = Listings(self._files.root, self._files.compress)
 
     def close(self) -> None:
-        """Close the directory, and the files that no batch refers to."""
+        """Close the files that no batch refers to."""
         self._cache.clear()
         self.listings.clear()
-        self._files.close()
 
     def __len__(self) -> int:
         return len(self._cache) + len(self.listings)
@@ -98,7 +98,7 @@ class FileCache:
 
     def _fresh(self, key: bytes, now: float) -> ServedFile | None:
         file, fresh_until = self._cache.get(key, (None, 0.0))
-        return file if fresh_until > now else None
+        return file if file is not None and fresh_until > now and file.is_current() else None
 
     def _open(self, names: list[bytes]) -> ServedFile | None:
         try:

@@ -304,11 +304,11 @@ class Connection:
             if coding and not can_encode():
                 coding = ""
         if not responses.CONDITIONAL.isdisjoint(request.headers):
-            reply = responses.conditional(request, file, coding, time())
+            reply = responses.conditional(request, file, coding)
             if reply is not None:
                 self._add_reply(request, reply, head_end, file)
                 return True
-        head = (file.heads.get(coding) or responses.file_head(file, coding, time())) + head_end
+        head = (file.heads.get(coding) or responses.file_head(file, coding)) + head_end
         size: int | None = file.size
         if request.method == b"HEAD":
             batch.addbuf(head)

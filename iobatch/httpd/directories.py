@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from copy import copy
-from hashlib import blake2b
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -12,8 +10,9 @@ from weakref import WeakValueDictionary
 from attrs import define, field
 
 from iobatch.httpd.codings import CODINGS, MIN_CODED
+from iobatch.httpd.conditions import content_tag
 from iobatch.httpd.entries import Directory, read_directory
-from iobatch.httpd.files import ServedFile
+from iobatch.httpd.files import ServedFile, in_memory
 from iobatch.httpd.listing import page
 
 if TYPE_CHECKING:
@@ -173,15 +172,10 @@ class Listings:
 
     def _in_memory(self, content: bytes, coding: str = "") -> ServedFile:
         """Return a file in memory; if one with this content is in use, return that one."""
-        tag = blake2b(content, digest_size=12).hexdigest()
+        tag = content_tag(content)
         file = self._shared.get(tag)
         if file is None:
-            fd = os.memfd_create("listing")
-            file = ServedFile(
-                fd, len(content), None, "text/html; charset=utf-8", tag, coding=coding
-            )
-            with open(fd, "wb", closefd=False) as writer:
-                writer.write(content)
+            file = in_memory(content, tag, "text/html; charset=utf-8", coding=coding)
             self._shared[tag] = file
         return file
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from attrs import define, field
 
 from iobatch.httpd.codings import MIN_CODED, compressible
+from iobatch.httpd.conditions import content_tag, file_tag
 from iobatch.httpd.errors import os_error
 from iobatch.httpd.hidden import is_hidden
 from iobatch.httpd.mediatypes import content_coding, content_type
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 INDEX = b"index.html"
 # The content of files up to this size, in bytes, is kept in memory with the descriptor.
 MAX_KEPT_CONTENT = 4096
+# The most bytes of a file that does not report its size; a larger one is refused.
+MAX_UNSIZED_CONTENT = 1 << 20
 # The suffixes of files that hold another file's content in a coding, in order of preference: the
 # coding that usually makes the smallest file is first.
 SUFFIXES = {"br": b".br", "zstd": b".zst", "gzip": b".gz"}
@@ -30,26 +33,28 @@ SUFFIXES = {"br": b".br", "zstd": b".zst", "gzip": b".gz"}
 
 @define(eq=False)
 class ServedFile:
-    """A regular file or a listing in memory, open until the last reference to it is gone.
+    """A regular file or content in memory, open until the last reference to it is gone.
 
     A connection refers to the files that it sends. So a file that leaves the cache stays open until
     it is sent.
     """
 
     fd: int
-    # In bytes, when the file was opened.
-    size: int
-    # Seconds since 1970; None: unknown.
-    modified: float | None
+    # What fstat returned when the file was opened.
+    _status: os.stat_result = field(alias="status")
     content_type: str
     # The opaque part of the entity tag.
     tag: str
+    # Seconds since 1970, as in Last-Modified; None: unknown.
+    modified: int | None = None
     # The entity tag is weak: the file may change once more with the same tag.
     weak: bool = False
     # The decoded names of its path; empty for a listing.
     names: Sequence[bytes] = ()
     # The content coding of the file's bytes; "": none.
     coding: str = ""
+    # In bytes.
+    size: int = field(init=False)
     # The file may be coded on the fly.
     compressible: bool = field(init=False, default=False)
     # Files in the same directory that hold the same content, by their content coding.
@@ -60,12 +65,33 @@ class ServedFile:
     # the file.
     heads: dict[str, bytes] = field(init=False, factory=dict[str, bytes])
     # The content of a file of at most MAX_KEPT_CONTENT bytes, which is sent without a system call
-    # to read it; None: the file is longer.
+    # to read it; None: the file is longer, or is read for each use.
     content: bytes | None = field(init=False, default=None)
+
+    def __attrs_post_init__(self) -> None:
+        self.size = self._status.st_size
 
     def fileno(self) -> int:
         """Return the descriptor."""
         return self.fd
+
+    def is_current(self) -> bool:
+        """Return whether neither the file nor a sibling has been changed, replaced or deleted.
+
+        The inode's time of change is also that of a change of its number of links. An overlay
+        whose lower file is replaced by an upper one keeps the lower one open, unchanged.
+        """
+        try:
+            status = os.fstat(self.fd)
+        except OSError:
+            return False  # a network file system has lost the file
+        before = self._status
+        return (
+            status.st_ctime_ns == before.st_ctime_ns
+            and status.st_size == before.st_size
+            and status.st_mtime_ns == before.st_mtime_ns
+            and (not self.siblings or all(each.is_current() for each in self.siblings.values()))
+        )
 
     def __del__(self) -> None:
         os.close(self.fd)
@@ -81,10 +107,6 @@ class Files:
     # Files are coded on the fly, and those beside them that hold their content in a coding are sent
     # in place of them.
     compress: bool = True
-
-    def close(self) -> None:
-        """Close the directory. Open files stay open."""
-        self.root.close()
 
     def open(self, names: Sequence[bytes]) -> ServedFile | None:
         """Open the file for a path, with the files beside it that hold its content in a coding.
@@ -131,27 +153,7 @@ class Files:
             # O_NONBLOCK: a FIFO may have replaced the file since, and its open would block.
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
             fd = os.open(place.name, flags, dir_fd=place.parent)
-        status = os.fstat(fd)
-        file = ServedFile(
-            fd,
-            status.st_size,
-            status.st_mtime,
-            content_type(names[-1]),
-            # The time of the inode's last change: unlike st_mtime no program can set it back, and
-            # it also changes when another file takes this one's place.
-            f"{status.st_ctime_ns:x}-{status.st_size:x}",
-            # The file system's clock has a resolution: two changes may share one time.
-            weak=time() - status.st_mtime < 1,
-            names=names,
-            coding=content_coding(names[-1]),
-        )
-        if not S_ISREG(status.st_mode):
-            raise os_error(errno.EACCES)
-        if file.size <= MAX_KEPT_CONTENT:
-            content = os.pread(fd, MAX_KEPT_CONTENT + 1, 0)
-            if len(content) == file.size:  # otherwise the file is being written
-                file.content = content
-        return file
+        return _describe(fd, names)
 
     def _add_siblings(self, file: ServedFile) -> None:
         """Open the files beside a file that hold its content in a content coding."""
@@ -163,8 +165,69 @@ class Files:
                     os.stat(name + suffix, dir_fd=place.fd, follow_symlinks=False)
                     sibling = self._open_regular([*folder, name + suffix])
                     # A sibling that is older than the file holds an earlier version.
-                    if sibling and int(sibling.modified or 0) >= int(file.modified or 0):
+                    if sibling and (sibling.modified or 0) >= (file.modified or 0):
                         sibling.coding = coding
                         sibling.content_type = file.content_type
                         sibling.varies = file.varies = True
                         file.siblings[coding] = sibling
+
+
+def _describe(fd: int, names: Sequence[bytes]) -> ServedFile:
+    """Return the file for a descriptor, which it then owns."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        os.close(fd)
+        raise
+    now = time()
+    # A program may have set a time in the future, but did so before.
+    modified = min(status.st_mtime_ns, status.st_ctime_ns) // 10**9
+    file = ServedFile(
+        fd,
+        status,
+        content_type(names[-1]),
+        file_tag(status),
+        max(modified, 0) if modified <= now else None,
+        # The file system's clock has a resolution: two changes may share one time.
+        weak=abs(now - status.st_ctime) < 1,
+        names=names,
+        coding=content_coding(names[-1]),
+    )
+    if not S_ISREG(status.st_mode):
+        raise os_error(errno.EACCES)
+    # Files in /proc report no bytes, and those in /sys a page. None of them takes a block.
+    if file.size <= MAX_KEPT_CONTENT or not status.st_blocks:
+        content = os.pread(fd, MAX_KEPT_CONTENT + 1, 0)
+        if file.is_current():  # otherwise the file is being written
+            if len(content) != min(file.size, MAX_KEPT_CONTENT + 1):
+                content = _read_unsized(fd)
+                return in_memory(content, content_tag(content), file.content_type, names=names)
+            if len(content) <= MAX_KEPT_CONTENT and not file.weak:
+                file.content = content
+    return file
+
+
+def _read_unsized(fd: int) -> bytes:
+    """Return the content of a file that does not report its size.
+
+    Raises:
+        OSError: EFBIG: there are more than MAX_UNSIZED_CONTENT bytes.
+
+    """
+    content = bytearray()
+    while piece := os.pread(fd, MAX_UNSIZED_CONTENT + 1 - len(content), len(content)):
+        content += piece
+    if len(content) > MAX_UNSIZED_CONTENT:
+        raise os_error(errno.EFBIG)
+    return bytes(content)
+
+
+def in_memory(
+    content: bytes, tag: str, content_type: str, *, names: Sequence[bytes] = (), coding: str = ""
+) -> ServedFile:
+    """Return content as a file without a date."""
+    with os.fdopen(os.memfd_create("content"), "wb") as writer:
+        writer.write(content)
+        writer.flush()
+        fd = os.dup(writer.fileno())
+    return ServedFile(fd, os.fstat(fd), content_type, tag, names=names, coding=coding)

@@ -75,13 +75,12 @@ def negotiate(
     return file, coding
 
 
-def file_head(file: ServedFile, coding: str, now: float) -> bytes:
+def file_head(file: ServedFile, coding: str) -> bytes:
     """Return the head of a 200 response without what head_end adds, and keep it with the file.
 
     Args:
         file: the file to send.
         coding: the content coding that is applied on the fly; "": none.
-        now: seconds since 1970. A file is never dated in the future (RFC 9110 8.8.2.1).
 
     """
     head = f"HTTP/1.1 200 OK\r\nContent-Type: {file.content_type}\r\n"
@@ -91,18 +90,17 @@ def file_head(file: ServedFile, coding: str, now: float) -> bytes:
         if file.coding:
             head += f"Content-Encoding: {file.coding}\r\n"
         head += f"Content-Length: {file.size}\r\nAccept-Ranges: bytes\r\n"
-    file.heads[coding] = head.encode() + _validators(file, coding, now)
+    file.heads[coding] = head.encode() + _validators(file, coding)
     return file.heads[coding]
 
 
-def conditional(request: Request, file: ServedFile, coding: str, now: float) -> Reply | None:
+def conditional(request: Request, file: ServedFile, coding: str) -> Reply | None:
     """Return the response to a request with a field of CONDITIONAL; None: the whole file.
 
     Args:
         request: a GET or HEAD.
         file: as for file_head.
         coding: as for file_head.
-        now: as for file_head.
 
     Source: RFC 9110, section 13.2.
     """
@@ -113,12 +111,12 @@ def conditional(request: Request, file: ServedFile, coding: str, now: float) -> 
         head, body = error(status)
         return Reply(head, body_end=body)
     if status:
-        return Reply(b"HTTP/1.1 304 Not Modified\r\n" + _validators(file, coding, now))
+        return Reply(b"HTTP/1.1 304 Not Modified\r\n" + _validators(file, coding))
     if (
         b"range" not in headers
         or request.method != b"GET"  # RFC 9110 14.2
         or coding  # the length, and so the ranges, of a body made on the fly are unknown
-        or not range_applies(headers, tag, file.modified, now)
+        or not range_applies(headers, tag, file.modified)
         or (found := spans(headers[b"range"], file.size)) is None
     ):
         return None
@@ -135,7 +133,7 @@ def conditional(request: Request, file: ServedFile, coding: str, now: float) -> 
     head = b"HTTP/1.1 206 Partial Content\r\n" + about
     if file.coding:
         head += f"Content-Encoding: {file.coding}\r\n".encode()
-    head += _validators(file, coding, now)
+    head += _validators(file, coding)
     return Reply(head, list(zip(leads, found, strict=True)), end)
 
 
@@ -148,7 +146,7 @@ def etag(file: ServedFile, coding: str) -> str:
     return f'W/"{tag}"' if coding or file.weak else f'"{tag}"'
 
 
-def _validators(file: ServedFile, coding: str, now: float) -> bytes:
+def _validators(file: ServedFile, coding: str) -> bytes:
     """Return the header fields that a 304 response repeats."""
     # Caches keep the response, and validate it before each use. Without the field they would
     # estimate its freshness from the file's age (RFC 9111 4.2.2).
@@ -156,7 +154,7 @@ def _validators(file: ServedFile, coding: str, now: float) -> bytes:
     if file.varies:
         lines += "Vary: Accept-Encoding\r\n"
     if file.modified is not None:
-        lines += f"Last-Modified: {formatdate(min(max(file.modified, 0), now), usegmt=True)}\r\n"
+        lines += f"Last-Modified: {formatdate(file.modified, usegmt=True)}\r\n"
     return lines.encode()
 
 

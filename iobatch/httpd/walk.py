@@ -1,4 +1,4 @@
-"""The safe walk: from the served directory to a file below it, and never out of it."""
+"""The safe walk: from the served directory to a file, which must be below it at the end."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import os
 from collections import deque
 from contextlib import contextmanager
+from pathlib import Path
 from stat import S_ISDIR, S_ISLNK
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 # MAXSYMLINKS of Linux (path_resolution(7)).
 MAX_LINKS = 40
+_PATH = os.O_PATH | os.O_NOFOLLOW
+# Unlike O_PATH alone, this makes the kernel mount what an automount stands for.
+_DIRECTORY = _PATH | os.O_DIRECTORY
 
 
 class Place(NamedTuple):
@@ -25,39 +29,43 @@ class Place(NamedTuple):
 
     # The directory that holds the file.
     parent: int
-    # The file's name in that directory.
+    # The file's name in that directory; not meaningful for a directory.
     name: bytes
     # The file or directory itself.
     fd: int
 
 
-def _real_path(path: str | os.PathLike[str]) -> bytes:
-    return os.path.realpath(os.fsencode(path))
+def _absolute(path: str | os.PathLike[str]) -> bytes:
+    # ".." stays: after a symbolic link it doesn't undo the name before it.
+    return bytes(Path.cwd() / os.fsdecode(path))
 
 
 @define(eq=False)
 class Root:
-    """The served directory, open for as long as it is served."""
+    """The served directory.
 
-    # Absolute, without symbolic links.
-    path: bytes = field(converter=_real_path)
-    _fd: int = field(init=False)
+    Each walk resolves its path anew. So another directory may take its place, and a link in the
+    path may be switched.
+    """
+
+    # Absolute. It may contain symbolic links.
+    path: bytes = field(converter=_absolute)
 
     def __attrs_post_init__(self) -> None:
-        # The dot needs search permission: a directory whose files can't be opened is refused here.
-        self._fd = os.open(self.path + b"/.", os.O_PATH | os.O_DIRECTORY)
+        # A directory that can't be served is refused here.
+        os.close(self._open())
 
-    def close(self) -> None:
-        """Close the directory."""
-        os.close(self._fd)
+    def _open(self) -> int:
+        # The dot needs search permission, as each file in the directory does.
+        return os.open(self.path + b"/.", os.O_PATH | os.O_DIRECTORY)
 
     @contextmanager
     def walk(self, names: Sequence[bytes]) -> Generator[Place]:
         """Resolve a path below the root.
 
-        Each name and each symbolic link is resolved here, relative to a directory that is open. So
-        the walk ends inside the root, whatever the links say, and whatever is moved or replaced
-        meanwhile.
+        Each name and each symbolic link is resolved here, relative to a directory that is open. A
+        link may lead out of the root and back into it, and must end inside. So the walk ends
+        inside, whatever is moved or replaced meanwhile.
 
         Args:
             names: the path's decoded names; empty names and "." stand for the directory itself.
@@ -66,53 +74,104 @@ class Root:
             OSError: the path does not exist, or leaves the root (EACCES).
 
         """
-        todo = deque(names)
-        trail = [self._fd]  # the root, the directories below it, and at the end the file
-        is_directory = True  # the last of the trail
-        links = 0
-        last = b"."
+        trail = _Trail(self._open())
         try:
-            while todo:
-                name = todo.popleft()
-                if name in {b"", b".", b".."} and not is_directory:
-                    raise os_error(errno.ENOTDIR)
-                if name in {b"", b"."}:
-                    continue
-                if name == b"..":  # from a link: the parent of this directory, not of the path
-                    if len(trail) == 1:
-                        raise os_error(errno.EACCES)
-                    os.close(trail.pop())
-                    continue
-                here = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=trail[-1])
-                trail.append(here)
-                last = name
-                mode = os.fstat(here).st_mode
-                # A link leaves the trail again, and then the last is the directory that holds it.
-                is_directory = S_ISDIR(mode) or S_ISLNK(mode)
-                if S_ISLNK(mode):
-                    links += 1
-                    if links > MAX_LINKS:
-                        raise os_error(errno.ELOOP)
-                    link = os.readlink(b"", dir_fd=here)
-                    os.close(trail.pop())
-                    if link.startswith(b"/"):
-                        link = self._relative(link)
-                        while len(trail) > 1:
-                            os.close(trail.pop())
-                    todo.extendleft(reversed(link.split(b"/")))
-            yield Place(trail[-2] if len(trail) > 1 else self._fd, last, trail[-1])
+            for i, name in enumerate(names, 1):
+                trail.follow(name, directory=i < len(names))
+            yield trail.end
         finally:
-            for fd in trail[1:]:
-                os.close(fd)
+            trail.close()
 
-    def _relative(self, link: bytes) -> bytes:
-        """Return an absolute link's path relative to the root.
+
+class _Trail:
+    """The way of a walk: open directories, each in the one before it, and at the end the file."""
+
+    def __init__(self, root: int) -> None:
+        """Begin at the root, and own its descriptor."""
+        self._fds = [root]
+        self._root = os.fstat(root)
+        # The root's position in the trail; -1: the trail is outside the root.
+        self._root_at = 0
+        # The name by which the last part was reached.
+        self._name = b"."
+        self._links = 0
+
+    @property
+    def end(self) -> Place:
+        """The last part of the trail."""
+        return Place(self._fds[max(len(self._fds) - 2, 0)], self._name, self._fds[-1])
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        while self._fds:
+            self._pop()
+
+    def follow(self, name: bytes, *, directory: bool) -> None:
+        """Go to an entry of the directory; if it is a link, to the end of that.
+
+        Args:
+            name: the entry's.
+            directory: the end must be a directory.
 
         Raises:
-            OSError: EACCES: the link leads out of the root.
+            OSError: there is no such entry, or it ends outside the root (EACCES).
 
         """
-        prefix = self.path.rstrip(b"/")
-        if link != prefix and not link.startswith(prefix + b"/"):
+        todo = deque([name])
+        while todo:
+            name = todo.popleft()
+            if name == b"..":
+                self._up()
+            elif name not in {b"", b"."}:
+                link = self._down(name, directory=directory or bool(todo))
+                if link is not None:
+                    self._links += 1
+                    if self._links > MAX_LINKS:
+                        raise os_error(errno.ELOOP)
+                    if link.startswith(b"/"):
+                        self.close()
+                        self._append(os.open(b"/", _DIRECTORY))
+                    todo.extendleft(reversed(link.split(b"/")))
+        if self._root_at < 0:
             raise os_error(errno.EACCES)
-        return link[len(prefix) :]
+
+    def _up(self) -> None:
+        """Go to the parent of the directory."""
+        if len(self._fds) > 1:
+            self._pop()
+        else:
+            parent = os.open(b"..", _DIRECTORY, dir_fd=self._fds[0])
+            self._pop()
+            self._append(parent)
+
+    def _down(self, name: bytes, *, directory: bool) -> bytes | None:
+        """Go to an entry of the directory; if it is a link, stay and return the path in it."""
+        here = self._fds[-1]
+        if directory:
+            try:
+                self._append(os.open(name, _DIRECTORY, dir_fd=here))
+            except NotADirectoryError:
+                pass  # perhaps a link
+            else:
+                return None
+        fd = os.open(name, _PATH, dir_fd=here)
+        self._append(fd)
+        self._name = name
+        mode = os.fstat(fd).st_mode
+        if S_ISLNK(mode):
+            link = os.readlink(b"", dir_fd=fd)
+            self._pop()
+            return link
+        if directory and not S_ISDIR(mode):
+            raise os_error(errno.ENOTDIR)
+        return None
+
+    def _append(self, fd: int) -> None:
+        self._fds.append(fd)
+        if self._root_at < 0 and os.path.samestat(os.fstat(fd), self._root):
+            self._root_at = len(self._fds) - 1
+
+    def _pop(self) -> None:
+        os.close(self._fds.pop())
+        if self._root_at == len(self._fds):
+            self._root_at = -1

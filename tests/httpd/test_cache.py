@@ -4,29 +4,88 @@ from __future__ import annotations
 
 import errno
 import os
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from iobatch.httpd.cache import FRESH, MAX_OPEN, FileCache
 from iobatch.httpd.files import Files
 from tests.support.batches import data
+from tests.support.httpd import MODIFIED
 from tests.support.sockets import fd_count
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import pytest
 
-
-def test_open_file_is_reused_while_fresh_and_its_path_opened_anew_after(site: Path) -> None:
+def test_unchanged_file_is_reused_while_fresh_and_its_path_walked_again_after(
+    site: Path, tmp_path: Path
+) -> None:
+    """Then a directory that was replaced has its effect."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "1").write_bytes(b"another")
     files = FileCache(Files(site))
     first = files.get(b"/1", 0.0)
-    (site / "new").write_bytes(b"another")
-    (site / "new").replace(site / "1")
+    site.rename(tmp_path / "old")
+    (tmp_path / "other").rename(site)
     assert files.get(b"/1?query", FRESH / 2) is files.get(b"/1", FRESH / 2) is first
     second = files.get(b"/1", FRESH)
     assert (first.size, second.size) == (1, 7)
     assert os.pread(first.fd, 10, 0) == data(1, seed=1)
     files.close()
+
+
+@pytest.mark.parametrize("changed", ["both.txt", "both.txt.br", "both.txt.gz"])
+def test_change_of_a_file_or_a_sibling_opens_all_of_them_anew(site: Path, changed: str) -> None:
+    for name in ("both.txt", "both.txt.br", "both.txt.gz"):
+        (site / name).write_bytes(b"content")
+        os.utime(site / name, (MODIFIED, MODIFIED))
+    files = FileCache(Files(site))
+    first = files.get(b"/both.txt", 0.0)
+    assert files.get(b"/both.txt", 0.0) is first
+    (site / changed).unlink()
+    (site / changed).write_bytes(b"new")
+    os.utime(site / changed, (MODIFIED, MODIFIED))
+    second = files.get(b"/both.txt", 0.0)
+    sizes = [second.size, second.siblings["br"].size, second.siblings["gzip"].size]
+    assert sorted(sizes) == [3, 7, 7]
+    files.close()
+
+
+@pytest.mark.parametrize("changed", ["st_size", "st_mtime_ns", "st_ctime_ns", "lost"])
+def test_change_of_the_size_or_of_one_time_opens_the_file_anew(
+    site: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    """Not every file system changes all of them. One on a network may have lost the file."""
+    files = FileCache(Files(site))
+    first = files.get(b"/1", 0.0)
+    fstat = os.fstat
+
+    def altered(fd: int) -> Any:
+        status = fstat(fd)
+        if fd != first.fd:
+            return status
+        if changed == "lost":
+            raise OSError(errno.ESTALE, "")
+        values = {each: getattr(status, each) for each in ("st_size", "st_mtime_ns", "st_ctime_ns")}
+        return SimpleNamespace(**{**values, changed: -1})
+
+    monkeypatch.setattr(os, "fstat", altered)
+    second = files.get(b"/1", 0.0)
+    assert second is not first
+    assert files.get(b"/1", 0.0) is second
+    files.close()
+
+
+def test_content_is_kept_only_if_a_change_of_it_shows_in_the_times(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file system's clock may not tick between two changes of a file."""
+    changed = (site / "1").stat().st_ctime
+    for now, kept in ((changed + 0.9, None), (changed + 1.1, data(1, seed=1))):
+        monkeypatch.setattr("iobatch.httpd.files.time", lambda now=now: now)
+        assert Files(site).open([b"1"]).content == kept
 
 
 def test_all_spellings_of_a_path_share_one_open_file(site: Path) -> None:
@@ -56,7 +115,7 @@ def test_cache_keeps_max_open_files_and_sweep_closes_the_stale(site: Path) -> No
     for i in range(MAX_OPEN + 50):
         files.get(b"/f%d" % i, 0.5)
     assert len(files) == MAX_OPEN
-    assert fd_count() == before + 1 + MAX_OPEN + 1
+    assert fd_count() == before + MAX_OPEN + 1
     assert os.pread(kept.fd, 2000, 0) == data(1024, seed=1024), (
         "a file in use stays open after it leaves the cache"
     )
@@ -64,7 +123,7 @@ def test_cache_keeps_max_open_files_and_sweep_closes_the_stale(site: Path) -> No
     assert len(files) == MAX_OPEN
     files.sweep(0.5 + FRESH)
     assert len(files) == 0
-    assert fd_count() == before + 2
+    assert fd_count() == before + 1
     files.close()
 
 

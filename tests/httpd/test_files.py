@@ -7,26 +7,25 @@ import http.client
 import os
 import socket
 from email.utils import formatdate, parsedate_to_datetime
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
+from iobatch.httpd import files
 from tests.support.batches import data
 from tests.support.httpd import (
-    LARGE,
     MODIFIED,
     SECRET,
+    SMALL,
     Address,
     etag_of,
     get,
     read_all,
     receive_head,
     serving,
+    slow_client,
 )
 from tests.support.sockets import PATIENCE, receive
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.mark.parametrize("size", [0, 1, 1024, 32768, 65536, 1 << 20])
@@ -68,15 +67,86 @@ def test_file_of_more_than_4_gib_is_sent_in_pieces(site: Path) -> None:
 
 def test_file_that_shrinks_while_sent_ends_the_connection(site: Path) -> None:
     """No other bytes take the place of the missing ones."""
-    with serving(site) as (_, address), socket.create_connection(address, PATIENCE) as sock:
-        sock.sendall(LARGE)
-        receive_head(sock)
-        receive(sock, 1 << 20)
-        os.truncate(site / "1048576", 1000)
-        sock.sendall(LARGE)
-        rest = read_all(sock)
-        assert rest.endswith(data(1 << 20, seed=1 << 20)[:1000])
-        assert f"Content-Length: {1 << 20}\r\n".encode() in rest
+    with (site / "big").open("wb") as file:
+        file.truncate(1 << 30)
+    with serving(site) as (_, address), slow_client(address) as sock:
+        sock.sendall(b"GET /big HTTP/1.1\r\nHost: x\r\n\r\n" + SMALL)
+        assert f"Content-Length: {1 << 30}\r\n".encode() in receive_head(sock)
+        os.truncate(site / "big", 1000)
+        assert not read_all(sock).strip(b"\0")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(10_000, 20_000), (20_000, 10_000), (10, 4096), (4096, 4096), (4096, 0)]
+)
+def test_file_rewritten_in_place_is_sent_as_it_is_at_the_next_request(
+    site: Path, address: Address, before: int, after: int
+) -> None:
+    """So it is if its date is the old one."""
+    file = site / "file"
+    file.write_bytes(data(before, seed=1))
+    os.utime(file, (MODIFIED, MODIFIED))
+    first = get(address, "/file")
+    assert first.body == data(before, seed=1)
+    changed = file.stat().st_ctime_ns
+    while file.stat().st_ctime_ns == changed:  # until the file system's clock ticks
+        file.write_bytes(data(after, seed=2))
+        os.utime(file, (MODIFIED, MODIFIED))
+    second = get(address, "/file", If_None_Match=first.headers["ETag"])
+    assert (second.status, second.body) == (200, data(after, seed=2))
+
+
+@pytest.mark.parametrize("name", ["1", "65536"])
+@pytest.mark.parametrize("moved", [False, True])
+def test_file_that_is_gone_is_not_found_at_the_next_request(
+    site: Path, address: Address, name: str, *, moved: bool
+) -> None:
+    assert get(address, f"/{name}").status == 200
+    if moved:
+        (site / name).rename(site / "new")
+    else:
+        (site / name).unlink()
+    assert get(address, f"/{name}").status == 404
+
+
+def test_directory_without_its_index_is_listed_at_the_next_request(
+    site: Path, address: Address
+) -> None:
+    assert get(address, "/sub/").body == b"<h1>sub</h1>"
+    (site / "sub" / "index.html").unlink()
+    assert b"deep" in get(address, "/sub/").body
+
+
+@pytest.mark.parametrize(
+    "path", ["/proc/version", "/proc/self/environ", "/sys/devices/system/cpu/online"]
+)
+@pytest.mark.parametrize("kept", [4096, 100])
+def test_file_that_reports_a_wrong_size_is_sent_to_its_end(
+    monkeypatch: pytest.MonkeyPatch, path: str, kept: int
+) -> None:
+    """Files of procfs report no bytes, those of sysfs a page, which may have 64 KiB."""
+    monkeypatch.setattr(files, "MAX_KEPT_CONTENT", kept)
+    folder, _, name = path.rpartition("/")
+    content = Path(path).read_bytes()
+    assert Path(path).stat().st_size != len(content)
+    with serving(Path(folder)) as (_, address):
+        whole = get(address, f"/{name}")
+        assert (whole.status, whole.body) == (200, content)
+        assert whole.headers["Content-Length"] == str(len(content))
+        assert "Last-Modified" not in whole.headers
+        assert get(address, f"/{name}", Range="bytes=1-2").body == content[1:3]
+        assert get(address, f"/{name}", If_None_Match=whole.headers["ETag"]).status == 304
+
+
+@pytest.mark.parametrize(("excess", "status"), [(0, 200), (1, 500)])
+def test_file_that_reports_a_wrong_size_is_refused_beyond_a_bound(
+    monkeypatch: pytest.MonkeyPatch, excess: int, status: int
+) -> None:
+    """Such a file may have no end."""
+    size = len(Path("/proc/version").read_bytes())
+    monkeypatch.setattr(files, "MAX_UNSIZED_CONTENT", size - excess)
+    with serving(Path("/proc")) as (_, address):
+        assert get(address, "/version").status == status
 
 
 @pytest.mark.parametrize(

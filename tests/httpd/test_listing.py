@@ -196,7 +196,6 @@ def test_folders_come_first_and_names_are_ordered_by_number_and_letter_not_case(
     (tmp_path / "zoo").mkdir()
     root = Root(tmp_path)
     directory: Directory = finish(read_directory(root, []))
-    root.close()
     found = [each.name for each in directory.orders["name"]]
     expected = [*b"zoo 01 1".split(), b"9" * 255, *b"a b B9 b9x b10 b-1 C \xff".split()]
     assert found == expected
@@ -214,7 +213,6 @@ def test_directory_is_read_sorted_and_shown_in_steps_of_one_entry(tmp_path: Path
     for _ in range(2 * count):
         next(steps)
     directory: Directory = finish(steps)
-    root.close()
     assert [int(each.name) for each in directory.orders["name"]] == sorted(map(int, set(names)))
     for column in ("size", "name"):
         steps = page([], directory, View(column))

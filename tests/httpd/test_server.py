@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from selectors import DefaultSelector
 from threading import Event
 from time import monotonic
@@ -17,7 +18,6 @@ import pytest
 from iobatch.httpd.connection import WAITING, Connection
 from iobatch.httpd.server import TICK
 from tests.support.httpd import (
-    COMMAND,
     SMALL,
     children,
     exchange,
@@ -101,12 +101,23 @@ def test_unexpected_exception_ends_one_connection_and_is_printed(
     assert "ZeroDivisionError: unexpected" in capfd.readouterr().err
 
 
-def test_small_file_takes_one_wait_one_recv_and_one_send(site: Path, tmp_path: Path) -> None:
+# Runs the server as a program whose clock is ahead: no file is recent.
+CLOCK_AHEAD = """
+from iobatch.httpd import files, program
+now = files.time
+files.time = lambda: now() + 10
+program.main()
+"""
+
+
+def test_small_file_takes_one_wait_one_recv_one_fstat_and_one_send(
+    site: Path, tmp_path: Path
+) -> None:
     """A file that is not kept in memory takes one pread more, and a large one goes by sendfile."""
     strace = tool("strace", "strace")
     log = tmp_path / "log"
     with subprocess.Popen(
-        [strace, "-qo", log, *COMMAND, site, "--port", "0"],
+        [strace, "-qo", log, sys.executable, "-c", CLOCK_AHEAD, site, "--port", "0"],
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
@@ -123,20 +134,22 @@ def test_small_file_takes_one_wait_one_recv_and_one_send(site: Path, tmp_path: P
         assert process.wait(PATIENCE) == 0
     # The system calls between a wait that a request ended and the next wait.
     turns = [
-        tuple(call.partition("(")[0] for call in turn.splitlines()[1:])
+        tuple(
+            call.partition("(")[0].replace("newfstatat", "fstat") for call in turn.splitlines()[1:]
+        )
         for turn in log.read_text().split("epoll_wait(")
         if "GET /" in turn
     ]
     assert len(turns) == 15
     # The first request opens the file; another one does if the file stops being fresh.
-    assert turns[:5].count(("recvfrom", "sendto")) >= 3
+    assert turns[:5].count(("recvfrom", "fstat", "sendto")) >= 3
     # The compiled form joins what it reads with the header; the pure form gives sendmsg both.
-    read = [turn for turn in turns[5:10] if turn[:-1] == ("recvfrom", "pread64")]
+    read = [turn for turn in turns[5:10] if turn[:-1] == ("recvfrom", "fstat", "pread64")]
     assert sum(turn[-1] in ("sendto", "sendmsg") for turn in read) >= 3
     # A large file that the socket does not take at once continues in another turn.
     large = turns[10:]
-    at_once = large.count(("recvfrom", "sendto", "sendfile"))
-    assert at_once + large.count(("recvfrom", "sendto", "sendfile", "epoll_ctl")) >= 3
+    sent = ("recvfrom", "fstat", "sendto", "sendfile")
+    assert large.count(sent) + large.count((*sent, "epoll_ctl")) >= 3
 
 
 def test_throttled_connection_is_closed_at_its_deadline(site: Path) -> None:

@@ -14,6 +14,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from iobatch.httpd.cache import FileCache
+from iobatch.httpd.conditions import file_tag
 from iobatch.httpd.connection import Connection
 from iobatch.httpd.files import Files
 from iobatch.httpd.listeners import listen
@@ -182,8 +183,7 @@ def prose(nbytes: int, seed: int = 0) -> bytes:
 
 def etag_of(path: Path) -> str:
     """Return the entity tag of a file."""
-    status = path.stat()
-    return f'"{status.st_ctime_ns:x}-{status.st_size:x}"'
+    return f'"{file_tag(path.stat())}"'
 
 
 # Stands for a file's entity tag in the parameters of a test, which exist before the file does.
