@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import suppress
+from operator import attrgetter
 from stat import S_ISDIR, S_ISREG
 from time import time
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ MAX_UNSIZED_CONTENT = 1 << 20
 # The suffixes of files that hold another file's content in a coding, in order of preference: the
 # coding that usually makes the smallest file is first.
 SUFFIXES = {"br": b".br", "zstd": b".zst", "gzip": b".gz"}
+_version = attrgetter("st_ctime_ns", "st_size", "st_mtime_ns")
 
 
 @define(eq=False)
@@ -55,6 +57,8 @@ class ServedFile:
     coding: str = ""
     # In bytes.
     size: int = field(init=False)
+    # What fstat returns for this version of the file only.
+    _version: tuple[int, ...] = field(init=False)
     # The file may be coded on the fly.
     compressible: bool = field(init=False, default=False)
     # Files in the same directory that hold the same content, by their content coding.
@@ -70,6 +74,7 @@ class ServedFile:
 
     def __attrs_post_init__(self) -> None:
         self.size = self._status.st_size
+        self._version = _version(self._status)
 
     def fileno(self) -> int:
         """Return the descriptor."""
@@ -82,16 +87,12 @@ class ServedFile:
         whose lower file is replaced by an upper one keeps the lower one open, unchanged.
         """
         try:
-            status = os.fstat(self.fd)
+            version = _version(os.fstat(self.fd))
         except OSError:
             return False  # a network file system has lost the file
-        before = self._status
-        return (
-            status.st_ctime_ns == before.st_ctime_ns
-            and status.st_size == before.st_size
-            and status.st_mtime_ns == before.st_mtime_ns
-            and (not self.siblings or all(each.is_current() for each in self.siblings.values()))
-        )
+        if version != self._version:
+            return False
+        return not self.siblings or all(each.is_current() for each in self.siblings.values())
 
     def __del__(self) -> None:
         os.close(self.fd)
