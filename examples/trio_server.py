@@ -16,7 +16,10 @@ async def answer(fd: int, stream: trio.SocketStream) -> None:
     async with stream:
         with IOBatch() as batch:
             try:
-                while len(unread) < 16384 and (piece := await stream.receive_some()):
+                while len(unread) < 16384:
+                    with trio.fail_after(60):
+                        if not (piece := await stream.receive_some()):
+                            break
                     *requests, unread = (unread + piece).split(b"\r\n\r\n")
                     for _ in requests:
                         size = os.fstat(fd).st_size
@@ -25,7 +28,7 @@ async def answer(fd: int, stream: trio.SocketStream) -> None:
                         with trio.fail_after(600):
                             await send_batch(stream.socket, batch)
             except (OSError, trio.BrokenResourceError, trio.TooSlowError) as exc:
-                print(f"connection lost: {exc}", file=sys.stderr)
+                print(f"connection lost: {exc!r}", file=sys.stderr)
 
 
 async def main(fd: int, port: int) -> None:

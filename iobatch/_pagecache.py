@@ -127,7 +127,7 @@ class PageCacheProbe:
     # Whether the batch is one message, which is sent whole or not at all.
     _whole: bool = field(default=False, alias="whole")
     # The range that the last probe found not wholly cached: descriptor, offset, count.
-    _uncached: tuple[int, int, int] = field(init=False, default=(-1, 0, 0))
+    uncached: tuple[int, int, int] = field(init=False, default=(-1, 0, 0))
     # The ranges that count as read, by a thread or later by the send: descriptor, start, end. They
     # count as cached even if the page cache has dropped them since, so each send makes progress.
     _read_ranges: list[tuple[int, int, int]] = field(init=False, factory=list[tuple[int, int, int]])
@@ -165,7 +165,7 @@ class PageCacheProbe:
                         return max_bytes  # as in cached_count()
                     ready = self._already_read(fd, offset, count)
                     if not ready:
-                        self._uncached = entry[:3]
+                        self.uncached = entry[:3]
                     return sum(map(len, entries[:index])) + ready
                 entries[index] = buffer
         return b"".join(entries)
@@ -194,7 +194,7 @@ class PageCacheProbe:
                 ready = self._already_read(fd, offset, count) or cached_count(fd, offset, count)
                 size += ready
                 if ready < count:
-                    self._uncached = entry[:3]
+                    self.uncached = entry[:3]
                     break
             elif type(entry) is not Release:
                 size += len(entry)
@@ -210,10 +210,12 @@ class PageCacheProbe:
             The send must read these bytes itself, and ready() counts them as cached from then on.
 
         """
-        fd, offset, count = self._uncached
+        fd, offset, count = self.uncached
         count = min(count, READ_AHEAD)
         try:
-            return ReadAhead(FileIO(os.dup(fd)), offset, count)
+            # No signal handler runs before the file has the descriptor: map calls both from C.
+            [file] = map(FileIO, map(os.dup, (fd,)))
+            return ReadAhead(file, offset, count)
         except OSError as exc:
             if is_interruption(exc):
                 raise
@@ -227,7 +229,7 @@ class PageCacheProbe:
             count: the number of bytes, from the start of the range.
 
         """
-        fd, offset, range_count = self._uncached
+        fd, offset, range_count = self.uncached
         if self._whole:
             count = range_count  # a message is sent whole: the rest of the range counts too
         else:

@@ -67,7 +67,7 @@ def iob_sendall(
     if timeout is not None and not timeout >= 0:
         raise ValueError(f"timeout must be at least 0 seconds, not {timeout}")
     limit = check_limit(limit)
-    start = batch.bytessent
+    sent = 0
     deadline = None if timeout is None else monotonic() + timeout
     with ExitStack() as stack:
         if timeout is not None:
@@ -76,8 +76,10 @@ def iob_sendall(
         for call, source in sending_calls(sock, batch, callback):
             while nbytes := call(limit):
                 check_code(nbytes, source, callback)
-                if nbytes > 0 and progress is not None and source is batch:
-                    progress(nbytes)
+                if nbytes > 0 and source is batch:
+                    sent += nbytes
+                    if progress is not None:
+                        progress(nbytes)
                 remaining = None if deadline is None else deadline - monotonic()
                 if (
                     remaining is not None
@@ -92,7 +94,7 @@ def iob_sendall(
                         selector.register(sock, source.wants)
                     selector.modify(sock, source.wants)
                     selector.select(None if remaining is None else min(remaining, _MAX_WAIT))
-    return batch.bytessent - start
+    return sent
 
 
 def sending_calls(

@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from selectors import EVENT_READ
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,6 +28,8 @@ from iobatch._write import WRITE_LIMIT, WriteCallback
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from iobatch._core import BatchCore
+
 __all__ = ["send_batch"]
 
 # The identities of the sockets over which a batch is being sent.
@@ -44,9 +46,9 @@ async def send_batch(
 ) -> int:
     """Send a whole batch, while other tasks run.
 
-    A file range that is not in the page cache is read by a thread first. Each call is a checkpoint,
-    also with an empty batch, and after each `limit` bytes it is one again. A timeout is the
-    caller's: anyio.fail_after, trio.move_on_after.
+    A file range that is not in the page cache is read by a thread first. Each call that is not
+    refused is a checkpoint, also with an empty batch, and after each `limit` bytes it is one again.
+    A timeout is the caller's: anyio.fail_after, trio.move_on_after.
 
     Args:
         sock: a non-blocking socket.socket, or a trio.socket, in whose place the callback gets a
@@ -54,9 +56,9 @@ async def send_batch(
             Before another task closes a socket.socket, it must call anyio.notify_closing. A
             trio.socket needs no such call.
         batch: the batch to send. Entries that are added meanwhile are sent too.
-        callback: write through this callback with iob_write. A Filter (any object with drain, and
-            with bytesleft, error and wants as on a batch) is drained too. finish() is left to the
-            caller.
+        callback: write through this callback with iob_write. A Filter is drained too, and so is any
+            object with drain, and with bytesleft, error and wants as on a batch. finish() is left
+            to the caller.
         limit: the most bytes of one step, after which other tasks run; None: no limit. With a
             callback a step has at most WRITE_LIMIT bytes.
         progress: called after each step that sent bytes of the batch, with their number.
@@ -65,14 +67,12 @@ async def send_batch(
         The number of bytes sent by this call.
 
     Raises:
-        BaseException: the task was cancelled (trio.Cancelled, asyncio.CancelledError). Bytes sent
-            before are counted in batch.bytessent; the rest is still in the batch, and another call
-            can continue. This is so after each of the following, too. A thread that is reading is
-            not waited for.
+        BaseException: the task was cancelled (trio.Cancelled, asyncio.CancelledError). The call
+            does not wait for a thread that reads.
         OSError: a copy of batch.error, or of the callback's error.
         anyio.BusyResourceError: another task is in send_batch with sock, or waits until sock is
             writable.
-        anyio.ClosedResourceError: sock is closed.
+        anyio.ClosedResourceError: sock is closed, or another task has called anyio.notify_closing.
         SSLWantReadError: a filter must read before it can send, and a filter does not read (TLS
             during its handshake). Another call can continue after the filter was given the bytes
             that the peer has sent. A callback without drain reads by itself, and is waited for.
@@ -80,40 +80,60 @@ async def send_batch(
         ValueError: sock is not non-blocking, or limit is below 1.
         Exception: any exception of iob_send, iob_write and progress.
 
+    After each of them batch.bytessent counts the bytes sent before, and the rest is still in the
+    batch. If batch.error is None, another call can continue.
+
     Source: trio's rules for checkpoints and cancellation; preadv2(2), RWF_NOWAIT.
     """
     most = check_limit(limit)
     if callback is not None:
         most = min(most, WRITE_LIMIT)
     core = core_of(batch)
-    start = batch.bytessent
+    sent = 0
     with _only_sender(sock), _as_socket(sock) as target:
         await checkpoint()
         probe = PageCacheProbe()
         left = most  # until the next checkpoint
         for call, source in sending_calls(target, batch, callback):
             while True:
-                if sock.fileno() < 0:
-                    raise ClosedResourceError
+                if source.bytesleft:
+                    _check_open(sock)
                 ready = probe.ready(core, left) if source is batch else left
                 if not ready:
-                    await _read_ahead(probe, batch)
+                    await _read_ahead(probe, core)
                     continue
                 code = call(ready)
                 if code == IOB_DONE:
                     break
                 check_code(code, source, callback)
                 if code == IOB_AGAIN:
+                    _check_open(sock)  # the callback may have closed it
                     await (wait_readable if source.wants == EVENT_READ else wait_writable)(sock)
                     left = most
                     continue
-                if progress is not None and source is batch:
-                    progress(code)
                 left -= code
+                if source is batch:
+                    sent += code
+                    if progress is not None:
+                        progress(code)
                 if left <= 0:
                     await checkpoint()
                     left = most
-    return batch.bytessent - start
+    return sent
+
+
+def _check_open(sock: Any) -> None:
+    """Refuse a closed socket, whose number may be that of another file.
+
+    Raises:
+        ClosedResourceError: it is closed.
+
+    """
+    fd = -1
+    with suppress(ValueError):  # raised by a closed file object
+        fd = sock.fileno()
+    if fd < 0:
+        raise ClosedResourceError
 
 
 @contextmanager
@@ -127,8 +147,8 @@ def _only_sender(sock: Any) -> Generator[None]:
     key = id(sock)
     if key in _in_use:
         raise BusyResourceError("sending over")
-    _in_use.add(key)
     try:
+        _in_use.add(key)
         yield
     finally:
         _in_use.discard(key)
@@ -136,7 +156,7 @@ def _only_sender(sock: Any) -> Generator[None]:
 
 @contextmanager
 def _as_socket(sock: Any) -> Generator[Any]:
-    """Yield a socket.socket with the descriptor of a trio.socket, and any other object itself.
+    """Yield a duplicate of a trio.socket, as a socket.socket, and any other object itself.
 
     Raises:
         TypeError: sock has no fileno().
@@ -146,26 +166,28 @@ def _as_socket(sock: Any) -> Generator[Any]:
     if not hasattr(sock, "fileno"):
         hint = ": pass its socket" if hasattr(sock, "socket") else ""
         raise TypeError(f"sock must be a socket, not {type(sock).__name__}{hint}")
-    fd = sock.fileno()
-    if fd < 0:
-        raise ClosedResourceError
+    _check_open(sock)
     # A socket object with a timeout waits in its own send, although its descriptor doesn't block.
-    if sock.gettimeout() != 0 if hasattr(sock, "gettimeout") else os.get_blocking(fd):
+    if sock.gettimeout() != 0 if hasattr(sock, "gettimeout") else os.get_blocking(sock.fileno()):
         raise ValueError("sock must be non-blocking")
     trio_socket = sys.modules.get("trio.socket")
     if trio_socket is None or not isinstance(sock, trio_socket.SocketType):
         yield sock
         return
-    borrowed = socket.socket(fileno=fd)
-    try:
-        borrowed.setblocking(False)  # it begins with socket.getdefaulttimeout()
-        yield borrowed
-    finally:
-        borrowed.detach()
+    # A hook or callback can close the trio.socket, and then its number can become another file's.
+    with socket.fromfd(sock.fileno(), sock.family, sock.type, sock.proto) as duplicate:
+        duplicate.setblocking(False)  # it begins with socket.getdefaulttimeout()
+        yield duplicate
 
 
-async def _read_ahead(probe: PageCacheProbe, batch: IOBatch) -> None:
-    """Have a thread read the range that the probe has found not cached."""
+async def _read_ahead(probe: PageCacheProbe, core: BatchCore) -> None:
+    """Have a thread read the range that the probe has found not cached.
+
+    Raises:
+        OSError: a copy of the error that the thread has met; the batch has failed.
+
+    """
+    uncached = probe.uncached
     read_ahead = probe.read_ahead()
     if read_ahead is None:
         await checkpoint()
@@ -179,7 +201,9 @@ async def _read_ahead(probe: PageCacheProbe, batch: IOBatch) -> None:
         return
     finally:
         read_ahead.close()
-    if isinstance(result, OSError):
-        core_of(batch).fail(result)
+    if not isinstance(result, OSError):
+        probe.record_read(result)
+    # Another task may have changed the batch meanwhile, so that it has no such range.
+    elif not probe.ready(core, 1) and probe.uncached == uncached:
+        core.fail(result)
         raise copy_to_raise(result)
-    probe.record_read(result)

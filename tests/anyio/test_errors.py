@@ -7,6 +7,7 @@ import os
 import socket
 import ssl
 import struct
+from io import FileIO
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -84,6 +85,36 @@ async def test_socket_that_is_closed_during_the_wait_ends_the_send() -> None:
         assert await read(peer, sent) == data(500_000)[:sent]
     assert batch.error is None
     check_invariants(batch)
+
+
+async def test_socket_that_the_callback_closes_is_not_waited_for() -> None:
+    batch = batch_of(b"hello")
+    with nonblocking_pair() as (sock, _peer):
+
+        def callback(_sock: object, _view: memoryview) -> int:
+            sock.close()
+            return -1
+
+        with pytest.raises(anyio.ClosedResourceError):
+            await send_batch(sock, batch, callback)
+    assert (batch.bytesleft, batch.error) == (5, None)
+
+
+async def test_socket_that_is_closed_after_the_last_byte_is_no_error() -> None:
+    batch = IOBatch()
+    with nonblocking_pair() as (sock, peer):
+        batch.addbuf(b"hello", on_release=sock.close)
+        assert await send_batch(sock, batch) == 5
+        assert await read(peer, 5) == b"hello"
+
+
+async def test_closed_file_object_is_refused() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    pipe = FileIO(writing, "w")
+    pipe.close()
+    with pytest.raises(anyio.ClosedResourceError):
+        await send_batch(pipe, batch_of(b"hello"))
 
 
 async def test_socket_that_is_closed_at_a_checkpoint_ends_the_send() -> None:
@@ -180,6 +211,16 @@ async def test_socket_that_can_block_is_refused(seconds: float | None) -> None:
         with pytest.raises(ValueError, match="non-blocking"):
             await send_batch(sock, batch, socket.socket.send)
     assert batch.bytesleft == 5
+
+
+async def test_pipe_that_can_block_is_refused() -> None:
+    reading, writing = os.pipe()
+    with (
+        FileIO(reading),
+        FileIO(writing, "w") as pipe,
+        pytest.raises(ValueError, match="non-blocking"),
+    ):
+        await send_batch(pipe, batch_of(b"hello"))
 
 
 async def test_tls_socket_without_a_callback_is_refused(authority: trustme.CA) -> None:

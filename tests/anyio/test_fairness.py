@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from selectors import EVENT_WRITE
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -11,6 +13,7 @@ from anyio.lowlevel import checkpoint
 from iobatch import WRITE_LIMIT
 from iobatch.anyio import send_batch
 from iobatch.filters import Filter
+from tests.support.anyio import watched_awaits
 from tests.support.batches import batch_of, data
 from tests.support.fakes import Scripted
 from tests.support.filters import Identity
@@ -58,6 +61,39 @@ async def test_another_task_runs_after_each_step(
         assert sock.taken == content
     assert max(turns) <= 2 * most
     assert len(turns) >= 300_000 // most - 1
+
+
+async def test_bytes_of_short_sends_count_towards_the_limit() -> None:
+    at_await = [0]
+    with Scripted(*[600] * 20) as sock:
+        sock.setblocking(False)
+        with watched_awaits(lambda _: at_await.append(len(sock.taken))):
+            assert await send_batch(sock, batch_of(data(10_000)), limit=1_000) == 10_000
+    assert {after - before for before, after in pairwise(at_await)} == {0, 1_000}
+
+
+async def test_bytes_of_a_drain_count_towards_the_limit() -> None:
+    class Holding:
+        """A callback that takes all, and passes on 500 bytes in each drain."""
+
+        error: OSError | None = None
+        wants = EVENT_WRITE
+        bytesleft = 0
+
+        def __call__(self, _sock: object, view: memoryview) -> int:
+            self.bytesleft += len(view)
+            return len(view)
+
+        def drain(self, _sock: object) -> int:
+            passed = min(500, self.bytesleft)
+            self.bytesleft -= passed
+            return passed
+
+    awaits: list[str] = []
+    with Scripted() as sock, watched_awaits(awaits.append):
+        sock.setblocking(False)
+        assert await send_batch(sock, batch_of(data(5_000)), Holding(), limit=1_000) == 5_000
+    assert awaits == ["checkpoint"] * (1 + 5 + 5)
 
 
 async def test_two_fast_sends_take_turns() -> None:

@@ -106,6 +106,26 @@ async def test_error_of_the_disk_is_raised_after_the_bytes_before_it(make_file: 
     check_invariants(batch)
 
 
+async def test_error_of_a_range_that_another_task_has_dropped_is_no_error(
+    make_file: MakeFile,
+) -> None:
+    fd = make_file(data(SMALL))
+    batch = batch_of(b"header")
+    batch.addfile(fd)
+    with slow_disk() as disk, nonblocking_pair() as (sock, peer):
+        disk.evict(fd)
+        disk.broken_from = 0
+        disk.ready.clear()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(send_batch, sock, batch)
+            assert await read(peer, 6) == b"header"
+            batch.reset()
+            batch.addbuf(b"another")
+            disk.ready.set()
+            assert await read(peer, 7) == b"another"
+    assert (batch.bytesleft, batch.error) == (0, None)
+
+
 async def test_file_that_ends_early_is_a_truncated_file_error(make_file: MakeFile) -> None:
     fd = make_file(data(LARGE))
     batch = IOBatch()

@@ -16,7 +16,7 @@ from iobatch.filters import Chunked, Filter
 from tests.support.anyio import read
 from tests.support.batches import batch_of, data
 from tests.support.fakes import patch_os
-from tests.support.sockets import clog, stream_pair
+from tests.support.sockets import clog, is_silent, receive, stream_pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -100,6 +100,50 @@ def test_trio_socket_that_is_closed_during_the_wait_ends_the_send(pair: Pair) ->
     trio.run(main)
     assert batch.bytessent + batch.bytesleft == 500_000
     assert batch.error is None
+
+
+def test_closed_trio_socket_is_refused(pair: Pair) -> None:
+    sock, _peer = pair
+    batch = batch_of(b"hello")
+
+    async def main() -> None:
+        sock.close()
+        with pytest.raises(anyio.ClosedResourceError):
+            await send_batch(sock, batch)
+
+    trio.run(main)
+    assert (batch.bytesleft, batch.error) == (5, None)
+
+
+def test_bytes_never_go_to_a_file_that_got_the_number_of_the_closed_socket(
+    pair: Pair, make_file: MakeFile
+) -> None:
+    """A hook closes the socket between two system calls of one step."""
+    sock, peer = pair
+    batch = IOBatch()
+    others: list[socket.socket] = []
+
+    def reuse() -> None:
+        number = sock.fileno()
+        sock.close()
+        others.extend(socket.socketpair())
+        assert number in {each.fileno() for each in others}
+
+    batch.addbuf(b"hello", on_release=reuse)
+    batch.addfile(make_file(data(5 * COPY_LIMIT)))
+
+    async def main() -> None:
+        with pytest.raises(anyio.ClosedResourceError):
+            await send_batch(sock, batch)
+
+    trio.run(main)
+    assert all(map(is_silent, others))
+    for other in others:
+        other.close()
+    sent = batch.bytessent
+    assert receive(peer, sent) == (b"hello" + data(5 * COPY_LIMIT))[:sent]
+    assert batch.error is None
+    batch.reset()
 
 
 def test_two_sends_over_a_trio_socket_are_refused(pair: Pair) -> None:

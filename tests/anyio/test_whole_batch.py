@@ -74,6 +74,26 @@ async def test_count_is_of_this_call_only() -> None:
         assert await read(peer, 11) == b"firstsecond"
 
 
+async def test_count_does_not_depend_on_a_reset_during_the_send() -> None:
+    batch = batch_of(b"earlier!")
+    with nonblocking_pair(buffers=4096) as (sock, peer):
+        assert await send_batch(sock, batch) == 8
+        filler = clog(sock)
+        batch.addbuf(b"dropped")
+        counts: list[int] = []
+
+        async def send() -> None:
+            counts.append(await send_batch(sock, batch))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(send)
+            await anyio.wait_all_tasks_blocked()
+            batch.reset()
+            batch.addbuf(b"new")
+            assert (await read(peer, 8 + filler + 3))[-3:] == b"new"
+        assert counts == [3]
+
+
 async def test_empty_batch_is_a_checkpoint_and_sends_nothing() -> None:
     awaits: list[str] = []
     with nonblocking_pair() as (sock, peer), watched_awaits(awaits.append):
