@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from functools import lru_cache
 from time import gmtime, strftime, time
 from typing import TYPE_CHECKING
@@ -100,33 +99,61 @@ class ConnectionLog:
     _log: AccessLog
     # The client's address.
     _peer: bytes
-    # The responses that are not logged: the request, the status, and where the body begins and
-    # ends among all bytes that the connection sends.
-    _waiting: list[tuple[Request, bytes, int, int]] = field(
-        init=False, factory=list[tuple["Request", bytes, int, int]]
+    # The responses that are not logged: the request, the head, and the size of the body in bytes.
+    # None: the body is coded, so its size is unknown; such a response is the last.
+    _waiting: list[tuple[Request, bytes, int | None]] = field(
+        init=False, factory=list[tuple["Request", bytes, "int | None"]]
     )
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def add(self, request: Request, status: bytes, size: int | None, end: int) -> None:
+    def add(self, request: Request, head: bytes, size: int | None) -> None:
         """Add a response.
 
         Args:
             request: the request that it answers.
-            status: the three digits of the status line.
-            size: of the body, in bytes; None: unknown, because the body is coded.
-            end: where the response ends, or its coded body begins.
+            head: of the response.
+            size: of the body, in bytes; None: the body is coded, and sent after all others.
 
         """
-        start, end = (end, sys.maxsize) if size is None else (end - size, end)
-        self._waiting.append((request, status, start, end))
+        self._waiting.append((request, head, size))
 
-    def write(self, sent: int) -> None:
-        """Log all responses that were added; `sent` is the number of bytes that have left."""
-        for request, status, start, end in self._waiting:
-            self._log.add(self._peer, request, status, max(0, min(sent, end) - start))
+    def write_sent(self, coded: int) -> None:
+        """Log the responses that were added, which are sent.
+
+        Args:
+            coded: the size of the coded body.
+
+        """
+        for request, head, size in self._waiting:
+            self._log.add(self._peer, request, _status(head), coded if size is None else size)
         self._waiting.clear()
+
+    def write_cut_off(self, left: int, held: int, coded: int) -> None:
+        """Log the responses that were added, of which the last bytes are not sent.
+
+        Args:
+            left: the bytes of heads and uncoded bodies that no filter has taken.
+            held: the bytes that filters hold. What chunked coding and TLS have added to them is
+                counted as a part of bodies, so a size in the log may be too small by this.
+            coded: the size of the coded body, as far as it is coded.
+
+        """
+        unsent = left + held
+        lines: list[tuple[Request, bytes, int]] = []
+        for request, head, size in reversed(self._waiting):
+            whole = coded if size is None else size
+            lines.append((request, _status(head), max(0, whole - unsent)))
+            if size is not None or coded:  # else neither the head is in `held`
+                unsent = max(0, unsent - whole - len(head))
+        for request, status, size in reversed(lines):
+            self._log.add(self._peer, request, status, size)
+        self._waiting.clear()
+
+
+def _status(head: bytes) -> bytes:
+    return head[9:12]  # after "HTTP/1.1 "
 
 
 @lru_cache(maxsize=4)

@@ -105,7 +105,9 @@ class Connection:
         if self._tls is not None and self._state is not RESPONDING:
             self._tls.end(self.sock)
         if self._log:
-            self._log.write(self._batch.bytessent if self._sink is None else self._sink.bytessent)
+            sink = self._sink
+            held, coded = (0, 0) if sink is None else (sink.held_bytes, sink.coded_bytes)
+            self._log.write_cut_off(self._batch.bytesleft, held, coded)
         self._batch.reset()
         if self._sink is not None:
             self._sink.close()
@@ -266,7 +268,7 @@ class Connection:
             self._expect_head(now)
         self._batch_files.clear()
         if self._log:
-            self._log.write(self._queued)
+            self._log.write_sent(0 if self._sink is None else self._sink.coded_bytes)
         if self._tls is None and self._throttle is None:
             self._sink = None
         if self._parser.ended:
@@ -284,7 +286,7 @@ class Connection:
         """Add responses to the batch, up to MAX_RESPONSES or the first that is coded."""
         self._batch_files.clear()
         if self._log:
-            self._log.write(self._queued)
+            self._log.write_sent(0 if self._sink is None else self._sink.coded_bytes)
         requests = self._parser.requests
         for _ in range(MAX_RESPONSES):
             if not requests or not self._answer(requests.popleft(), now):
@@ -307,7 +309,8 @@ class Connection:
             head, body = responses.error(status_of(exc))
         if request.method == b"HEAD":
             body = b""
-        self._batch.addbuf(head + head_end + body)
+        head += head_end
+        self._batch.addbuf(head + body)
         self._add_to_log(request, head, len(body))
         return True
 
@@ -353,7 +356,8 @@ class Connection:
     ) -> None:
         """Add a response that has parts of a file, or no file at all."""
         batch = self._batch
-        batch.addbuf(reply.head + head_end)
+        head = reply.head + head_end
+        batch.addbuf(head)
         before = batch.bytesleft
         for lead, (offset, count) in reply.parts:
             batch.addbuf(lead)
@@ -361,7 +365,7 @@ class Connection:
             self._batch_files.append(file)
         if request.method == b"GET":
             batch.addbuf(reply.body_end)
-        self._add_to_log(request, reply.head, batch.bytesleft - before)
+        self._add_to_log(request, head, batch.bytesleft - before)
 
     def _encode(self, head: bytes, file: ServedFile, coding: str) -> None:
         """Queue a file to be sent through a content coding after the batch."""
@@ -371,13 +375,6 @@ class Connection:
         body.addfile(file, 0, file.size)
         self._sink.encode(head, body, CODINGS[coding]())
 
-    @property
-    def _queued(self) -> int:
-        """The bytes that this connection sends, up to the last response in the batch."""
-        if self._sink is not None:
-            return self._sink.bytesqueued
-        return self._batch.bytessent + self._batch.bytesleft
-
     def _add_to_log(self, request: Request, head: bytes, size: int | None) -> None:
         if self._log is not None:
-            self._log.add(request, head[9:12], size, self._queued)  # after "HTTP/1.1 "
+            self._log.add(request, head, size)

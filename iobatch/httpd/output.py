@@ -12,6 +12,9 @@ from attrs import define, field
 
 # The most pieces that wait for a slow reader. Further ones are lost.
 MAX_WAITING = 256
+# The pieces that are written without a call of resume(). A thread that starts, and runs beside the
+# loop, costs as much as 40 requests.
+MAX_HELD = 64
 # Seconds before a non-blocking descriptor that takes nothing is tried again. poll(2) would not
 # help: a terminal may be writable and have no room for a newline.
 RETRY_DELAY = 0.05
@@ -41,13 +44,14 @@ class Output:
         return bool(self._pieces)
 
     def write(self, piece: bytes) -> None:
-        """Write a piece soon. It is lost if too many wait already, or if the write fails."""
+        """Add a piece. It is lost if too many wait already, or if the write fails."""
         if len(self._pieces) < MAX_WAITING:
             self._pieces.append(piece)
-        self.resume()
+        if len(self._pieces) > MAX_HELD:
+            self.resume()
 
     def resume(self) -> None:
-        """Start the thread if it is needed and not running."""
+        """Write all pieces, in the thread."""
         if self._pieces and not self._thread.is_alive():
             self._thread = Thread(target=self._run, daemon=True)
             with suppress(RuntimeError):  # the system has no room for a thread
@@ -85,3 +89,4 @@ STDERR = Output(2)
 def report(message: str) -> None:
     """Write a diagnostic to the standard error output, if that is possible."""
     STDERR.write(f"iobatch.httpd: {message}\n".encode(errors="backslashreplace"))
+    STDERR.resume()

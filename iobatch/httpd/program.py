@@ -82,6 +82,7 @@ def _run(args: Namespace) -> int:
         line = os.fsencode(f"Serving {args.directory} on {address} (Ctrl-C stops it)\n")
         output = STDERR if args.log else Output(1)
         output.write(line)
+        output.resume()
     server.run()
     server.close()
     files.close()

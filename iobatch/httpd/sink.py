@@ -39,6 +39,10 @@ def can_encode() -> bool:
     return len(_coders) < MAX_CODERS
 
 
+def _output_of(coder: Filter) -> int:
+    return coder.bytessent + coder.bytesleft
+
+
 class HeadedChunks(Chunked):
     """Chunked coding that begins with a response's head, so one system call sends both."""
 
@@ -77,8 +81,8 @@ class ResponseSink:
     # After everything else, TLS is ended by close_notify.
     ending: bool = False
     _body: IOBatch = field(init=False, factory=IOBatch)
-    # The bytes of the coded bodies that are finished.
-    _finished: int = field(init=False, default=0)
+    # The size of the last coded body, in bytes.
+    _coded: int = field(init=False, default=0)
     # The content coding of the body; None: there is no coded body.
     _coder: Filter | None = field(init=False, default=None)
     # The transfer coding that follows the content coding.
@@ -118,23 +122,9 @@ class ResponseSink:
         )
 
     @property
-    def bytesqueued(self) -> int:
-        """The bytes that were added to the batch, and those of the finished coded bodies."""
-        return self.batch.bytessent + self.batch.bytesleft + self._finished
-
-    @property
-    def bytessent(self) -> int:
-        """The bytes of the batch and of the coded bodies that have left.
-
-        What the filters hold has not left, so while they hold something the number may be too
-        small by what chunked coding and TLS have added to it.
-        """
-        coded = self._finished
-        held = 0 if self._tls is None else self._tls.bytesleft
-        if self._coder is not None and self._chunks is not None:
-            coded += self._coder.bytessent
-            held += self._chunks.bytesleft
-        return self.batch.bytessent + coded - held
+    def coded_bytes(self) -> int:
+        """The size of the last body that was coded, as far as it is coded."""
+        return self._coded if self._coder is None else _output_of(self._coder)
 
     @property
     def held_bytes(self) -> int:
@@ -163,7 +153,7 @@ class ResponseSink:
                 return iob_write(sock, self._body, self._coder)
             nbytes = self._coder.finish(sock, until=tls)
             if not nbytes:
-                self._finished += self._coder.bytessent
+                self._coded = _output_of(self._coder)
                 self._coder = None
             return nbytes
         if TYPE_CHECKING:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 Write = tuple[int, int]
 # A request after which the server closes the connection.
 CLOSING = b"GET /1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+CODED = b"GET /text.txt HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n\r\n"
 # The address and the time of a line.
 HEAD = r"127\.0\.0\.1 - - \[\d\d/[A-Z][a-z][a-z]/\d{4}:\d\d:\d\d:\d\d \+0000\] "
 
@@ -199,11 +200,17 @@ def test_size_of_a_response_that_was_cut_off_is_what_was_sent(site: Path, rate: 
     assert sizes == [1, len(body), 0, 0]
 
 
+def test_size_of_a_response_before_a_coded_one_is_what_was_sent(site: Path) -> None:
+    (site / "text.txt").write_bytes(prose(100_000))
+    received, sizes = receive_until_cut_off(site, LARGE + CODED)
+    _, _, body = received.partition(b"\r\n\r\n")
+    assert sizes == [len(body), 0]
+
+
 def test_size_of_a_coded_body_that_was_cut_off_is_what_was_sent(site: Path) -> None:
     """It is a lower bound: of the chunk that was cut off the framing may have been sent, too."""
     (site / "text.txt").write_bytes(prose(3 << 20))
-    request = b"GET /text.txt HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n\r\n"
-    received, sizes = receive_until_cut_off(site, SMALL + request + SMALL)
+    received, sizes = receive_until_cut_off(site, SMALL + CODED + SMALL)
     _, _, chunks = received.split(b"\r\n\r\n", 2)
     assert len(sizes) == 2, "the last request was not answered"
     assert sizes[0] == 1

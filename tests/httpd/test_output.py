@@ -179,6 +179,7 @@ def test_output_that_finds_no_room_for_a_thread_is_written_later(
         out.write(b"first ")
         out.finish()
     out.write(b"second")
+    out.resume()
     assert receive(reading, 12) == b"first second"
     wait_until_written(out)
     os.close(reading)
