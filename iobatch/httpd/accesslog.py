@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections import deque
 from functools import lru_cache
-from select import POLLOUT, poll
 from time import gmtime, strftime, time
 from typing import TYPE_CHECKING
 
 from attrs import define, field
+
+from iobatch.httpd.output import Output
 
 if TYPE_CHECKING:
     from iobatch.httpd.requests import Request
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 MAX_WRITE = 4096
 # The most bytes of each field that the client chooses: a line with three of them is one write.
 MAX_FIELD = 1200
-# The most writes that wait for a slow reader.
-MAX_WAITING = 256
 
 # Bytes that could end a line or a field, or control a terminal.
 _UNSAFE = re.compile(rb'[\0-\x1f\x7f-\xff"\\]')
@@ -31,32 +28,26 @@ _CUT = re.compile(rb"\\.{0,2}\Z")
 
 @define(eq=False)
 class AccessLog:
-    """Writes a line for each response when the response is queued.
+    """Writes a line for each response that was sent or cut off.
 
-    A response that is cut off later has the same line. Writing to a pipe never blocks: a reader
-    that stops reading must not stop the server, and loses lines.
+    Writing never waits: a reader that stops reading must not stop the server, and loses lines.
     """
 
-    _fd: int
+    # Made from a descriptor.
+    _output: Output = field(converter=Output)
     # The Combined format adds the referrer and the user agent to the Common one.
     _combined: bool
     _lines: list[bytes] = field(init=False, factory=list[bytes])
     _size: int = field(init=False, default=0)
-    # Each item is the data of one write: whole lines, or the rest of a partial write.
-    _writes: deque[bytes] = field(init=False, factory=deque[bytes])
-    _poll: poll = field(init=False, factory=poll)
 
-    def __attrs_post_init__(self) -> None:
-        self._poll.register(self._fd, POLLOUT)
-
-    def add(self, peer: bytes, request: Request, status: bytes, size: int | None) -> None:
+    def add(self, peer: bytes, request: Request, status: bytes, size: int) -> None:
         """Add a line for a response.
 
         Args:
             peer: the client's address.
             request: the request that it answers.
             status: the three digits of the status line.
-            size: of the body, in bytes; None: unknown.
+            size: the bytes of the body that were sent.
 
         """
         request_line = b"-"
@@ -77,29 +68,92 @@ class AccessLog:
             referrer = _escape(request.headers.get(b"referer", b"-"))
             entry += b' "%s" "%s"' % (referrer, _escape(request.headers.get(b"user-agent", b"-")))
         if self._size + len(entry) >= MAX_WRITE:
-            self.flush()
+            self._end_write()
         self._lines.append(entry + b"\n")
         self._size += len(entry) + 1
 
     def __bool__(self) -> bool:
-        return bool(self._lines or self._writes)
+        return bool(self._lines or self._output)
 
     def flush(self) -> None:
-        """Write the lines that the output takes without waiting; after an error all are lost."""
-        writes = self._writes
+        """Write all lines soon."""
+        self._end_write()
+        self._output.resume()
+
+    def close(self) -> None:
+        """Write all lines, if their reader takes them in time."""
+        self._end_write()
+        self._output.finish()
+
+    def _end_write(self) -> None:
         if self._lines:
-            if len(writes) < MAX_WAITING:
-                writes.append(b"".join(self._lines))
+            self._output.write(b"".join(self._lines))
             self._lines.clear()
             self._size = 0
-        try:
-            # A pipe that polls writable has room for PIPE_BUF bytes (pipe(7)).
-            while writes and self._poll.poll(0):
-                writes[0] = writes[0][os.write(self._fd, writes[0]) :]
-                if not writes[0]:
-                    writes.popleft()
-        except OSError:
-            writes.clear()
+
+
+@define(eq=False)
+class ConnectionLog:
+    """Logs the responses of one connection when they are sent or cut off."""
+
+    _log: AccessLog
+    # The client's address.
+    _peer: bytes
+    # The responses that are not logged: the request, the head, and the size of the body in bytes.
+    # None: the body is coded, so its size is unknown; such a response is the last.
+    _waiting: list[tuple[Request, bytes, int | None]] = field(
+        init=False, factory=list[tuple["Request", bytes, "int | None"]]
+    )
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, request: Request, head: bytes, size: int | None) -> None:
+        """Add a response.
+
+        Args:
+            request: the request that it answers.
+            head: of the response.
+            size: of the body, in bytes; None: the body is coded, and sent after all others.
+
+        """
+        self._waiting.append((request, head, size))
+
+    def write_sent(self, coded: int) -> None:
+        """Log the responses that were added, which are sent.
+
+        Args:
+            coded: the size of the coded body.
+
+        """
+        for request, head, size in self._waiting:
+            self._log.add(self._peer, request, _status(head), coded if size is None else size)
+        self._waiting.clear()
+
+    def write_cut_off(self, left: int, held: int, coded: int) -> None:
+        """Log the responses that were added, of which the last bytes are not sent.
+
+        Args:
+            left: the bytes of heads and uncoded bodies that no filter has taken.
+            held: the bytes that filters hold. What chunked coding and TLS have added to them is
+                counted as a part of bodies, so a size in the log may be too small by this.
+            coded: the size of the coded body, as far as it is coded.
+
+        """
+        unsent = left + held
+        lines: list[tuple[Request, bytes, int]] = []
+        for request, head, size in reversed(self._waiting):
+            whole = coded if size is None else size
+            lines.append((request, _status(head), max(0, whole - unsent)))
+            if size is not None or coded:  # else neither the head is in `held`
+                unsent = max(0, unsent - whole - len(head))
+        for request, status, size in reversed(lines):
+            self._log.add(self._peer, request, status, size)
+        self._waiting.clear()
+
+
+def _status(head: bytes) -> bytes:
+    return head[9:12]  # after "HTTP/1.1 "
 
 
 @lru_cache(maxsize=4)

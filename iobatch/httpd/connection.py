@@ -13,6 +13,7 @@ from attrs import define, field
 
 from iobatch import IOB_ERROR, IOBatch, iob_send
 from iobatch.httpd import responses
+from iobatch.httpd.accesslog import ConnectionLog
 from iobatch.httpd.codings import CODINGS
 from iobatch.httpd.errors import status_of
 from iobatch.httpd.requests import RequestParser
@@ -81,6 +82,8 @@ class Connection:
     _tls: ConnectionTLS | None = field(init=False, default=None)
     # None: the rate is not limited.
     _throttle: Throttle | None = field(init=False, default=None)
+    # None: responses are not logged.
+    _log: ConnectionLog | None = field(init=False, default=None)
     # Bytes discarded while lingering.
     _discarded: int = field(init=False, default=0)
 
@@ -92,6 +95,8 @@ class Connection:
         if settings.tls is not None:
             self._tls = new_tls(settings.tls, self._throttle)
             self._sink = ResponseSink(self.sock, self._batch, self._tls.filter, self._throttle)
+        if settings.log is not None:
+            self._log = ConnectionLog(settings.log, self._peer_address)
 
     def close(self) -> None:
         """Close the socket, and drop unsent bytes.
@@ -100,6 +105,10 @@ class Connection:
         """
         if self._tls is not None and self._state is not RESPONDING:
             self._tls.end(self.sock)
+        if self._log:
+            sink = self._sink
+            held, coded = (0, 0) if sink is None else (sink.held_bytes, sink.coded_bytes)
+            self._log.write_cut_off(self._batch.bytesleft, held, coded)
         self._batch.reset()
         self._batch_files.clear()
         if self._sink is not None:
@@ -147,6 +156,27 @@ class Connection:
         """Accept no more requests; return whether the connection can be closed at once."""
         self._parser.ended = True
         return self._state is READING
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the next request has not begun to arrive, as far as input was read."""
+        return (
+            self._state is READING
+            and not self._parser.unfinished
+            and not self._parser.refuse_all
+            and (self._tls is None or not self._tls.is_shaking_hands)
+        )
+
+    @property
+    def has_input(self) -> bool:
+        """Whether the socket has input that was not read; its end and an error are input, too."""
+        try:
+            self.sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        return True
 
     # Reading
 
@@ -244,6 +274,8 @@ class Connection:
         if self._parser.unfinished:
             self._expect_head(now)
         self._batch_files.clear()
+        if self._log:
+            self._log.write_sent(0 if self._sink is None else self._sink.coded_bytes)
         if self._tls is None and self._throttle is None:
             self._sink = None
         if self._parser.ended:
@@ -260,6 +292,8 @@ class Connection:
     def _answer_some(self, now: float) -> None:
         """Add responses to the batch, up to MAX_RESPONSES or the first that no other may follow."""
         self._batch_files.clear()
+        if self._log:
+            self._log.write_sent(0 if self._sink is None else self._sink.coded_bytes)
         requests = self._parser.requests
         for _ in range(MAX_RESPONSES):
             if not requests or not self._answer(requests.popleft(), now):
@@ -282,8 +316,9 @@ class Connection:
             head, body = responses.error(status_of(exc))
         if request.method == b"HEAD":
             body = b""
-        self._batch.addbuf(head + head_end + body)
-        self._log(request, head, len(body))
+        head += head_end
+        self._batch.addbuf(head + body)
+        self._add_to_log(request, head, len(body))
         return True
 
     def _answer_file(self, request: Request, head_end: bytes, now: float) -> bool:
@@ -323,7 +358,7 @@ class Connection:
             # A descriptor costs less than an object. _batch_files keeps it open.
             batch.addfile(file.fd, 0, file.size)
             self._batch_files.append(file)
-        self._log(request, head, size)
+        self._add_to_log(request, head, size)
         return size is not None
 
     def _add_reply(
@@ -331,7 +366,8 @@ class Connection:
     ) -> None:
         """Add a response that has parts of a file, or no file at all."""
         batch = self._batch
-        batch.addbuf(reply.head + head_end)
+        head = reply.head + head_end
+        batch.addbuf(head)
         before = batch.bytesleft
         for lead, (offset, count) in reply.parts:
             batch.addbuf(lead)
@@ -339,7 +375,7 @@ class Connection:
             self._batch_files.append(file)
         if request.method == b"GET":
             batch.addbuf(reply.body_end)
-        self._log(request, reply.head, batch.bytesleft - before)
+        self._add_to_log(request, head, batch.bytesleft - before)
 
     def _encode(self, head: bytes, file: ServedFile, coding: str) -> None:
         """Queue a file to be sent through a content coding after the batch."""
@@ -349,7 +385,6 @@ class Connection:
         body.addfile(file, 0, file.size)
         self._sink.encode(head, body, CODINGS[coding]())
 
-    def _log(self, request: Request, head: bytes, size: int | None) -> None:
-        if self._settings.log is not None:
-            status = head[9:12]  # after "HTTP/1.1 "
-            self._settings.log.add(self._peer_address, request, status, size)
+    def _add_to_log(self, request: Request, head: bytes, size: int | None) -> None:
+        if self._log is not None:
+            self._log.add(request, head, size)

@@ -59,8 +59,11 @@ def listen_unix(path: str) -> socket.socket:
     try:
         if Path(path).is_socket():
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                probe.setblocking(False)
                 try:
                     probe.connect(path)
+                except BlockingIOError:
+                    pass  # a server listens, and its backlog is full
                 except ConnectionRefusedError:
                     Path(path).unlink()
         listener.bind(path)
@@ -92,7 +95,17 @@ def url(listener: socket.socket, *, secure: bool) -> str:
     scheme = "https" if secure else "http"
     if listener.family == socket.AF_UNIX:
         return f"{scheme}+unix:{listener.getsockname()}"
-    host, port = listener.getsockname()[:2]
+    host, port, *more = listener.getsockname()
     if host in {"0.0.0.0", "::"}:  # noqa: S104  # a comparison: nothing is bound here
         host = "localhost"
+    if more and more[1]:
+        host += f"%25{_zone(more[1])}"  # RFC 6874
     return f"{scheme}://[{host}]:{port}/" if ":" in host else f"{scheme}://{host}:{port}/"
+
+
+def _zone(number: int) -> str:
+    """Return the name of an IPv6 zone: its interface, or its number if that is gone."""
+    try:
+        return socket.if_indextoname(number)
+    except OSError:
+        return str(number)

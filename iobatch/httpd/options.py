@@ -59,7 +59,8 @@ def parse_args() -> Namespace:
         metavar="N",
         type=_number(1, 10**6),
         default=10_000,
-        help="connections of each worker; further ones get 503, or are closed if they use TLS "
+        help="connections of each worker; for a further one the longest idle connection is closed, "
+        "and if none is idle it gets 503, or is closed if it uses TLS "
         "(%(default)s, at most half of the worker's descriptors)",
     )
     limits.add_argument(
@@ -93,7 +94,8 @@ def parse_args() -> Namespace:
     output.add_argument(
         "--log",
         choices=("common", "combined"),
-        help="write a line for each request to the standard output, in this format",
+        help="write a line for each response to the standard output, in this format; the server's "
+        "URL then goes to the standard error output",
     )
     output.add_argument("--quiet", action="store_true", help="don't print the server's URL")
     return parser.parse_args()

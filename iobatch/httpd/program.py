@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import resource
 import socket
 import sys
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from iobatch.httpd.accesslog import AccessLog
@@ -14,6 +12,8 @@ from iobatch.httpd.cache import FileCache
 from iobatch.httpd.files import Files
 from iobatch.httpd.listeners import listen, listen_unix, unlink_unix, url
 from iobatch.httpd.options import parse_args
+from iobatch.httpd.output import STDERR, Output, report
+from iobatch.httpd.process import prepare_process
 from iobatch.httpd.server import Server
 from iobatch.httpd.settings import Settings
 from iobatch.httpd.tls import self_signed_context, tls_context
@@ -23,12 +23,26 @@ if TYPE_CHECKING:
     import ssl
     from argparse import Namespace
 
+# The descriptors of a process that serves few clients. Each worker takes two more at the start.
+MIN_DESCRIPTORS = 24
+
 
 def main() -> int:
     """Serve until SIGINT or SIGTERM; return the exit status."""
     args = parse_args()
+    try:
+        return _run(args)
+    finally:
+        STDERR.finish()
+
+
+def _run(args: Namespace) -> int:
     if args.log and sys.stdout is None:
         return _fail("--log: the standard output is closed", status=2)
+    max_descriptors = prepare_process()
+    needed = MIN_DESCRIPTORS + 2 * args.workers
+    if max_descriptors < needed:
+        return _fail(f"at least {needed} descriptors are needed: see ulimit -n", status=1)
     try:
         context = _tls_context(args)
     except OSError as exc:
@@ -39,37 +53,38 @@ def main() -> int:
         files = FileCache(Files(args.directory, listing=args.listing, compress=args.compress))
     except OSError as exc:
         return _fail(f"{args.directory}: {exc.strerror}", status=2)
-    max_descriptors = _raise_descriptor_limit()
-    try:
-        listeners = _listeners(args)
-        created = os.open(args.unix, os.O_PATH) if args.unix else -1
-        stop = stop_socket()
-    except OSError as exc:
-        address = args.unix or f"{args.bind} port {args.port}"
-        return _fail(f"{address}: {exc.strerror or exc}", status=1)
     settings = Settings(
         # The other half is left to files.
         max_connections=min(args.max_connections, max_descriptors // 2),
         rate=args.limit_rate,
         grace=args.grace,
         tls=context,
-        log=AccessLog(sys.stdout.fileno(), args.log == "combined") if args.log else None,
+        log=AccessLog(1, args.log == "combined") if args.log else None,
     )
+
+    def new_server(listener: socket.socket, stop: socket.socket) -> Server:
+        return Server(listener, files, settings, stop)
+
+    try:
+        listeners = _listeners(args)
+        created = os.open(args.unix, os.O_PATH) if args.unix else -1
+        stop = stop_socket()
+        if len(listeners) > 1:
+            server: Server | Supervisor = Supervisor(listeners, stop, new_server)
+        else:
+            server = new_server(listeners[0], stop)
+    except OSError as exc:
+        address = args.unix or f"{args.bind} port {args.port}"
+        return _fail(f"{address}: {exc.strerror or exc}", status=1)
     if not args.quiet:
         address = url(listeners[0], secure=context is not None)
-        _print(f"Serving {args.directory} on {address} (Ctrl-C stops it)")
-
-    def serve(listener: socket.socket, stop: socket.socket) -> None:
-        server = Server(listener, files, settings, stop)
-        server.run()
-        server.close()
-        if settings.log is not None:
-            settings.log.flush()
-
-    if len(listeners) > 1:
-        Supervisor(listeners, stop, serve).run()
-    else:
-        serve(listeners[0], stop)
+        # A file's name may have bytes that the output's encoding can't represent.
+        line = os.fsencode(f"Serving {args.directory} on {address} (Ctrl-C stops it)\n")
+        output = STDERR if args.log else Output(1)
+        output.write(line)
+        output.resume()
+    server.run()
+    server.close()
     files.close()
     if args.unix:
         unlink_unix(args.unix, created)
@@ -102,24 +117,6 @@ def _listeners(args: Namespace) -> list[socket.socket]:
     return listeners
 
 
-def _raise_descriptor_limit() -> int:
-    """Raise the soft limit of open descriptors to the hard one; return the limit."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-
-
 def _fail(message: str, *, status: int) -> int:
-    print(f"iobatch.httpd: {message}", file=sys.stderr)
+    report(message)
     return status
-
-
-def _print(text: str) -> None:
-    """Write a line to the standard output, if that is possible.
-
-    A file's name may have bytes that the output's encoding can't represent.
-    """
-    if sys.stdout is not None:
-        with suppress(OSError):
-            os.write(sys.stdout.fileno(), os.fsencode(f"{text}\n"))

@@ -5,15 +5,20 @@ from __future__ import annotations
 import errno
 import socket
 import traceback
+from contextlib import suppress
 from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
 
 from iobatch.httpd.connection import CLOSE, WAITING, Connection
+from iobatch.httpd.idle import IdleConnections
+from iobatch.httpd.output import report
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from iobatch.httpd.cache import FileCache
     from iobatch.httpd.settings import Settings
 
@@ -48,6 +53,7 @@ class Server:
     _waiting: set[Connection] = field(init=False, factory=set["Connection"])
     # When the waiting connections return to the selector (time.monotonic).
     _resume_at: float = field(init=False, default=0.0)
+    _idle: IdleConnections = field(init=False)
     # The listening socket is out of the selector, until a connection ends or the next tick.
     _paused: bool = field(init=False, default=False)
     # When unfinished responses are cut off (time.monotonic); None: the server was not asked to
@@ -55,14 +61,16 @@ class Server:
     _stop_at: float | None = field(init=False, default=None)
 
     def __attrs_post_init__(self) -> None:
+        self._idle = IdleConnections(self._connections, self._settings.timeout)
         self._selector.register(self._listener, EVENT_READ)
         self._selector.register(self._stop, EVENT_READ)
 
     def close(self) -> None:
-        """Close all sockets. Responses that are being sent are cut off."""
-        for connection in self._connections:
-            connection.close()
-        self._connections.clear()
+        """Close all sockets and the log. Responses that are being sent are cut off."""
+        for connection in list(self._connections):
+            self._drop(connection)
+        if self._settings.log is not None:
+            self._settings.log.close()
         self._selector.close()
         self._listener.close()
         self._stop.close()
@@ -75,24 +83,28 @@ class Server:
         while self._stop_at is None or (self._connections and monotonic() < self._stop_at):
             ready = selector.select(self._select_timeout())
             now = monotonic()
+            accepting = False
             for key, _ in ready:
                 connection = key.data
                 if connection is not None:
                     try:
                         events = connection.step(now)
                     except Exception:  # noqa: BLE001  # a bug ends one connection, not the server
-                        traceback.print_exc()
+                        report(traceback.format_exc())
                         events = CLOSE
                     if events != key.events:
                         self._wait_for(connection, events)
                 elif key.fileobj is self._listener:
-                    self._accept(now)
+                    accepting = True
                 elif self._handle_stop(now):
                     return
                 else:
                     break  # connections in `ready` may be closed now
             if listings.builds and listings.build(now):
                 self._resume_at = now
+            # Last, because idle connections may be closed for new ones.
+            if accepting and self._stop_at is None:
+                self._accept(now)
             if self._waiting and now >= self._resume_at:
                 self._resume_waiting(now)
             if now >= next_tick:
@@ -116,19 +128,33 @@ class Server:
             self._selector.unregister(connection.sock)
             self._waiting.add(connection)
         else:
-            self._selector.modify(connection.sock, events, connection)
+            self._watch(connection, events, self._selector.modify)
+
+    def _watch(
+        self, connection: Connection, events: int, change: Callable[[socket.socket, int, Any], Any]
+    ) -> bool:
+        """Change what the selector waits for; return False if the connection is closed instead."""
+        try:
+            change(connection.sock, events, connection)
+        except OSError as exc:  # epoll_ctl(2): ENOMEM and ENOSPC
+            report(f"can't wait for a connection, and close it: {exc.strerror}")
+            self._drop(connection)
+            return False
+        return True
 
     def _resume_waiting(self, now: float) -> None:
         self._resume_at = now + WAIT_TICK
-        for connection in self._waiting:
-            self._selector.register(connection.sock, EVENT_WRITE, connection)
+        waiting = list(self._waiting)
         self._waiting.clear()
+        for connection in waiting:
+            self._watch(connection, EVENT_WRITE, self._selector.register)
 
     def _accept(self, now: float) -> None:
+        limit = self._settings.max_connections
         for _ in range(MAX_ACCEPTS):
-            limit = self._settings.max_connections
             surplus = len(self._connections) - limit
-            if surplus >= min(MAX_TURNED_AWAY, limit // 4 + 1):
+            idle = self._idle.longest(now) if surplus >= 0 else None
+            if idle is None and surplus >= min(MAX_TURNED_AWAY, limit // 4 + 1):
                 self._pause()
                 return
             try:
@@ -138,23 +164,33 @@ class Server:
                 if exc.errno in _EXHAUSTED:
                     self._pause()
                 return
-            if surplus >= 0 and self._settings.tls is not None:
-                sock.close()  # a handshake costs far more than the answer
+            if idle is not None:
+                self._drop(idle)
+            try:
+                connection = self._new_connection(sock, address, now)
+            except Exception:  # noqa: BLE001  # as in run()
+                report(traceback.format_exc())
+                sock.close()
                 continue
-            sock.setblocking(False)
-            peer = b"unix"
-            if sock.family != socket.AF_UNIX:
-                peer = address[0].removeprefix("::ffff:").encode()  # IPv4 (RFC 4291 2.5.5.2)
-                # A batch holds whole responses. Nagle's algorithm would hold back the end of one
-                # until the client has acknowledged the response before it.
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection = Connection(
-                sock, self._files, self._settings, now + self._settings.timeout, peer
-            )
-            if surplus >= 0:
+            if surplus >= 0 and idle is None:
+                if self._settings.tls is not None:
+                    sock.close()  # a handshake costs far more than the answer
+                    continue
                 connection.turn_away(now)
             self._connections.add(connection)
-            self._selector.register(sock, EVENT_READ, connection)
+            if not self._watch(connection, EVENT_READ, self._selector.register):
+                self._pause()
+                return
+
+    def _new_connection(self, sock: socket.socket, address: Any, now: float) -> Connection:
+        sock.setblocking(False)
+        peer = b"unix"
+        if sock.family != socket.AF_UNIX:
+            peer = address[0].removeprefix("::ffff:").encode()  # IPv4 (RFC 4291 2.5.5.2)
+            # A batch holds whole responses. Nagle's algorithm would hold back the end of one until
+            # the client has acknowledged the response before it.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return Connection(sock, self._files, self._settings, now + self._settings.timeout, peer)
 
     def _pause(self) -> None:
         """Accept nothing for a while: clients wait in the backlog."""
@@ -163,16 +199,20 @@ class Server:
 
     def _resume(self) -> None:
         if self._paused:
-            self._paused = False
-            self._selector.register(self._listener, EVENT_READ)
+            with suppress(OSError):  # as in _watch; the next tick tries again
+                self._selector.register(self._listener, EVENT_READ)
+                self._paused = False
 
     def _drop(self, connection: Connection) -> None:
         self._connections.remove(connection)
-        if connection in self._waiting:
-            self._waiting.remove(connection)
-        else:
+        self._waiting.discard(connection)
+        with suppress(KeyError):  # it waits for something else, or could not be waited for
             self._selector.unregister(connection.sock)
-        connection.close()
+        try:
+            connection.close()
+        except Exception:  # noqa: BLE001  # as in run()
+            report(traceback.format_exc())
+            connection.sock.close()
         self._resume()
 
     def _handle_stop(self, now: float) -> bool:
@@ -190,6 +230,12 @@ class Server:
         self._listener.close()
         for connection in [each for each in self._connections if each.finish()]:
             self._drop(connection)
+        if self._connections and self._settings.grace:
+            clients = len(self._connections)
+            report(
+                f"waiting for {clients} client{'s' * (clients > 1)}, at most "
+                f"{self._settings.grace:g} seconds; Ctrl-C again cuts them off"
+            )
         return False
 
     def _tick(self, now: float) -> None:

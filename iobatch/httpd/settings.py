@@ -21,7 +21,8 @@ class Settings:
     timeout: float = 60.0
     # From the first byte of a request to the end of its head.
     header_timeout: float = 20.0
-    # Connections beyond this number get 503; with TLS they are closed.
+    # A connection beyond this number takes the place of the longest idle one. If none is idle it
+    # gets 503; with TLS it is closed.
     max_connections: int = 10_000
     # The most bytes per second on a connection; None: no limit.
     rate: int | None = None

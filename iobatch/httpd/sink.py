@@ -39,6 +39,10 @@ def can_encode() -> bool:
     return len(_coders) < MAX_CODERS
 
 
+def _output_of(coder: Filter) -> int:
+    return coder.bytessent + coder.bytesleft
+
+
 class HeadedChunks(Chunked):
     """Chunked coding that begins with a response's head, so one system call sends both."""
 
@@ -77,6 +81,8 @@ class ResponseSink:
     # After everything else, TLS is ended by close_notify.
     ending: bool = False
     _body: IOBatch = field(init=False, factory=IOBatch)
+    # The size of the last coded body, in bytes.
+    _coded: int = field(init=False, default=0)
     # The content coding of the body; None: there is no coded body.
     _coder: Filter | None = field(init=False, default=None)
     # The transfer coding that follows the content coding.
@@ -116,6 +122,11 @@ class ResponseSink:
         )
 
     @property
+    def coded_bytes(self) -> int:
+        """The size of the last body that was coded, as far as it is coded."""
+        return self._coded if self._coder is None else _output_of(self._coder)
+
+    @property
     def held_bytes(self) -> int:
         """The number of bytes that filters hold. If it shrinks, the socket has accepted some."""
         filters = (self._coder, self._chunks, self._tls)
@@ -142,6 +153,7 @@ class ResponseSink:
                 return iob_write(sock, self._body, self._coder)
             nbytes = self._coder.finish(sock, until=tls)
             if not nbytes:
+                self._coded = _output_of(self._coder)
                 self._coder = None
             return nbytes
         if TYPE_CHECKING:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 import subprocess
 from ipaddress import ip_address
-from tempfile import TemporaryDirectory
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attrs import define
@@ -38,6 +39,10 @@ def tls_context(certificate: str, key: str) -> ssl.SSLContext:
         context.load_cert_chain(certificate, key, password=lambda: b"")
     except ssl.SSLError as exc:
         raise OSError(0, "not a certificate and its private key without a passphrase") from exc
+    except OSError:
+        for path in (certificate, key):
+            Path(path).open("rb").close()  # its exception names the file, and OpenSSL's does not
+        raise
     context.set_alpn_protocols(["http/1.1"])
     return context
 
@@ -52,13 +57,15 @@ def self_signed_context(names: Iterable[str]) -> ssl.SSLContext:
         OSError: the openssl program is missing or failed.
 
     """
-    subjects = ",".join(f"{'IP' if _is_address(name) else 'DNS'}:{name}" for name in sorted(names))
-    with TemporaryDirectory() as folder:
-        certificate, key = f"{folder}/cert.pem", f"{folder}/key.pem"
+    subjects = ",".join(sorted(map(_subject, names)))
+    fd = os.memfd_create("certificate")
+    try:
+        path = f"/proc/self/fd/{fd}"
         command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30"
         options = ["-subj", "/CN=iobatch.httpd", "-addext", f"subjectAltName={subjects}"]
-        result = subprocess.run(  # noqa: S603  # the arguments are ours, except two paths
-            [*command.split(), *options, "-out", certificate, "-keyout", key],
+        result = subprocess.run(  # noqa: S603  # the arguments are ours, except two names
+            [*command.split(), *options, "-keyout", path, "-out", path],
+            pass_fds=[fd],
             capture_output=True,
             text=True,
             check=False,
@@ -66,15 +73,19 @@ def self_signed_context(names: Iterable[str]) -> ssl.SSLContext:
         if result.returncode:
             reason = result.stderr.strip().rpartition("\n")[2]
             raise OSError(0, f"openssl failed: {reason}")
-        return tls_context(certificate, key)
+        return tls_context(path, path)
+    finally:
+        os.close(fd)
 
 
-def _is_address(name: str) -> bool:
+def _subject(name: str) -> str:
+    """Return a subject's alternative name, as openssl expects it."""
+    address, _, _ = name.partition("%")  # an IPv6 zone is known to this machine only (RFC 4007 6)
     try:
-        ip_address(name)
+        ip_address(address)
     except ValueError:
-        return False
-    return True
+        return f"DNS:{name}"
+    return f"IP:{address}"
 
 
 @define(eq=False)
@@ -84,11 +95,18 @@ class ConnectionTLS:
     # Encrypts what is sent.
     filter: Filter
     _tls: TLS
+    _sslobject: ssl.SSLObject
 
     @property
     def ended(self) -> bool:
         """Whether the client sends nothing more, for example after its close_notify."""
         return self._tls.ended
+
+    @property
+    def is_shaking_hands(self) -> bool:
+        """Whether a handshake has begun and is not finished."""
+        begun = self.filter.bytessent or self.filter.bytesleft
+        return bool(begun) and self._sslobject.version() is None
 
     def receive(self, data: bytes) -> bytes:
         """Return the plain bytes of received records; b"" if no record is complete.
@@ -109,4 +127,4 @@ def new_tls(context: ssl.SSLContext, throttle: Throttle | None) -> ConnectionTLS
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     sslobject = context.wrap_bio(incoming, outgoing, server_side=True)
     tls = TLS(sslobject, incoming, outgoing)
-    return ConnectionTLS(Filter(tls, throttle, high_water=HIGH_WATER), tls)
+    return ConnectionTLS(Filter(tls, throttle, high_water=HIGH_WATER), tls, sslobject)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 import traceback
 from contextlib import suppress
 from selectors import EVENT_READ, DefaultSelector
@@ -14,14 +13,19 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from attrs import define, field
 
+from iobatch.httpd.output import STDERR, report
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import FrameType
 
-    Serve = Callable[[socket.socket, socket.socket], None]
+    from iobatch.httpd.server import Server
+
+    NewServer = Callable[[socket.socket, socket.socket], Server]
 
 # Seconds before a dead worker is replaced, or a failed start is tried again.
 RESPAWN_DELAY = 1.0
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def stop_socket() -> socket.socket:
@@ -31,8 +35,10 @@ def stop_socket() -> socket.socket:
     # Python writes the byte for signals that have a handler, so each gets one that does nothing.
     # This also undoes an inherited SIG_IGN.
     signal.set_wakeup_fd(theirs.detach())
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, _do_nothing)
+    # They may be blocked in the process that started this one.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     return ours
 
 
@@ -53,9 +59,9 @@ class Supervisor:
     _listeners: Sequence[socket.socket]
     # Each byte that it receives is passed on to each worker.
     _stop: socket.socket
-    # The work of a worker. Its arguments are its listening socket, and a socket that receives the
-    # bytes of `_stop` and ends when the supervisor's process does.
-    _serve: Serve
+    # Makes a worker's server. Its arguments are the worker's listening socket, and a socket that
+    # receives the bytes of `_stop` and ends when the supervisor's process does.
+    _new_server: NewServer
     _selector: DefaultSelector = field(init=False, factory=DefaultSelector)
     # By the socket that leads to each; it becomes readable when the worker ends.
     _workers: dict[socket.socket, _Worker] = field(init=False, factory=dict[socket.socket, _Worker])
@@ -67,20 +73,24 @@ class Supervisor:
 
     def __attrs_post_init__(self) -> None:
         self._vacant = list(self._listeners)
+        self._selector.register(self._stop, EVENT_READ)
+
+    def close(self) -> None:
+        """Close what the supervisor waits with."""
+        self._selector.close()
+        self._stop.close()
 
     def run(self) -> None:
         """Run the workers until all have stopped."""
-        with self._selector as selector:
-            selector.register(self._stop, EVENT_READ)
-            while self._workers or self._vacant:
-                if self._vacant and monotonic() >= self._start_at:
-                    self._fill_vacancies()
-                timeout = self._start_at - monotonic() if self._vacant else None
-                for key, _ in selector.select(timeout):
-                    if key.fileobj is self._stop:
-                        self._pass_on_stop()
-                    else:
-                        self._replace(key.data)
+        while self._workers or self._vacant:
+            if self._vacant and monotonic() >= self._start_at:
+                self._fill_vacancies()
+            timeout = self._start_at - monotonic() if self._vacant else None
+            for key, _ in self._selector.select(timeout):
+                if key.fileobj is self._stop:
+                    self._pass_on_stop()
+                else:
+                    self._replace(key.data)
 
     def _fill_vacancies(self) -> None:
         try:
@@ -88,22 +98,24 @@ class Supervisor:
                 self._start(self._vacant[-1])
                 self._vacant.pop()
         except OSError as exc:
-            print(f"iobatch.httpd: can't start a worker: {exc.strerror}", file=sys.stderr)
+            report(f"can't start a worker: {exc.strerror}")
             self._start_at = monotonic() + RESPAWN_DELAY
 
     def _start(self, listener: socket.socket) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             try:
+                self._selector.register(ours, EVENT_READ, ours)
                 pid = os.fork()
             except OSError:
+                with suppress(KeyError):
+                    self._selector.unregister(ours)
                 ours.close()
                 raise
             if not pid:
                 others = [each for each in self._listeners if each is not listener]
                 unused = [ours, self._stop, *self._workers, *others]
-                _run_worker(self._serve, listener, theirs, unused)
-        self._selector.register(ours, EVENT_READ, ours)
+                _run_worker(self._new_server, listener, theirs, unused)
         self._workers[ours] = _Worker(pid, listener)
 
     def _pass_on_stop(self) -> None:
@@ -123,26 +135,32 @@ class Supervisor:
         worker = self._workers.pop(sock)
         os.waitpid(worker.pid, 0)
         if not self._stopping:
-            print("iobatch.httpd: a worker died; starting another one", file=sys.stderr)
+            report("a worker died; starting another one")
             self._vacant.append(worker.listener)
             self._start_at = monotonic() + RESPAWN_DELAY
 
 
 def _run_worker(
-    serve: Serve, listener: socket.socket, stop: socket.socket, unused: list[socket.socket]
+    new_server: NewServer,
+    listener: socket.socket,
+    stop: socket.socket,
+    unused: list[socket.socket],
 ) -> NoReturn:
     """Serve in a process that was just forked, and exit."""
     status = 1
     try:
         signal.set_wakeup_fd(-1)
         # A terminal sends SIGINT to every process; the supervisor passes it on.
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         for sock in unused:
             sock.close()
-        serve(listener, stop)
+        server = new_server(listener, stop)
+        server.run()
+        server.close()
         status = 0
     except BaseException:  # noqa: BLE001  # none may reach the supervisor's code
-        traceback.print_exc()
+        report(traceback.format_exc())
     finally:
+        STDERR.finish()
         os._exit(status)

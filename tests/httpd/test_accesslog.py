@@ -5,17 +5,35 @@ from __future__ import annotations
 import os
 import re
 import select
-import subprocess
-from typing import TYPE_CHECKING
+import socket
+import ssl
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from iobatch.httpd.accesslog import MAX_WAITING, MAX_WRITE, AccessLog
+from iobatch.httpd.accesslog import MAX_WRITE, AccessLog
 from iobatch.httpd.pages import error_page
 from iobatch.httpd.requests import Request
-from tests.support.httpd import COMMAND, SMALL, exchange
+from iobatch.httpd.sink import RECORD
+from iobatch.httpd.tls import tls_context
+from tests.support.http import split
+from tests.support.httpd import (
+    LARGE,
+    SMALL,
+    Keys,
+    address_of,
+    exchange,
+    open_connection,
+    program,
+    prose,
+    read_all,
+    serving,
+)
+from tests.support.sockets import PATIENCE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -23,6 +41,9 @@ if TYPE_CHECKING:
 NOT_FOUND = len(error_page(404, "Not Found"))
 # The size of a write, and the bytes of it that were accepted.
 Write = tuple[int, int]
+# A request after which the server closes the connection.
+CLOSING = b"GET /1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+CODED = b"GET /text.txt HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n\r\n"
 # The address and the time of a line.
 HEAD = r"127\.0\.0\.1 - - \[\d\d/[A-Z][a-z][a-z]/\d{4}:\d\d:\d\d:\d\d \+0000\] "
 
@@ -44,17 +65,12 @@ def writes(monkeypatch: pytest.MonkeyPatch) -> list[Write]:
 
 def log_of(site: Path, log_format: str, *requests: bytes) -> list[str]:
     """Return the lines that the program writes for requests, one connection for each argument."""
-    with subprocess.Popen(
-        [*COMMAND, site, "--port", "0", "--log", log_format],
-        stdout=subprocess.PIPE,
-    ) as process:
-        assert process.stdout is not None
-        match = re.search(rb"http://127.0.0.1:(\d+)/", process.stdout.readline())
-        assert match
+    with program(site, "--log", log_format) as (process, url):
         for request in requests:
-            exchange(("127.0.0.1", int(match[1])), request)
+            exchange(address_of(url), request)
         process.terminate()
-        return process.stdout.read().decode("ascii").splitlines()
+        assert process.stdout is not None
+        return process.stdout.read().splitlines()
 
 
 def test_common_format_has_the_status_and_body_size_of_each_response(site: Path) -> None:
@@ -98,7 +114,7 @@ def test_log_contains_only_printable_ascii() -> None:
     log = AccessLog(writing, combined=True)
     headers = {b"referer": every, b"user-agent": every}
     log.add(b"::1", Request(b"GET", every, "1.1", headers, keep_alive=True), b"200", 0)
-    log.flush()
+    log.close()
     os.close(writing)
     line = os.read(reading, 1 << 16)
     os.close(reading)
@@ -113,7 +129,7 @@ def test_lines_are_joined_up_to_the_size_of_an_atomic_write(writes: list[Write])
     request = Request(b"GET", b"/" + b"x" * 500, "1.1", {}, keep_alive=True)
     for _ in range(20):
         log.add(b"127.0.0.1", request, b"200", 1)
-    log.flush()
+    log.close()
     os.close(writing)
     content = os.read(reading, 1 << 20)
     os.close(reading)
@@ -128,8 +144,8 @@ def test_lines_are_dropped_when_the_reader_is_gone() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     log = AccessLog(writing, combined=False)
-    log.add(b"", Request(b"", b"", "1.1", {}, keep_alive=False), b"400", None)
-    log.flush()
+    log.add(b"", Request(b"", b"", "1.1", {}, keep_alive=False), b"400", 0)
+    log.close()
     assert not log
     os.close(writing)
 
@@ -152,42 +168,102 @@ def test_line_of_a_long_request_is_one_write_and_its_fields_are_closed(value: by
     os.close(writing)
 
 
-def test_log_never_waits_for_a_slow_reader_and_drops_lines_instead() -> None:
+@contextmanager
+def recorded_log() -> Iterator[tuple[AccessLog, list[int]]]:
+    """Yield a log, and a list that collects the sizes in its lines when the block ends."""
     reading, writing = os.pipe()
     log = AccessLog(writing, combined=False)
-    target = b"/" + b"x" * 1000
-    for i in range(10_000):
-        request = Request(b"GET", target, "1.1", {}, keep_alive=True)
-        log.add(b"", request, b"200", i + 1)
-    log.flush()
-    assert log
-    assert sum(map(len, log._writes)) <= MAX_WAITING * MAX_WRITE
-    received = bytearray()
-    while log:
-        received += os.read(reading, 1 << 16)
-        log.flush()
+    sizes: list[int] = []
+    yield log, sizes
+    log.close()
     os.close(writing)
-    while piece := os.read(reading, 1 << 16):
-        received += piece
+    lines = os.read(reading, 1 << 20).splitlines()
     os.close(reading)
-    sizes = [int(line.rpartition(b" ")[2]) for line in received.splitlines()]
-    assert sizes == list(range(1, len(sizes) + 1))
-    assert MAX_WAITING < len(sizes) < 10_000
+    sizes.extend(int(line.rpartition(b" ")[2].replace(b"-", b"0")) for line in lines)
 
 
-def test_write_that_a_terminal_accepts_in_part_is_completed_later(writes: list[Write]) -> None:
-    """Another program that shares the terminal may have made it non-blocking."""
-    request = Request(b"GET", b"/" + b"x" * 1000, "1.1", {}, keep_alive=True)
-    reading, writing = os.openpty()
-    os.set_blocking(writing, False)
-    log = AccessLog(writing, combined=False)
-    for i in range(100):
-        log.add(b"", request, b"200", i + 1)
+def receive_until_cut_off(site: Path, request: bytes, **settings: Any) -> tuple[bytes, list[int]]:
+    """Return what a client receives before its connection is cut off, and the sizes in the log."""
+    with recorded_log() as (log, sizes):
+        with open_connection(site, "small buffers", log=log, **settings) as (connection, theirs):
+            client = theirs.dup()
+            theirs.sendall(request)
+            for now in range(3):
+                connection.step(float(now))
+        with client:
+            return read_all(client), sizes
+
+
+@pytest.mark.parametrize("rate", [None, 100_000])
+def test_size_of_a_response_that_was_cut_off_is_what_was_sent(site: Path, rate: int | None) -> None:
+    """The response before it is logged whole, and those after it were not sent."""
+    received, sizes = receive_until_cut_off(site, SMALL + LARGE * 3, rate=rate)
+    _, _, body = received.split(b"\r\n\r\n", 2)
+    assert 0 < len(body) < 1 << 20
+    assert sizes == [1, len(body), 0, 0]
+
+
+def test_size_of_a_response_before_a_coded_one_is_what_was_sent(site: Path) -> None:
+    (site / "text.txt").write_bytes(prose(100_000))
+    received, sizes = receive_until_cut_off(site, LARGE + CODED)
+    _, _, body = received.partition(b"\r\n\r\n")
+    assert sizes == [len(body), 0]
+
+
+def test_size_of_a_coded_body_that_was_cut_off_is_what_was_sent(site: Path) -> None:
+    """It is a lower bound: of the chunk that was cut off the framing may have been sent, too."""
+    (site / "text.txt").write_bytes(prose(3 << 20))
+    received, sizes = receive_until_cut_off(site, SMALL + CODED + SMALL)
+    _, _, chunks = received.split(b"\r\n\r\n", 2)
+    assert len(sizes) == 2, "the last request was not answered"
+    assert sizes[0] == 1
+    assert len(chunks) - 100 < sizes[1] < len(chunks)
+
+
+def test_size_of_a_tls_response_that_was_cut_off_is_what_was_sent(site: Path, keys: Keys) -> None:
+    """Of the last record a part may have been sent, which the client can't decrypt.
+
+    What TLS adds to records that were not sent is counted as a part of them.
+    """
+    os.truncate(site / "1", 1 << 30)
+    context = tls_context(str(keys.certificate), str(keys.key))
     received = bytearray()
-    while not received.endswith(b" 100\r\n"):
-        log.flush()
-        received += os.read(reading, 1 << 16)
-    os.close(writing)
-    os.close(reading)
-    assert any(0 < accepted < size for size, accepted in writes)
-    assert [int(line.rpartition(b" ")[2]) for line in received.splitlines()] == list(range(1, 101))
+    with recorded_log() as (log, sizes), socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.settimeout(PATIENCE)
+        with serving(site, tls=context, log=log) as (_, address):
+            sock.connect(address)
+            client = keys.client.wrap_socket(
+                sock, server_hostname="127.0.0.1", suppress_ragged_eofs=False
+            )
+            client.sendall(LARGE + SMALL)
+            while len(received) < 3 << 19:
+                received += client.recv(1 << 14)
+        with client, suppress(ssl.SSLEOFError):
+            while True:
+                received += client.recv(1 << 14)
+    _, _, rest = received.partition(b"\r\n\r\n")
+    _, _, body = rest[1 << 20 :].partition(b"\r\n\r\n")
+    assert sizes[0] == 1 << 20
+    assert len(body) - 1000 < sizes[1] <= len(body) + RECORD
+
+
+@pytest.mark.parametrize("coding", ["identity", "gzip"])
+@pytest.mark.parametrize("secure", [False, True])
+def test_size_of_a_complete_response_is_that_of_its_coded_body(
+    site: Path, keys: Keys, coding: str, *, secure: bool
+) -> None:
+    (site / "text.txt").write_bytes(prose(100_000))
+    request = f"GET /text.txt HTTP/1.1\r\nHost: x\r\nAccept-Encoding: {coding}\r\n\r\n".encode()
+    context = tls_context(str(keys.certificate), str(keys.key)) if secure else None
+    with (
+        recorded_log() as (log, sizes),
+        serving(site, tls=context, log=log) as (_, address),
+        socket.create_connection(address, PATIENCE) as sock,
+    ):
+        client = keys.client.wrap_socket(sock, server_hostname="127.0.0.1") if secure else sock
+        client.sendall((request + SMALL) * 3 + CLOSING)
+        with client:
+            received = read_all(client)
+    assert sizes == [len(response.body) for response in split(received)]
+    assert len(sizes) == 7

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import os
 import re
+import signal
 import ssl
+from contextlib import suppress
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import pytest
+from cryptography import x509
 
+from iobatch.httpd.tls import self_signed_context, tls_context
 from tests.support.batches import data
 from tests.support.httpd import Keys, address_of, program, run_httpd
 from tests.support.programs import environment
@@ -22,15 +28,30 @@ if TYPE_CHECKING:
 def test_unusable_certificate_or_key_is_reported_in_one_line(
     site: Path, keys: Keys, tmp_path: Path
 ) -> None:
-    (tmp_path / "text").write_bytes(b"text")
-    for pair in (
-        (tmp_path / "nothing", keys.key),
-        (keys.certificate, tmp_path / "text"),
-        (keys.certificate, tmp_path),
+    """Where a file can't be read, it is named."""
+    text, missing = tmp_path / "text", tmp_path / "missing"
+    text.write_bytes(b"text")
+    unusable = "not a certificate and its private key without a passphrase"
+    for pair, reason in (
+        ((missing, keys.key), f"{missing}: No such file or directory"),
+        ((keys.certificate, missing), f"{missing}: No such file or directory"),
+        ((keys.certificate, tmp_path), f"{tmp_path}: Is a directory"),
+        ((keys.certificate, text), unusable),
     ):
         result = run_httpd(site, "--tls", *pair)
         assert result.returncode == 2
-        assert re.fullmatch(r"iobatch\.httpd: --tls [^\n]+: [\w ,]+\n", result.stderr)
+        assert result.stderr == f"iobatch.httpd: --tls {pair[0]} {pair[1]}: {reason}\n"
+
+
+def test_error_of_files_that_can_be_opened_is_raised_as_it_is(
+    keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        tls_context(str(keys.certificate), str(keys.key))
 
 
 @pytest.mark.usefixtures("openssl")
@@ -58,7 +79,38 @@ def test_self_signed_without_openssl_is_reported_in_one_line(site: Path, tmp_pat
 
 
 @pytest.mark.usefixtures("openssl")
-def test_failure_of_openssl_is_reported_in_one_line(site: Path) -> None:
-    result = run_httpd(site, "--self-signed", "--bind", "localhost,IP:none")
+def test_self_signed_certificate_names_an_ipv6_address_without_its_zone() -> None:
+    context = self_signed_context({"fe80::1%eth0", "localhost"})
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = context.wrap_bio(incoming, outgoing, server_side=True)
+    trusting = ssl.create_default_context()
+    trusting.check_hostname = False
+    trusting.verify_mode = ssl.CERT_NONE
+    client = trusting.wrap_bio(outgoing, incoming)
+    for side in (client, server, client):
+        with suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    der = client.getpeercert(binary_form=True)
+    assert der
+    names = x509.load_der_x509_certificate(der).extensions.get_extension_for_class(
+        x509.SubjectAlternativeName
+    )
+    assert names.value.get_values_for_type(x509.IPAddress) == [ip_address("fe80::1")]
+    assert names.value.get_values_for_type(x509.DNSName) == ["localhost"]
+
+
+@pytest.mark.usefixtures("openssl")
+@pytest.mark.parametrize("child_handler", [signal.SIG_DFL, signal.SIG_IGN])
+def test_failure_of_openssl_is_reported_in_one_line(
+    site: Path, child_handler: signal.Handlers
+) -> None:
+    """Where SIGCHLD is ignored, the exit status of a child is lost."""
+    result = run_httpd(
+        site,
+        "--self-signed",
+        "--bind",
+        "localhost,IP:none",
+        preexec_fn=lambda: signal.signal(signal.SIGCHLD, child_handler),
+    )
     assert result.returncode == 2
     assert re.fullmatch(r"iobatch\.httpd: --self-signed: openssl failed: .+\n", result.stderr)

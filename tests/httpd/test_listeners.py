@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
@@ -34,6 +35,25 @@ def test_url_names_an_address_that_a_browser_can_open() -> None:
     for host, shown in (("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "localhost")):
         with listen(host, 0) as sock:
             assert url(sock, secure=False) == f"http://{shown}:{sock.getsockname()[1]}/"
+
+
+def test_url_names_the_zone_of_an_ipv6_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The zone is a number if its interface is gone."""
+
+    class LinkLocal:
+        family = socket.AF_INET6
+
+        def getsockname(self) -> tuple[str, int, int, int]:
+            return "fe80::1", 8000, 0, 1
+
+    name = socket.if_indextoname(1)
+    assert url(LinkLocal(), secure=False) == f"http://[fe80::1%25{name}]:8000/"
+
+    def no_interface(number: int) -> str:
+        raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+
+    monkeypatch.setattr(socket, "if_indextoname", no_interface)
+    assert url(LinkLocal(), secure=True) == "https://[fe80::1%251]:8000/"
 
 
 @pytest.mark.usefixtures("ipv6")
@@ -108,6 +128,21 @@ def test_ending_server_leaves_the_unix_socket_of_its_successor(site: Path, tmp_p
             second.terminate()
             assert second.wait(PATIENCE) == 0
     assert not path.exists()
+
+
+def test_unix_socket_whose_backlog_is_full_is_in_use(site: Path, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with ExitStack() as stack:
+        listener, *clients = (stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in "1234")
+        listener.bind(os.fspath(path))
+        listener.listen(0)
+        for sock in clients:
+            sock.setblocking(False)
+        while not clients.pop().connect_ex(os.fspath(path)):
+            assert clients, "the backlog is full"
+        result = run_httpd(site, "--unix", path)
+    assert result.returncode == 1
+    assert result.stderr == f"iobatch.httpd: {path}: Address already in use\n"
 
 
 def test_file_that_is_no_socket_is_not_replaced(site: Path) -> None:

@@ -92,18 +92,21 @@ def test_memory_of_500_slow_readers_is_bounded_and_does_not_grow(
 def test_connections_never_take_the_descriptors_that_files_need(
     site: Path, descriptors: int, served: int
 ) -> None:
-    """The connections that get 503 don't, either."""
+    """The connections that get 503 don't, either. No client is idle: each has begun a request."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
 
     def ask(sock: socket.socket, name: str) -> bytes:
-        sock.sendall(f"HEAD /{name} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        sock.sendall(f"{name} HTTP/1.1\r\nHost: x\r\n\r\nHEAD /".encode())
         return receive_head(sock)[:12]
 
     with program(site, preexec_fn=limit) as (_, url), ExitStack() as stack:
         address = address_of(url)
-        clients = [stack.enter_context(connect(address)) for _ in range(2 * served)]
+        clients = []
+        for _ in range(2 * served):
+            clients.append(stack.enter_context(connect(address)))
+            clients[-1].sendall(b"HEAD /")
         refused = served // 4
         answers = [ask(sock, "1") for sock in clients[: served + refused]]
         assert answers == [b"HTTP/1.1 200"] * served + [b"HTTP/1.1 503"] * refused

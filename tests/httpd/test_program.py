@@ -7,18 +7,36 @@ import resource
 import signal
 import socket
 import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from iobatch.httpd.program import MIN_DESCRIPTORS
 from tests.support.httpd import COMMAND, SMALL, program, receive_head, run_httpd
 from tests.support.programs import environment
 from tests.support.sockets import PATIENCE, receive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+
+# Runs the program in a process that has no descriptor left for its last system call at the start.
+NO_DESCRIPTOR_LEFT = """
+import os, resource, runpy
+from iobatch.httpd import program
+stop_socket = program.stop_socket
+def last():
+    stop = stop_socket()
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, free))
+    return stop
+program.stop_socket = last
+runpy.run_module("iobatch.httpd", run_name="__main__", alter_sys=True)
+"""
 
 
 def test_missing_directory_or_file_is_reported_in_one_line(site: Path) -> None:
@@ -34,7 +52,28 @@ def test_soft_limit_of_descriptors_is_raised_and_hard_one_reported(site: Path) -
 
     with program(site, "--workers", "30", preexec_fn=limit(20, 200)) as (_, url):
         assert url
-    result = run_httpd(site, "--port", "0", preexec_fn=limit(5, 5))
+    for few, workers in ((5, 1), (7, 1), (25, 1), (43, 10)):
+        result = run_httpd(
+            site, "--port", "0", "--workers", f"{workers}", preexec_fn=limit(few, few)
+        )
+        assert result.returncode == 1
+        needed = MIN_DESCRIPTORS + 2 * workers
+        assert result.stderr == (
+            f"iobatch.httpd: at least {needed} descriptors are needed: see ulimit -n\n"
+        )
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_failure_to_open_the_last_descriptor_of_the_start_is_reported_in_one_line(
+    site: Path, workers: str
+) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", NO_DESCRIPTOR_LEFT, site, "--port", "0", "--workers", workers],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
     assert result.returncode == 1
     assert result.stderr == "iobatch.httpd: 127.0.0.1 port 0: Too many open files\n"
 
@@ -48,6 +87,24 @@ def connect_to_program(process: subprocess.Popen[bytes], path: Path) -> Iterator
             assert process.poll() is None
             os.sched_yield()
         yield client
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_descriptors_lead_to_the_null_device(site: Path, closed: str) -> None:
+    """A client's socket would take their numbers, and get diagnostics."""
+    command = f'exec "$@" {closed}'
+    with subprocess.Popen(
+        ["sh", "-c", command, "sh", *COMMAND, site, "--unix", site / "socket"],
+        stdout=subprocess.DEVNULL,
+    ) as process:
+        with connect_to_program(process, site / "socket") as client:
+            client.sendall(SMALL)
+            assert receive(client, 12) == b"HTTP/1.1 200"
+            for fd, redirection in enumerate(("<", ">", "2>")):
+                if f"{redirection}&-" in closed.split():
+                    path = Path(f"/proc/{process.pid}/fd/{fd}").readlink()
+                    assert path == Path(os.devnull)
+        process.terminate()
 
 
 @pytest.mark.parametrize("output", [">/dev/full", "| true", ">&-"])
@@ -79,6 +136,14 @@ def test_directory_is_printed_with_the_bytes_of_its_name(site: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline().startswith(b"Serving " + folder + b" on http://")
         process.terminate()
+
+
+def test_url_is_not_in_the_log(site: Path) -> None:
+    """It is on the standard error output."""
+    with program(site, "--log", "common") as (process, _):
+        process.terminate()
+        assert process.stdout is not None
+        assert process.stdout.read() == ""
 
 
 def test_log_without_an_output_is_refused(site: Path) -> None:

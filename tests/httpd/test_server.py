@@ -8,6 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
+from select import EPOLLIN, EPOLLOUT
 from selectors import DefaultSelector
 from threading import Event
 from time import monotonic
@@ -16,20 +18,26 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from iobatch.httpd.connection import WAITING, Connection
+from iobatch.httpd.output import STDERR
 from iobatch.httpd.server import TICK
 from tests.support.httpd import (
+    LARGE,
     SMALL,
     children,
     exchange,
     new_server,
+    read_all,
     receive_head,
     serving,
+    slow_client,
 )
 from tests.support.programs import tool
 from tests.support.sockets import PATIENCE, receive
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from iobatch.httpd.server import Server
 
 
 def test_connection_that_found_no_descriptor_is_accepted_later(site: Path) -> None:
@@ -98,6 +106,7 @@ def test_unexpected_exception_ends_one_connection_and_is_printed(
             assert exchange(address, SMALL) == b""
         other.sendall(SMALL)
         assert receive(other, 13)[1:] == b"HTTP/1.1 200"
+    STDERR.finish()
     assert "ZeroDivisionError: unexpected" in capfd.readouterr().err
 
 
@@ -188,3 +197,112 @@ def test_connection_that_a_stop_closes_is_not_run_in_the_same_turn(
         stop.send(b"\0")
         server.run()
         assert not server._connections
+
+
+class FullEpoll:
+    """An epoll object without room for some events."""
+
+    def __init__(self, server: Server) -> None:
+        self._epoll = server._selector._selector  # type: ignore[attr-defined]
+        self.refused = 0  # select.EPOLLIN and EPOLLOUT
+        server._selector._selector = self  # type: ignore[attr-defined]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._epoll, name)
+
+    def register(self, fd: int, events: int) -> None:
+        self._refuse(events)
+        self._epoll.register(fd, events)
+
+    def modify(self, fd: int, events: int) -> None:
+        self._refuse(events)
+        self._epoll.modify(fd, events)
+
+    def _refuse(self, events: int) -> None:
+        if events & self.refused:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+NO_ROOM = "iobatch.httpd: can't wait for a connection, and close it: No space left on device\n"
+
+
+def test_connection_that_finds_no_room_in_epoll_is_closed_and_reported(
+    site: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The others are served. The next one is accepted when a connection ends, or after a tick."""
+    with new_server(site) as (server, address, _), ExitStack() as stack:
+
+        def connect() -> socket.socket:
+            return stack.enter_context(socket.create_connection(address, PATIENCE))
+
+        epoll = FullEpoll(server)
+        first, second = connect(), connect()
+        epoll.refused = EPOLLIN
+        server._accept(0.0)
+        assert first.recv(1) == b""
+        assert not server._connections
+        assert server._paused
+        epoll.refused = 0
+        server._resume()
+        server._accept(0.0)
+        [connection] = server._connections
+        second.sendall(SMALL)
+        connection.step(0.0)
+        assert receive_head(second)[:12] == b"HTTP/1.1 200"
+    STDERR.finish()
+    assert capfd.readouterr().err == NO_ROOM
+
+
+@pytest.mark.parametrize("throttled", [False, True])
+def test_connection_that_epoll_cannot_change_is_closed_and_the_others_are_served(
+    site: Path, capfd: pytest.CaptureFixture[str], *, throttled: bool
+) -> None:
+    with (
+        serving(site, rate=1000 if throttled else None) as (server, address),
+        socket.create_connection(address, PATIENCE) as other,
+        slow_client(address) as sock,
+    ):
+        other.sendall(SMALL)
+        receive_head(other)
+        receive(other, 1)
+        epoll = FullEpoll(server)
+        epoll.refused = EPOLLOUT
+        sock.sendall(LARGE * 20)
+        read_all(sock)
+        epoll.refused = 0
+        other.sendall(SMALL)
+        assert receive_head(other)[:12] == b"HTTP/1.1 200"
+    STDERR.finish()
+    assert capfd.readouterr().err == NO_ROOM
+
+
+def test_listening_goes_on_at_a_later_tick_when_epoll_has_no_room(site: Path) -> None:
+    with new_server(site) as (server, _, _):
+        epoll = FullEpoll(server)
+        server._pause()
+        epoll.refused = EPOLLIN
+        server._tick(0.0)
+        assert server._paused
+        epoll.refused = 0
+        server._tick(TICK)
+        assert not server._paused
+        assert server._listener in server._selector.get_map()
+
+
+def test_exception_in_accepting_or_closing_a_connection_is_printed_and_the_others_are_served(
+    site: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def failing(*args: object, **kwargs: object) -> None:
+        raise ZeroDivisionError("unexpected")
+
+    with serving(site) as (server, address):
+        for name in ("__attrs_post_init__", "close"):
+            with monkeypatch.context() as patch:
+                patch.setattr(Connection, name, failing)
+                with socket.create_connection(address, PATIENCE) as sock:
+                    sock.shutdown(socket.SHUT_WR)
+                    assert sock.recv(1) == b""
+            assert exchange(address, SMALL)[:12] == b"HTTP/1.1 200"
+        assert not server._connections
+    STDERR.finish()
+    assert capfd.readouterr().err.count("ZeroDivisionError: unexpected") == 2

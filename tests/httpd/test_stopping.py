@@ -18,8 +18,10 @@ from tests.support.httpd import (
     program,
     read_all,
     receive_head,
+    run_httpd,
     slow_client,
 )
+from tests.support.programs import environment
 from tests.support.sockets import PATIENCE, receive
 
 if TYPE_CHECKING:
@@ -27,16 +29,24 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("inherited", [signal.SIG_DFL, signal.SIG_IGN])
+@pytest.mark.parametrize("inherited", ["default", "ignored", "blocked"])
+@pytest.mark.parametrize("workers", ["1", "2"])
 def test_signal_stops_the_program_with_status_0_while_a_connection_is_open(
-    site: Path, number: int, inherited: signal.Handlers
+    site: Path, number: int, inherited: str, workers: str
 ) -> None:
-    """The program may have inherited a disposition that ignores the signal."""
-    with program(
-        site,
-        preexec_fn=lambda: signal.signal(number, inherited),
-        stderr=subprocess.PIPE,
-    ) as (process, url):
+    """The program may have inherited that this signal, and SIGCHLD, are ignored or blocked."""
+
+    def inherit() -> None:
+        if inherited == "blocked":
+            signal.pthread_sigmask(signal.SIG_BLOCK, [number, signal.SIGCHLD])
+        elif inherited == "ignored":
+            signal.signal(number, signal.SIG_IGN)
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+    with program(site, "--workers", workers, preexec_fn=inherit, stderr=subprocess.PIPE) as (
+        process,
+        url,
+    ):
         with socket.create_connection(address_of(url), PATIENCE) as sock:
             sock.sendall(SMALL)
             assert receive(sock, 12) == b"HTTP/1.1 200"
@@ -86,8 +96,9 @@ def test_stopping_server_finishes_responses_and_closes_idle_connections(
 def test_second_signal_or_end_of_grace_cuts_responses_off(
     site: Path, grace: str, signals: int
 ) -> None:
+    """The server says that it waits, if it does."""
     with (
-        program(site, "--grace", grace) as (process, url),
+        program(site, "--grace", grace, stderr=subprocess.PIPE) as (process, url),
         # Accepted before the other client, since it connects first.
         socket.create_connection(address_of(url), PATIENCE) as idle,
         slow_client(address_of(url)) as sock,
@@ -100,3 +111,18 @@ def test_second_signal_or_end_of_grace_cuts_responses_off(
             assert process.poll() is None
             process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE) == 0
+        assert process.stderr is not None
+        waiting = "waiting for 1 client, at most 1000 seconds; Ctrl-C again cuts them off"
+        assert process.stderr.read() == f"iobatch.httpd: {waiting}\n" * (signals - 1)
+
+
+def test_signal_before_the_server_can_be_stopped_ends_the_program_without_a_traceback(
+    site: Path, tmp_path: Path
+) -> None:
+    """Modules are being imported then, of which one is replaced here."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        (tmp_path / "httptools.py").write_text(f"import os; os.kill(os.getpid(), {number:d})")
+        path = environment()["PYTHONPATH"]
+        result = run_httpd(site, env=environment(PYTHONPATH=f"{tmp_path}:{path}"))
+        assert result.returncode == -number
+        assert (result.stdout, result.stderr) == ("", "")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from iobatch.httpd.connection import CLOSE
+from iobatch.httpd.output import STDERR
 from iobatch.httpd.tls import tls_context
 from tests.support.batches import data
 from tests.support.http import split
@@ -46,6 +47,7 @@ def secure(site: Path, keys: Keys, capfd: pytest.CaptureFixture[str]) -> Iterato
     """Serve the directory over TLS; assert that the server prints no error."""
     with serving(site, tls=tls_context(str(keys.certificate), str(keys.key))) as (_, address):
         yield address
+    STDERR.finish()
     assert capfd.readouterr().err == ""
 
 
@@ -157,9 +159,10 @@ def test_connection_beyond_the_limit_is_closed_without_a_handshake(site: Path, k
         serving(site, tls=context, max_connections=1) as (server, address),
         connect(address, keys.client) as first,
     ):
+        first.sendall(SMALL[:1])
         with pytest.raises(OSError):  # a reset, or an end of stream
             connect(address, keys.client)
-        first.sendall(SMALL)
+        first.sendall(SMALL[1:])
         assert first.recv(12) == b"HTTP/1.1 200"
         assert len(server._connections) == 1
 

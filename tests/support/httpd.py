@@ -114,16 +114,20 @@ def open_connection(
 def program(
     directory: Path, *options: str, **kwargs: object
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Run the server as a program; yield its process and the URL that it prints."""
+    """Run the server as a program; yield its process and the URL that it prints.
+
+    With a log, which is the standard output then, the URL is on the standard error output.
+    """
+    streams = {"stdout": subprocess.PIPE}
+    if "--log" in options:
+        streams["stderr"] = subprocess.PIPE
     with subprocess.Popen(
-        [*COMMAND, directory, "--port", "0", *options],
-        stdout=subprocess.PIPE,
-        text=True,
-        **kwargs,
+        [*COMMAND, directory, "--port", "0", *options], text=True, **{**streams, **kwargs}
     ) as process:
         try:
-            assert process.stdout is not None
-            match = re.search(r" on (\S+) \(", process.stdout.readline())
+            output = process.stderr if "--log" in options else process.stdout
+            assert output is not None
+            match = re.search(r" on (\S+) \(", output.readline())
             assert match
             yield process, match[1]
         finally:
