@@ -24,6 +24,7 @@ TABLES = {
     "slow": "a thousand slow peers",
     "kernel": "other system calls (zero-copy, splice, fadvise); the crossover of read and sendfile",
     "httpd": "iobatch.httpd against nginx and Python servers",
+    "asgi": "asgi_server.py of the examples against uvicorn and granian",
 }
 
 

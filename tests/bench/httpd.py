@@ -87,8 +87,7 @@ Results = dict[Workload, dict[str, list[Turn]]]
 
 def run(options: Options) -> None:
     """Print the tables."""
-    if shutil.which("wrk") is None:
-        sys.exit("wrk is missing: apt-get install wrk")
+    check_wrk()
     found, versions = find_programs(options)
     with ExitStack() as stack:
         home = Path(stack.enter_context(TemporaryDirectory()))
@@ -111,6 +110,12 @@ def run(options: Options) -> None:
         write_bar_chart(
             options.plots / "httpd.svg", "Requests per second: more is better", "/s", groups
         )
+
+
+def check_wrk() -> None:
+    """Exit if there is no wrk."""
+    if shutil.which("wrk") is None:
+        sys.exit("wrk is missing: apt-get install wrk")
 
 
 def prepare(home: Path) -> ssl.SSLContext:

@@ -1,4 +1,4 @@
-"""The Python servers that iobatch.httpd is compared with, each set up as its manual recommends.
+"""The Python servers that iobatch's are compared with, each set up as its manual recommends.
 
 `python httpd_peers.py NAME FOLDER PORT` serves a folder, with one worker and no access log.
 """
@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -71,6 +72,33 @@ def uvicorn(folder: str, port: int) -> None:
 
     app = Starlette(routes=[Mount("/", StaticFiles(directory=folder))])
     run(app, host=HOST, port=port, loop="uvloop", http="httptools", access_log=False, log_level=30)
+
+
+def asgi_granian(folder: str, port: int) -> None:
+    """Serve the application of asgi_app.py, which is called for each request."""
+    from granian import Granian
+    from granian.constants import Interfaces
+
+    os.environ["ASGI_FOLDER"] = folder
+    target, interface = "asgi_app:app", Interfaces.ASGI
+    Granian(target, address=HOST, port=port, interface=interface, log_enabled=False).serve()
+
+
+def asgi_uvicorn(folder: str, port: int) -> None:
+    """Serve the application of asgi_app.py, on uvloop and httptools."""
+    from uvicorn import run
+
+    os.environ["ASGI_FOLDER"] = folder
+    application = "asgi_app:app"
+    run(
+        application,
+        host=HOST,
+        port=port,
+        loop="uvloop",
+        http="httptools",
+        access_log=False,
+        log_level=30,
+    )
 
 
 if __name__ == "__main__":

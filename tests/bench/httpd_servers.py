@@ -1,4 +1,4 @@
-"""The servers that tests/bench/httpd.py compares: their commands, processes and CPU time."""
+"""The servers that httpd.py and asgi.py compare: their commands, processes and CPU time."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import time
 import venv
 from contextlib import contextmanager
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,7 +94,8 @@ def running(program: Program, home: Path) -> Iterator[Server]:
     # Not every server can bind port 0 and report its port, so a free port is found first.
     with socket.create_server((HOST, 0)) as listener:
         port = listener.getsockname()[1]
-    with subprocess.Popen(["taskset", "-c", "0", *program.command(home, port)]) as process:
+    command = ["taskset", "-c", "0", *program.command(home, port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
             deadline = time.monotonic() + TIMEOUT
             while True:
@@ -131,6 +133,24 @@ def find_programs(options: Options) -> tuple[list[Program], list[str]]:
         versions.append(output.split(": ")[1].strip().replace("/", " "))
     else:
         report_missing(options, "nginx", "apt-get install nginx-light")
+    peers, their_versions = _find_peers(
+        options, {name: name for name in ("granian", "aiohttp", "tornado", "twisted", "uvicorn")}
+    )
+    return found + peers, versions + their_versions
+
+
+def find_asgi_programs(options: Options) -> tuple[list[Program], list[str]]:
+    """Find the servers of ASGI applications; return the same as find_programs()."""
+    ours = [
+        f"Python {sys.version.split()[0]}",
+        f"starlette {version('starlette')} in asgi_server.py",
+    ]
+    peers, versions = _find_peers(options, {"uvicorn": "asgi_uvicorn", "granian": "asgi_granian"})
+    return [Program("asgi_server.py", _asgi_server_command), *peers], ours + versions
+
+
+def _find_peers(options: Options, names: dict[str, str]) -> tuple[list[Program], list[str]]:
+    """Install the Python servers; return them, by the names of httpd_peers.py, and the versions."""
     python = str(VENV / "bin" / "python")
     try:
         if not VENV.exists():
@@ -138,11 +158,9 @@ def find_programs(options: Options) -> tuple[list[Program], list[str]]:
         subprocess.run([python, "-m", "pip", "install", "-q", *REQUIREMENTS], check=True)
     except subprocess.CalledProcessError as exc:
         report_missing(options, ", ".join(REQUIREMENTS), str(exc))
-    else:
-        names = ("granian", "aiohttp", "tornado", "twisted", "uvicorn")
-        found += [Program(name, partial(_peer_command, python, name)) for name in names]
-        versions += subprocess.check_output([python, "-c", VERSIONS], text=True).splitlines()
-    return found, versions
+        return [], []
+    found = [Program(name, partial(_peer_command, python, peer)) for name, peer in names.items()]
+    return found, subprocess.check_output([python, "-c", VERSIONS], text=True).splitlines()
 
 
 def _httpd_command(home: Path, port: int, *, secure: bool = False) -> list[str]:
@@ -160,6 +178,11 @@ def _nginx_command(nginx: str, home: Path, port: int, *, tls: str = "") -> list[
 def _peer_command(python: str, name: str, home: Path, port: int) -> list[str]:
     program = str(Path(__file__).with_name("httpd_peers.py"))
     return [python, program, name, f"{home}/files", str(port)]
+
+
+def _asgi_server_command(home: Path, port: int) -> list[str]:
+    program, app = str(ROOT / "examples" / "asgi_server.py"), "tests.bench.asgi_app:app"
+    return ["env", f"ASGI_FOLDER={home}/files", sys.executable, program, app, "--port", str(port)]
 
 
 def _process_tree(pid: int) -> Iterator[int]:

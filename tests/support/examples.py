@@ -31,11 +31,12 @@ def line_count(program: str) -> int:
 
 @contextmanager
 def running(
-    program: str, *arguments: str | Path, reports: str = RESET
+    program: str, *arguments: str | Path, reports: str = RESET, status: int = -signal.SIGTERM
 ) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """Run a server; give its process and its port, which ends the first line that it prints.
 
-    SIGTERM must end it. It may write nothing to stderr except lines that match `reports`.
+    SIGTERM must end it, with `status`. It may write nothing to stderr except lines that match
+    `reports`.
     """
     with subprocess.Popen(
         [sys.executable, EXAMPLES / program, *arguments],
@@ -54,7 +55,7 @@ def running(
             process.send_signal(signal.SIGTERM)
             _, errors = process.communicate(timeout=PATIENCE)
         assert [line for line in errors.splitlines() if not re.fullmatch(reports, line)] == []
-        assert process.returncode == -signal.SIGTERM
+        assert process.returncode == status
 
 
 @contextmanager

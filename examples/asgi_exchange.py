@@ -1,0 +1,153 @@
+"""A request and its response in asgi_server.py: the messages of an ASGI application as batches.
+
+The head of a response and the first part of its body are one batch. So a small response is one
+system call, and a file (http.response.pathsend, http.response.zerocopysend) goes by sendfile, also
+as a chunk. `send` waits until its batch has left, and so for a client that does not read.
+"""
+
+import asyncio
+import os
+import sys
+import traceback
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from email.utils import formatdate
+from http.client import responses
+from io import FileIO
+from typing import TYPE_CHECKING, Any
+
+from iobatch import IOBatch
+from iobatch.aio import BatchWriter
+
+if TYPE_CHECKING:
+    from asgi_server import Connection
+
+Message = dict[str, Any]
+App = Callable[..., Awaitable[None]]
+
+FRAMING = {b"connection", b"content-length", b"transfer-encoding"}  # fields that the server writes
+LAST = "Content-Length: 0\r\nConnection: close\r\n"
+
+
+def put(writer: BatchWriter, status: int, fields: str = LAST) -> None:
+    """Send a head that is not the application's."""
+    with IOBatch() as batch:
+        batch.adds(f"HTTP/1.1 {status} {responses[status]}\r\n{fields}\r\n")
+        writer.write(batch)
+
+
+def open_at_once(path: str, flags: int) -> int:
+    """Open a file, and do not wait for the writer of a FIFO."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+class Exchange:
+    """A request and its response: what one call of the application receives and sends."""
+
+    def __init__(self, connection: "Connection", scope: Message, *, last: bool) -> None:
+        """Begin when the head of the request has arrived."""
+        self.connection, self.scope, self.last = connection, scope, last
+        self.withheld = (b"expect", b"100-continue") in scope["headers"]  # the request's body
+        self.events: deque[Message] = deque()  # for the application to receive
+        self.head: bytes | None = None  # of the response, from its start on; empty: it is sent
+        self.remaining: int | None = None  # bytes of the response's Content-Length
+        self.bodiless = self.chunked = False
+        self.final = self.complete = False  # the last part of the response is posted; it is sent
+        self.over = asyncio.Event()  # the response is complete, or never will be
+
+    async def run(self, app: App) -> None:
+        """Call the application, and report its faults."""
+        try:
+            await app(self.scope, self.receive, self.send)
+            if not self.final:
+                raise RuntimeError("the application has not completed its response")
+        except BaseException as exc:  # noqa: BLE001 # whatever it is, the server goes on
+            if isinstance(exc.__context__ or exc, OSError | asyncio.CancelledError):
+                print(f"call ended: {exc!r}", file=sys.stderr)  # in general: the client has left
+            else:
+                traceback.print_exception(exc)
+        self.over.set()
+
+    async def receive(self) -> Message:
+        """Return the next part of the request's body; after the last, wait for the end."""
+        if self.withheld and self.head != b"":
+            self.withheld = False
+            put(self.connection.writer, 100, "")
+        while not (self.events or self.over.is_set() or self.connection.eof):
+            await self.connection.read()
+        return self.events.popleft() if self.events else {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        """Take the start of the response, or send a part of it and wait until it has left."""
+        more = message.get("more_body", False)
+        if self.final:
+            return  # the specification has further messages ignored
+        with IOBatch() as batch:
+            match message["type"]:
+                case "http.response.start" if self.head is None:
+                    self.begin(message["status"], message.get("headers", ()))
+                case "http.response.body" if self.head is not None:
+                    batch.addbuf(message.get("body", b""))
+                    await self.post(batch, more=more)
+                case "http.response.zerocopysend" if self.head is not None:
+                    file, offset = message["file"], message.get("offset")
+                    start = file.tell() if offset is None else offset
+                    batch.addfile(file.fileno(), start, message.get("count"))
+                    if offset is None:
+                        file.seek(start + batch.bytesleft)  # as os.sendfile does
+                    await self.post(batch, more=more)
+                case "http.response.pathsend" if self.head:
+                    with FileIO(message["path"], opener=open_at_once) as file:
+                        batch.addfile(file.fileno(), 0, self.remaining)
+                        await self.post(batch, more=False)
+                case kind:
+                    raise RuntimeError(f"{kind} is unknown, or out of place")
+
+    def begin(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Make the head of the response, which tells where its body ends (RFC 9112, 6)."""
+        fields = [(name.lower(), value) for name, value in headers]
+        given, version = dict(fields), self.scope["http_version"]
+        lines = [b"%b: %b" % field for field in fields if field[0] not in FRAMING]
+        if b"date" not in given:
+            lines.append(f"Date: {formatdate(usegmt=True)}".encode())
+        self.bodiless = status in {204, 304} or self.scope["method"] == "HEAD"
+        if b"content-length" in given and status != 204:
+            length = int(given[b"content-length"])
+            lines.append(b"Content-Length: %d" % length)
+            self.remaining = None if self.bodiless else length
+        elif version == "1.1" and not self.bodiless:
+            lines.append(b"Transfer-Encoding: chunked")
+            self.chunked = True
+        elif not self.bodiless:
+            self.last = True
+        if self.last or self.withheld or b"close" in given.get(b"connection", b"").lower():
+            lines.append(b"Connection: close")
+            self.last = True
+        elif version == "1.0":
+            lines.append(b"Connection: keep-alive")
+        if any(b"\r" in line or b"\n" in line for line in lines):
+            raise ValueError("a field of the response has a line break")
+        first = f"HTTP/1.1 {status} {responses.get(status, '')}"
+        self.head = b"\r\n".join([first.encode(), *lines, b"", b""])
+
+    async def post(self, batch: IOBatch, *, more: bool) -> None:
+        """Send a part of the body in its frame, the first one after the head."""
+        size = batch.bytesleft
+        if self.bodiless:
+            batch.reset()
+        elif self.remaining is not None:
+            self.remaining -= size
+            if self.remaining < 0 or (self.remaining and not more):
+                raise RuntimeError("the body is not as long as its Content-Length")
+        elif self.chunked and size:
+            batch.prepend(b"%x\r\n" % size)
+            batch.adds("\r\n")
+        if self.chunked and not more:
+            batch.adds("0\r\n\r\n")
+        batch.prepend(self.head or b"")
+        operation = self.connection.writer.write(batch)
+        self.head, self.final = b"", not more
+        await operation
+        if self.final:
+            self.complete = True
+            self.over.set()

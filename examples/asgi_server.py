@@ -1,0 +1,195 @@
+"""Serve an ASGI application over HTTP/1.1: `python asgi_server.py MODULE:APP [--port N]`.
+
+asyncio's streams read, and a BatchWriter sends on a duplicate of the socket; asgi_exchange.py makes
+its batches. What is left out: TLS, WebSocket, limits on time. It needs httptools.
+"""
+
+import argparse
+import asyncio
+import signal
+import socket
+import struct
+import sys
+from contextlib import closing, suppress
+from pkgutil import resolve_name
+from typing import Any
+from urllib.parse import unquote
+
+from asgi_exchange import App, Exchange, Message, put
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser, parse_url
+
+from iobatch.aio import BatchWriter
+
+LIMIT = 65536  # bytes that may arrive without completing a head or a part of a body
+CALLS = set[asyncio.Task[None]]()  # of the application; some go on after their responses
+LINGER, GRACE = 2, 10  # seconds for a client to close, and for exchanges after a signal
+
+
+class Connection:
+    """A client's connection. The parser calls the methods whose names begin with on_."""
+
+    def __init__(self, scope: Message, reader: asyncio.StreamReader, sock: socket.socket) -> None:
+        """Wait for the first request. `scope` is what the scopes of all requests have in common."""
+        self.scope, self.reader, self.sock = scope, reader, sock
+        self.writer, self.parser = BatchWriter(sock, stall_timeout=30), HttpRequestParser(self)
+        self.target, self.fields = b"", list[tuple[bytes, bytes]]()
+        self.exchanges: list[Exchange] = []  # the first is in progress
+        self.incoming: Exchange | None = None  # whose request is not complete
+        self.reading, self.unparsed = asyncio.Lock(), 0
+        self.eof = self.malformed = False  # eof: nothing more is parsed
+
+    async def run(self, app: App) -> None:
+        """Answer one request after the other; reset the connection if a response is incomplete."""
+        try:
+            async with self.writer:
+                while self.exchanges or not self.eof:
+                    if not self.exchanges:
+                        await self.read()
+                    elif await self.answer(app, self.exchanges[0]):
+                        break
+                else:
+                    if self.malformed and not self.incoming:
+                        put(self.writer, 400)
+            await self.linger()
+        except (OSError, asyncio.CancelledError):
+            if self.exchanges:
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    async def answer(self, app: App, exchange: Exchange) -> bool:
+        """Have the application answer a request; return whether the connection ends."""
+        CALLS.add(call := asyncio.create_task(exchange.run(app)))
+        call.add_done_callback(CALLS.discard)
+        await exchange.over.wait()
+        if exchange.head == b"" and not exchange.complete:
+            raise ConnectionAbortedError("the response is incomplete")
+        if not exchange.complete:
+            put(self.writer, 400 if self.malformed else 500)
+        self.exchanges.pop(0)
+        return exchange.last or not exchange.complete
+
+    async def read(self) -> None:
+        """Read and parse once."""
+        if len(self.exchanges) > 1:  # a request waits already
+            await self.exchanges[0].over.wait()
+        elif self.reading.locked():  # by a call that goes on after its response
+            async with self.reading:
+                pass
+        else:
+            data = b""
+            async with self.reading:
+                with suppress(OSError):  # a reset
+                    data = await self.reader.read(16384)
+            self.parse(data)
+
+    def parse(self, data: bytes) -> None:
+        """Parse a piece of the requests."""
+        self.unparsed += len(data)
+        try:
+            self.parser.feed_data(data)
+        except HttpParserUpgrade:
+            pass  # the request is answered in HTTP/1.1, and is the last
+        except HttpParserError:
+            self.malformed = True
+        self.malformed = self.malformed or self.unparsed > LIMIT
+        self.eof = self.malformed or not data
+
+    async def linger(self) -> None:
+        """Drop what still arrives: closing the socket now would reset it (RFC 9112, 9.6)."""
+        with suppress(OSError):  # also after LINGER seconds
+            self.sock.shutdown(socket.SHUT_WR)
+            async with asyncio.timeout(LINGER), self.reading:
+                while await self.reader.read(16384):
+                    pass
+
+    def on_url(self, part: bytes) -> None:
+        """Collect the target of a request."""
+        self.target += part
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Collect a field of a head; drop those after a body."""
+        if not self.incoming:
+            self.fields.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        """Add an exchange."""
+        url, headers, parser = parse_url(self.target), self.fields, self.parser
+        self.target, self.fields, self.unparsed = b"", [], 0
+        if parser.should_upgrade() and {b"content-length", b"transfer-encoding"} & {*dict(headers)}:
+            raise HttpParserError  # httptools would skip the body
+        path = url.path or b"/"
+        scope = self.scope | {"headers": headers, "state": self.scope["state"].copy()}
+        scope |= {"path": unquote(path), "raw_path": path, "query_string": url.query or b""}
+        scope["http_version"] = "1.1" if parser.get_http_version() == "1.1" else "1.0"
+        scope["method"] = parser.get_method().decode()
+        last = parser.should_upgrade() or not parser.should_keep_alive()
+        self.incoming = Exchange(self, scope, last=last)
+        self.exchanges.append(self.incoming)
+
+    def on_body(self, part: bytes, *, more: bool = True) -> None:
+        """Pass on a part of a request's body, unless the response is complete."""
+        self.unparsed = 0
+        if self.incoming and not self.incoming.over.is_set():
+            self.incoming.events.append({"type": "http.request", "body": part, "more_body": more})
+
+    def on_message_complete(self) -> None:
+        """End the body of a request."""
+        self.on_body(b"", more=False)
+        self.incoming = None
+
+
+async def serve(app: App, port: int) -> None:
+    """Serve until SIGINT or SIGTERM; complete the exchanges that are in progress."""
+    inbox, outbox = asyncio.Queue[Message](), asyncio.Queue[Message]()
+    connections: dict[Connection, Any] = {}  # and their tasks
+    extensions: Message = {"http.response.pathsend": {}, "http.response.zerocopysend": {}}
+    scope: Message = {"asgi": {"version": "3.0", "spec_version": "2.5"}, "state": {}}
+    http = scope | {"type": "http", "scheme": "http", "root_path": "", "extensions": extensions}
+
+    async def lifespan() -> None:
+        with suppress(Exception):  # an application may know no lifespan
+            await app(scope | {"type": "lifespan"}, inbox.get, outbox.put)
+        for _ in range(2):
+            outbox.put_nowait({"type": "ended"})
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError), closing(writer), writer.get_extra_info("socket").dup() as sock:
+            addresses = {"client": sock.getpeername(), "server": sock.getsockname()}
+            connection = Connection(http | addresses, reader, sock)
+            connections[connection] = asyncio.current_task()
+            await connection.run(app)
+            del connections[connection]
+
+    life = asyncio.create_task(lifespan())
+    # asyncio.run() cancels this function at SIGINT.
+    asyncio.get_running_loop().add_signal_handler(
+        signal.SIGTERM, signal.raise_signal, signal.SIGINT
+    )
+    for phase in ("startup", "shutdown"):
+        inbox.put_nowait({"type": f"lifespan.{phase}"})
+        answer = await outbox.get()
+        if answer["type"] == f"lifespan.{phase}.failed":
+            sys.exit(f"{phase} failed: {answer.get('message', '')}")
+        if phase == "startup":
+            server = await asyncio.start_server(connected, "127.0.0.1", port)
+            print(f"listening on http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            server.close()
+            for connection, task in connections.items():
+                if connection.exchanges:
+                    connection.exchanges[-1].last = True
+                else:
+                    task.cancel()
+            tasks = asyncio.gather(*connections.values(), *CALLS, return_exceptions=True)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(tasks, GRACE)
+    life.cancel()
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, "")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("app", type=resolve_name, metavar="MODULE:APP")
+    parser.add_argument("--port", type=int, default=8000)
+    with suppress(KeyboardInterrupt):
+        asyncio.run(serve(**vars(parser.parse_args())))
