@@ -1,7 +1,7 @@
 """Serve an ASGI application over HTTP/1.1: `python asgi_server.py MODULE:APP [--port N]`.
 
-asyncio's streams read, and a BatchWriter sends on a duplicate of the socket; asgi_exchange.py makes
-its batches. What is left out: TLS, WebSocket, limits on time. It needs httptools.
+asyncio's streams read, and a BatchWriter sends on a duplicate of the socket; asgi_calls.py makes the
+batches. What is left out: TLS, WebSocket, and limits on the time of requests. It needs httptools.
 """
 
 import argparse
@@ -15,13 +15,13 @@ from pkgutil import resolve_name
 from typing import Any
 from urllib.parse import unquote
 
-from asgi_exchange import App, Exchange, Message, put
+from asgi_calls import App, Exchange, Message, lifespan, put
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser, parse_url
 
 from iobatch.aio import BatchWriter
 
 LIMIT = 65536  # bytes that may arrive without completing a head or a part of a body
-CALLS = set[asyncio.Task[None]]()  # of the application; some go on after their responses
+CALLS = set[asyncio.Task[None]]()  # of the application; a call may go on after its response
 LINGER, GRACE = 2, 10  # seconds for a client to close, and for exchanges after a signal
 
 
@@ -138,52 +138,52 @@ class Connection:
 
 
 async def serve(app: App, port: int) -> None:
-    """Serve until SIGINT or SIGTERM; complete the exchanges that are in progress."""
-    inbox, outbox = asyncio.Queue[Message](), asyncio.Queue[Message]()
-    connections: dict[Connection, Any] = {}  # and their tasks
+    """Serve until SIGINT or SIGTERM."""
+    base: Message = {"asgi": {"version": "3.0", "spec_version": "2.5"}, "state": {}}
     extensions: Message = {"http.response.pathsend": {}, "http.response.zerocopysend": {}}
-    scope: Message = {"asgi": {"version": "3.0", "spec_version": "2.5"}, "state": {}}
-    http = scope | {"type": "http", "scheme": "http", "root_path": "", "extensions": extensions}
-
-    async def lifespan() -> None:
-        with suppress(Exception):  # an application may know no lifespan
-            await app(scope | {"type": "lifespan"}, inbox.get, outbox.put)
-        for _ in range(2):
-            outbox.put_nowait({"type": "ended"})
+    scope = base | {"type": "http", "scheme": "http", "root_path": "", "extensions": extensions}
+    connections: dict[Connection, Any] = {}  # and their tasks
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError), closing(writer), writer.get_extra_info("socket").dup() as sock:
             addresses = {"client": sock.getpeername(), "server": sock.getsockname()}
-            connection = Connection(http | addresses, reader, sock)
+            connection = Connection(scope | addresses, reader, sock)
             connections[connection] = asyncio.current_task()
             await connection.run(app)
             del connections[connection]
 
-    life = asyncio.create_task(lifespan())
-    # asyncio.run() cancels this function at SIGINT.
-    asyncio.get_running_loop().add_signal_handler(
-        signal.SIGTERM, signal.raise_signal, signal.SIGINT
-    )
-    for phase in ("startup", "shutdown"):
-        inbox.put_nowait({"type": f"lifespan.{phase}"})
-        answer = await outbox.get()
-        if answer["type"] == f"lifespan.{phase}.failed":
-            sys.exit(f"{phase} failed: {answer.get('message', '')}")
-        if phase == "startup":
-            server = await asyncio.start_server(connected, "127.0.0.1", port)
-            print(f"listening on http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
-            with suppress(asyncio.CancelledError):
-                await asyncio.Event().wait()
-            server.close()
-            for connection, task in connections.items():
-                if connection.exchanges:
-                    connection.exchanges[-1].last = True
-                else:
-                    task.cancel()
-            tasks = asyncio.gather(*connections.values(), *CALLS, return_exceptions=True)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(tasks, GRACE)
-    life.cancel()
+    async with lifespan(app, base | {"type": "lifespan"}):
+        stopped = stop_event()
+        server = await asyncio.start_server(connected, "127.0.0.1", port)
+        print(f"listening on http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
+        await stopped.wait()
+        server.close()
+        await stop(connections)
+
+
+def stop_event() -> asyncio.Event:
+    """Return an event that SIGINT and SIGTERM set. A second signal ends the program at once."""
+    loop, event = asyncio.get_running_loop(), asyncio.Event()
+
+    def handle(number: signal.Signals) -> None:
+        loop.remove_signal_handler(number)
+        event.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, handle, number)
+    return event
+
+
+async def stop(connections: dict[Connection, Any]) -> None:
+    """Complete the exchanges and calls that are in progress, or cancel them after GRACE seconds."""
+    for connection, task in connections.items():
+        if connection.exchanges:
+            connection.exchanges[-1].last = True
+        else:
+            task.cancel()
+    tasks = asyncio.gather(*connections.values(), *CALLS, return_exceptions=True)
+    with suppress(TimeoutError):
+        await asyncio.wait_for(tasks, GRACE)
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def pathsend(path: Path) -> dict[str, Any]:
 HELLO = script(start(), body("hello"))
 
 
-@pytest.mark.parametrize("program", [PROGRAM, "asgi_exchange.py"])
+@pytest.mark.parametrize("program", [PROGRAM, "asgi_calls.py"])
 def test_asgi_server_has_fewer_than_200_lines(program: str) -> None:
     assert line_count(program) < 200
 

@@ -1,4 +1,4 @@
-"""A request and its response in asgi_server.py: the messages of an ASGI application as batches.
+"""The calls of an ASGI application by asgi_server.py: for its lifespan, and for each request.
 
 The head of a response and the first part of its body are one batch. So a small response is one
 system call, and a file (http.response.pathsend, http.response.zerocopysend) goes by sendfile, also
@@ -10,7 +10,8 @@ import os
 import sys
 import traceback
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
 from email.utils import formatdate
 from http.client import responses
 from io import FileIO
@@ -39,6 +40,32 @@ def put(writer: BatchWriter, status: int, fields: str = LAST) -> None:
 def open_at_once(path: str, flags: int) -> int:
     """Open a file, and do not wait for the writer of a FIFO."""
     return os.open(path, flags | os.O_NONBLOCK)
+
+
+@asynccontextmanager
+async def lifespan(app: App, scope: Message) -> AsyncGenerator[None, None]:
+    """Have the application start up, and shut down at the end; exit if it can't."""
+    inbox, outbox = asyncio.Queue[Message](), asyncio.Queue[Message]()
+
+    async def call() -> None:
+        with suppress(Exception):  # an application without a lifespan raises one
+            await app(scope, inbox.get, outbox.put)
+        for _ in range(2):
+            outbox.put_nowait({"type": "ended"})  # in place of the replies that it has not sent
+
+    async def step(name: str) -> None:
+        inbox.put_nowait({"type": f"lifespan.{name}"})
+        reply = await outbox.get()
+        if reply["type"] == f"lifespan.{name}.failed":
+            sys.exit(f"{name} failed: {reply.get('message', '')}")
+
+    task = asyncio.create_task(call())
+    try:
+        await step("startup")
+        yield
+        await step("shutdown")
+    finally:
+        task.cancel()
 
 
 class Exchange:
