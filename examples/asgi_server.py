@@ -1,7 +1,8 @@
 """Serve an ASGI application over HTTP/1.1: `python asgi_server.py MODULE:APP [--port N]`.
 
-asyncio's streams read, and a BatchWriter sends on a duplicate of the socket; asgi_calls.py makes the
-batches. What is left out: TLS, WebSocket, and limits on the time of requests. It needs httptools.
+asyncio's streams read, and a BatchWriter sends on a duplicate of the socket; asgi_calls.py makes
+the batches. What is left out: TLS, WebSocket, and limits on the time of requests. It needs
+httptools.
 """
 
 import argparse
