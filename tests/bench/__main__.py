@@ -25,6 +25,7 @@ TABLES = {
     "kernel": "other system calls (zero-copy, splice, fadvise); the crossover of read and sendfile",
     "httpd": "iobatch.httpd against nginx and Python servers",
     "asgi": "asgi_server.py of the examples against uvicorn and granian",
+    "hostile": "iobatch.httpd under attack: another client's latency, memory, descriptors",
 }
 
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 import random
 import re
 import shutil
-import ssl
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -30,14 +29,21 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-import trustme
 from attrs import frozen
 
-from tests.bench.httpd_servers import HOST, TIMEOUT, Server, find_programs, running
+from tests.bench.httpd_servers import (
+    HOST,
+    TIMEOUT,
+    Server,
+    create_certificate,
+    find_programs,
+    running,
+)
 from tests.bench.plot import write_bar_chart
 from tests.bench.report import format_spread, print_table, ratios, run_in_turn
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from tests.bench.report import Options
@@ -124,14 +130,7 @@ def prepare(home: Path) -> ssl.SSLContext:
     (home / "files").mkdir()
     for size in {each.size for each in WORKLOADS}:
         (home / "files" / str(size)).write_bytes(random.Random(size).randbytes(size))
-    authority = trustme.CA()
-    certificate = authority.issue_cert(HOST)
-    certificate.private_key_pem.write_to_path(home / "key.pem")
-    for pem in certificate.cert_chain_pems:
-        pem.write_to_path(home / "cert.pem", append=True)
-    trust = ssl.create_default_context()
-    authority.configure_trust(trust)
-    return trust
+    return create_certificate(home)
 
 
 def check_responses(servers: Iterable[Server], home: Path, trust: ssl.SSLContext) -> None:

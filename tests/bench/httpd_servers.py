@@ -1,4 +1,4 @@
-"""The servers that httpd.py and asgi.py compare: their commands, processes and CPU time."""
+"""The servers of httpd, asgi and hostile: commands, a certificate, processes and CPU time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import trustme
 from attrs import frozen
 
 from tests.bench.report import report_missing
@@ -119,8 +121,8 @@ def find_programs(options: Options) -> tuple[list[Program], list[str]]:
 
     """
     found = [
-        Program("iobatch.httpd", _httpd_command),
-        Program("iobatch.httpd", partial(_httpd_command, secure=True), secure=True),
+        Program("iobatch.httpd", httpd_command),
+        Program("iobatch.httpd", partial(httpd_command, secure=True), secure=True),
     ]
     versions = [f"Python {sys.version.split()[0]}"]
     # On Debian nginx is in /usr/sbin, which is not in an ordinary user's PATH.
@@ -163,7 +165,20 @@ def _find_peers(options: Options, names: dict[str, str]) -> tuple[list[Program],
     return found, subprocess.check_output([python, "-c", VERSIONS], text=True).splitlines()
 
 
-def _httpd_command(home: Path, port: int, *, secure: bool = False) -> list[str]:
+def create_certificate(home: Path) -> ssl.SSLContext:
+    """Create a certificate and its key; return a client context that trusts the certificate."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert(HOST)
+    certificate.private_key_pem.write_to_path(home / "key.pem")
+    for pem in certificate.cert_chain_pems:
+        pem.write_to_path(home / "cert.pem", append=True)
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+    return trust
+
+
+def httpd_command(home: Path, port: int, *, secure: bool = False) -> list[str]:
+    """Return the command that runs iobatch.httpd as a Program."""
     files = f"{home}/files"
     command = [sys.executable, "-m", "iobatch.httpd", files, "--port", str(port), "--quiet"]
     return [*command, "--tls", f"{home}/cert.pem", f"{home}/key.pem"] if secure else command
