@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import struct
+from contextlib import suppress
 from enum import Enum
 from selectors import EVENT_READ, EVENT_WRITE
 from ssl import SSLError
@@ -35,6 +37,9 @@ CLOSE = 0
 # step() returns this if the connection waits, but not for its socket: it pauses to keep its rate
 # limit, or until a listing is made.
 WAITING = 1 << 8
+# step() returns this before work that takes long: to code a body, or to shake hands. The next call
+# does a part of the work.
+DEFERRED = 1 << 9
 # The most responses in one batch: it bounds the files that a client keeps open by pipelining.
 MAX_RESPONSES = 16
 # After the last response, input is read and discarded: closing at once would reset the connection,
@@ -43,6 +48,8 @@ MAX_RESPONSES = 16
 LINGER_BYTES = 8 * 1024 * 1024
 # Input is discarded for at most this number of seconds.
 LINGER_SECONDS = 5.0
+# The option of a socket whose close resets the connection (socket(7)).
+_RESET = struct.pack("ii", 1, 0)
 
 
 class State(Enum):
@@ -84,6 +91,8 @@ class Connection:
     _throttle: Throttle | None = field(init=False, default=None)
     # None: responses are not logged.
     _log: ConnectionLog | None = field(init=False, default=None)
+    # The last step returned DEFERRED.
+    _deferred: bool = field(init=False, default=False)
     # Bytes discarded while lingering.
     _discarded: int = field(init=False, default=0)
 
@@ -115,6 +124,17 @@ class Connection:
             self._sink.close()
         self.sock.close()
 
+    def give_up(self) -> None:
+        """Close as `close` does, but reset the connection if a response is cut off.
+
+        The kernel drops what it holds of the response, which may be megabytes. Otherwise it would
+        hold it until it gives up too, and hold as much again for the client's next connection.
+        """
+        if self._state is RESPONDING:
+            with suppress(OSError):
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.close()
+
     def step(self, now: float) -> int:
         """Read or send what is possible without waiting.
 
@@ -122,11 +142,14 @@ class Connection:
             now: time.monotonic().
 
         Returns:
-            What to wait for: EVENT_READ, EVENT_WRITE or WAITING. CLOSE: the connection is over.
+            What to wait for: EVENT_READ, EVENT_WRITE, WAITING or DEFERRED. CLOSE: the connection is
+            over.
 
         """
         if self._state is RESPONDING:
             return self._send(now)
+        if self._tls is not None and not self._tls.is_established and self._defer():
+            return DEFERRED
         try:
             data = self.sock.recv(READ_SIZE)
         except BlockingIOError:
@@ -177,6 +200,11 @@ class Connection:
         except OSError:
             pass
         return True
+
+    def _defer(self) -> bool:
+        """Return whether work that takes long must not be done in this step, but in the next."""
+        self._deferred = not self._deferred
+        return self._deferred
 
     # Reading
 
@@ -235,6 +263,9 @@ class Connection:
                 self._state = RESPONDING
                 self.deadline = now + self._settings.timeout
                 return WAITING
+        if self._sink is not None and self._sink.has_coded_body and self._defer():
+            self._state = RESPONDING
+            return DEFERRED
         if self._send_some(now) == IOB_ERROR:
             return CLOSE
         if self._has_unsent() or self._parser.requests:

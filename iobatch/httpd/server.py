@@ -6,18 +6,19 @@ import errno
 import socket
 import traceback
 from contextlib import suppress
-from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
+from itertools import chain
+from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector, SelectorKey
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
 
-from iobatch.httpd.connection import CLOSE, WAITING, Connection
+from iobatch.httpd.connection import CLOSE, DEFERRED, WAITING, Connection
 from iobatch.httpd.idle import IdleConnections
 from iobatch.httpd.output import report
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
     from iobatch.httpd.cache import FileCache
     from iobatch.httpd.settings import Settings
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 TICK = 1.0
 # Seconds between two attempts to resume the waiting connections.
 WAIT_TICK = 0.05
+# Seconds of deferred work, and of closing late connections, before those that are ready run.
+SLICE = 0.002
+# The events of a connection that is not in the selector: no step returns this.
+_UNWATCHED = -1
 # The most connections that are accepted before the others run.
 MAX_ACCEPTS = 64
 # The most connections above max_connections that are open at a time. Each is answered by 503, so
@@ -51,6 +56,9 @@ class Server:
     _connections: set[Connection] = field(init=False, factory=set["Connection"])
     # Connections that wait for nothing from their sockets. They are not in the selector.
     _waiting: set[Connection] = field(init=False, factory=set["Connection"])
+    # Connections whose next step takes long, in the order of their turns; True: the deadline has
+    # passed, and the connection is closed instead. They are not in the selector.
+    _deferred: dict[Connection, bool] = field(init=False, factory=dict["Connection", bool])
     # When the waiting connections return to the selector (time.monotonic).
     _resume_at: float = field(init=False, default=0.0)
     _idle: IdleConnections = field(init=False)
@@ -77,11 +85,10 @@ class Server:
 
     def run(self) -> None:
         """Serve until asked to stop; then send responses in flight, for the grace time at most."""
-        selector = self._selector
         listings = self._files.listings
         next_tick = 0.0
         while self._stop_at is None or (self._connections and monotonic() < self._stop_at):
-            ready = selector.select(self._select_timeout())
+            ready = self._select()
             now = monotonic()
             accepting = False
             for key, _ in ready:
@@ -93,7 +100,7 @@ class Server:
                         report(traceback.format_exc())
                         events = CLOSE
                     if events != key.events:
-                        self._wait_for(connection, events)
+                        self._wait_for(connection, events, key.events)
                 elif key.fileobj is self._listener:
                     accepting = True
                 elif self._handle_stop(now):
@@ -111,24 +118,53 @@ class Server:
                 next_tick = now + TICK
                 self._tick(now)
 
-    def _select_timeout(self) -> float | None:
-        if self._files.listings.builds:
-            return 0.0
-        if self._waiting:
-            return WAIT_TICK
+    def _select(self) -> Iterable[tuple[SelectorKey, int]]:
+        """Wait for connections, or until there is something else to do; return those to run."""
         log = self._settings.log
-        needs_tick = self._connections or self._files or self._paused or log
-        return TICK if needs_tick else None
+        timeout: float | None = None
+        if self._deferred:
+            return chain(self._selector.select(0.0), self._take_deferred())
+        if self._files.listings.builds:
+            timeout = 0.0
+        elif self._waiting:
+            timeout = WAIT_TICK
+        elif self._connections or self._files or self._paused or log:
+            timeout = TICK
+        return self._selector.select(timeout)
 
-    def _wait_for(self, connection: Connection, events: int) -> None:
-        """Act on the result of a connection's step."""
+    def _take_deferred(self) -> Iterator[tuple[SelectorKey, int]]:
+        """Yield deferred connections to run, as the selector does, and close the others."""
+        end = monotonic() + SLICE
+        while self._deferred:
+            connection = next(iter(self._deferred))
+            if self._deferred.pop(connection):
+                self._drop(connection, connection.give_up)
+            else:
+                yield SelectorKey(connection.sock, -1, _UNWATCHED, connection), 0
+            if monotonic() >= end:
+                break
+
+    def _wait_for(self, connection: Connection, events: int, before: int) -> None:
+        """Act on the result of a connection's step.
+
+        Args:
+            connection: the connection.
+            events: the result.
+            before: what the selector waited for, or _UNWATCHED.
+
+        """
         if events == CLOSE:
             self._drop(connection)
-        elif events == WAITING:
-            self._selector.unregister(connection.sock)
-            self._waiting.add(connection)
+        elif events in {WAITING, DEFERRED}:
+            if before != _UNWATCHED:
+                self._selector.unregister(connection.sock)
+            if events == WAITING:
+                self._waiting.add(connection)
+            else:
+                self._deferred[connection] = False
         else:
-            self._watch(connection, events, self._selector.modify)
+            change = self._selector.register if before == _UNWATCHED else self._selector.modify
+            self._watch(connection, events, change)
 
     def _watch(
         self, connection: Connection, events: int, change: Callable[[socket.socket, int, Any], Any]
@@ -203,17 +239,22 @@ class Server:
                 self._selector.register(self._listener, EVENT_READ)
                 self._paused = False
 
-    def _drop(self, connection: Connection) -> None:
+    def _drop(self, connection: Connection, close: Callable[[], None] | None = None) -> None:
         self._connections.remove(connection)
-        self._waiting.discard(connection)
-        with suppress(KeyError):  # it waits for something else, or could not be waited for
-            self._selector.unregister(connection.sock)
+        self._deferred.pop(connection, None)
+        self._unwatch(connection)
         try:
-            connection.close()
+            (close or connection.close)()
         except Exception:  # noqa: BLE001  # as in run()
             report(traceback.format_exc())
             connection.sock.close()
         self._resume()
+
+    def _unwatch(self, connection: Connection) -> None:
+        """Run a connection no more, unless it is deferred."""
+        self._waiting.discard(connection)
+        with suppress(KeyError):  # it waits for something else, or could not be waited for
+            self._selector.unregister(connection.sock)
 
     def _handle_stop(self, now: float) -> bool:
         """Read from the stop socket; return whether responses in flight must be cut off."""
@@ -239,9 +280,12 @@ class Server:
         return False
 
     def _tick(self, now: float) -> None:
-        """Drop connections whose deadline has passed, and do what is due once a second."""
-        for connection in [each for each in self._connections if each.deadline <= now]:
-            self._drop(connection)
+        """Do what is due once a second."""
+        for connection in self._connections:
+            if connection.deadline <= now:
+                # Closing may free megabytes, and many connections may be late at the same time.
+                self._unwatch(connection)
+                self._deferred[connection] = True
         self._files.sweep(now)
         if self._settings.log is not None:
             self._settings.log.flush()

@@ -103,10 +103,15 @@ class ConnectionTLS:
         return self._tls.ended
 
     @property
+    def is_established(self) -> bool:
+        """Whether the handshake is finished."""
+        return self._sslobject.version() is not None
+
+    @property
     def is_shaking_hands(self) -> bool:
         """Whether a handshake has begun and is not finished."""
         begun = self.filter.bytessent or self.filter.bytesleft
-        return bool(begun) and self._sslobject.version() is None
+        return bool(begun) and not self.is_established
 
     def receive(self, data: bytes) -> bytes:
         """Return the plain bytes of received records; b"" if no record is complete.

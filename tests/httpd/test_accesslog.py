@@ -28,6 +28,7 @@ from tests.support.httpd import (
     program,
     prose,
     read_all,
+    run_step,
     serving,
 )
 from tests.support.sockets import PATIENCE
@@ -189,7 +190,7 @@ def receive_until_cut_off(site: Path, request: bytes, **settings: Any) -> tuple[
             client = theirs.dup()
             theirs.sendall(request)
             for now in range(3):
-                connection.step(float(now))
+                run_step(connection, float(now))
         with client:
             return read_all(client), sizes
 

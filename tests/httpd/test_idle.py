@@ -13,7 +13,7 @@ import pytest
 from iobatch.httpd.connection import Connection
 from iobatch.httpd.idle import MAX_FOUND
 from iobatch.httpd.tls import tls_context
-from tests.support.httpd import LARGE, SMALL, Keys, new_server, receive_head, serving
+from tests.support.httpd import LARGE, SMALL, Keys, new_server, receive_head, run_step, serving
 from tests.support.sockets import PATIENCE, is_silent, receive
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def test_tls_client_keeps_its_place_from_its_first_message_to_the_end_of_the_han
         with pytest.raises(ssl.SSLWantReadError):
             client.do_handshake()
         sock.sendall(outgoing.read())
-        connection.step(2.0)
+        run_step(connection, 2.0)
         assert not connection.is_idle
         while True:
             incoming.write(sock.recv(1 << 16))
@@ -162,7 +162,7 @@ def test_tls_client_keeps_its_place_from_its_first_message_to_the_end_of_the_han
             except ssl.SSLWantReadError:
                 pass
         sock.sendall(outgoing.read())
-        connection.step(3.0)
+        run_step(connection, 3.0)
         assert connection.is_idle
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from select import EPOLLIN, EPOLLOUT
-from selectors import DefaultSelector
+from selectors import EVENT_READ, DefaultSelector
 from threading import Event
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -166,8 +166,9 @@ def test_throttled_connection_is_closed_at_its_deadline(site: Path) -> None:
     with new_server(site) as (server, address, _), socket.create_connection(address) as sock:
         server._accept(0.0)
         [connection] = server._connections
-        server._wait_for(connection, WAITING)
+        server._wait_for(connection, WAITING, EVENT_READ)
         server._tick(connection.deadline)
+        assert not list(server._take_deferred())
         assert not server._connections
         assert not server._waiting
         assert sock.recv(1) == b""

@@ -16,7 +16,16 @@ from iobatch.httpd.server import WAIT_TICK
 from iobatch.httpd.tls import tls_context
 from tests.support.batches import data
 from tests.support.http import split
-from tests.support.httpd import LARGE, SMALL, Keys, get, open_connection, receive_head, serving
+from tests.support.httpd import (
+    LARGE,
+    SMALL,
+    Keys,
+    get,
+    open_connection,
+    receive_head,
+    run_step,
+    serving,
+)
 from tests.support.sockets import PATIENCE, receive
 
 if TYPE_CHECKING:
@@ -44,7 +53,7 @@ def assert_keeps_rate(
     theirs.setblocking(False)
     received = []
     for i in range(1, 1 + int(min(100, 800_000 / rate) / WAIT_TICK)):
-        assert connection.step(clock.now) == WAITING
+        assert run_step(connection, clock.now) == WAITING
         assert connection.deadline > clock.now
         received.append(0)
         with suppress(BlockingIOError):
@@ -89,7 +98,7 @@ def test_rate_counts_the_bytes_of_tls_from_the_handshake_on(
                 tls.do_handshake()
                 break
             theirs.sendall(outgoing.read())
-            while connection.step(clock.now) != EVENT_READ:
+            while run_step(connection, clock.now) != EVENT_READ:
                 clock.now += WAIT_TICK
             incoming.write(theirs.recv(1 << 16))
         tls.write(LARGE)

@@ -15,6 +15,7 @@ from tests.support.httpd import (
     SMALL,
     open_connection,
     prose,
+    run_step,
     send_until_reset,
     serving,
     slow_client,
@@ -95,14 +96,14 @@ def test_deadline_is_postponed_when_client_reads_what_a_coding_holds(site: Path)
         theirs.sendall(b"GET /text.txt HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n\r\n")
         now = 0.0
         while select.select([], [connection.sock], [], 0)[1]:
-            assert connection.step(now) == EVENT_WRITE
+            assert run_step(connection, now) == EVENT_WRITE
         for _ in range(30):
             now += 9.0
             while not select.select([], [connection.sock], [], 0)[1]:
                 theirs.recv(1000)
-            assert connection.step(now) == EVENT_WRITE
+            assert run_step(connection, now) == EVENT_WRITE
             assert connection.deadline == now + 10.0
         for _ in range(10):  # until the socket and the filters are full
-            assert connection.step(now) == EVENT_WRITE
-        assert connection.step(now + 5.0) == EVENT_WRITE
+            assert run_step(connection, now) == EVENT_WRITE
+        assert run_step(connection, now + 5.0) == EVENT_WRITE
         assert connection.deadline == now + 10.0

@@ -11,7 +11,7 @@ import ssl
 import subprocess
 from contextlib import suppress
 from selectors import EVENT_READ, EVENT_WRITE
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -30,13 +30,15 @@ from tests.support.httpd import (
     open_connection,
     program,
     read_all,
+    run_step,
     serving,
     slow_client,
 )
 from tests.support.sockets import PATIENCE
+from tests.support.tls import MemoryClient
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 SIZES = (0, 1, 1024, 32768, 65536, 1 << 20)
@@ -58,48 +60,6 @@ def connect(address: Address, context: ssl.SSLContext) -> ssl.SSLSocket:
         server_hostname="127.0.0.1",
         suppress_ragged_eofs=False,
     )
-
-
-class MemoryClient:
-    """A client that decides which bytes of TLS go into each send."""
-
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
-        self.sock = sock
-        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname="127.0.0.1")
-
-    def drive(self, step: Callable[[], Any], size: int) -> Any:
-        """Call `step` until TLS needs no more input; send its output in pieces of `size` bytes."""
-        while True:
-            try:
-                result, done = step(), True
-            except ssl.SSLWantReadError:
-                result, done = None, False
-            records = self.outgoing.read()
-            for i in range(0, len(records), size):
-                self.sock.sendall(records[i : i + size])
-            if done:
-                return result
-            received = self.sock.recv(1 << 16)
-            assert received, "end of stream"
-            self.incoming.write(received)
-
-    def read_all(self) -> bytes:
-        """Read up to the server's close_notify."""
-        received = bytearray()
-        with suppress(ssl.SSLZeroReturnError):  # raised if both sides have sent close_notify
-            while piece := self.drive(lambda: self.tls.read(1 << 14), 1 << 16):
-                received += piece
-        return bytes(received)
-
-    def has_received_close_notify(self) -> bool:
-        """Discard the plain bytes that have arrived; return whether close_notify follows them."""
-        try:
-            while self.tls.read(1 << 14):
-                pass
-        except ssl.SSLWantReadError:
-            return False
-        return True
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
@@ -301,7 +261,7 @@ def test_client_that_closes_during_the_handshake_ends_the_connection(
             client.tls.do_handshake()
         theirs.sendall(client.outgoing.read())
         theirs.close()
-        assert connection.step(0.0) == CLOSE
+        assert run_step(connection, 0.0) == CLOSE
 
 
 def test_response_that_is_cut_off_is_not_followed_by_close_notify(site: Path, keys: Keys) -> None:
@@ -314,11 +274,11 @@ def test_response_that_is_cut_off_is_not_followed_by_close_notify(site: Path, ke
                 client.tls.do_handshake()
                 break
             theirs.sendall(client.outgoing.read())
-            assert connection.step(0.0) == EVENT_READ
+            assert run_step(connection, 0.0) == EVENT_READ
             client.incoming.write(theirs.recv(1 << 16))
         client.tls.write(LARGE)
         theirs.sendall(client.outgoing.read())
-        assert connection.step(0.0) == EVENT_WRITE
+        assert run_step(connection, 0.0) == EVENT_WRITE
         client.incoming.write(theirs.recv(1 << 20))  # so that the socket could take close_notify
         client.sock = theirs.dup()
     with client.sock:

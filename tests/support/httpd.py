@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from iobatch.httpd.cache import FileCache
 from iobatch.httpd.conditions import file_tag
-from iobatch.httpd.connection import Connection
+from iobatch.httpd.connection import DEFERRED, Connection
 from iobatch.httpd.files import Files
 from iobatch.httpd.listeners import listen
 from iobatch.httpd.server import Server
@@ -108,6 +108,13 @@ def open_connection(
         finally:
             connection.close()
             files.close()
+
+
+def run_step(connection: Connection, now: float) -> int:
+    """Run a step of a connection, and the work that it defers; return the result."""
+    while (events := connection.step(now)) == DEFERRED:
+        pass
+    return events
 
 
 @contextmanager

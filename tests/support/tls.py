@@ -11,6 +11,9 @@ from tests.support.fakes import Scripted
 from tests.support.filters import step_until_done
 
 if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
     import trustme
 
 TLS_VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
@@ -73,3 +76,45 @@ class TLSClient:
                 plain += piece
         assert not self.incoming.pending, "bytes follow close_notify"
         return bytes(plain)
+
+
+class MemoryClient:
+    """A client that decides which bytes of TLS go into each send."""
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+        self.sock = sock
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname="127.0.0.1")
+
+    def drive(self, step: Callable[[], Any], size: int) -> Any:
+        """Call `step` until TLS needs no more input; send its output in pieces of `size` bytes."""
+        while True:
+            try:
+                result, done = step(), True
+            except ssl.SSLWantReadError:
+                result, done = None, False
+            records = self.outgoing.read()
+            for i in range(0, len(records), size):
+                self.sock.sendall(records[i : i + size])
+            if done:
+                return result
+            received = self.sock.recv(1 << 16)
+            assert received, "end of stream"
+            self.incoming.write(received)
+
+    def read_all(self) -> bytes:
+        """Read up to the server's close_notify."""
+        received = bytearray()
+        with suppress(ssl.SSLZeroReturnError):  # raised if both sides have sent close_notify
+            while piece := self.drive(lambda: self.tls.read(1 << 14), 1 << 16):
+                received += piece
+        return bytes(received)
+
+    def has_received_close_notify(self) -> bool:
+        """Discard the plain bytes that have arrived; return whether close_notify follows them."""
+        try:
+            while self.tls.read(1 << 14):
+                pass
+        except ssl.SSLWantReadError:
+            return False
+        return True
