@@ -51,7 +51,7 @@ def serving(app: str, reports: str = LOST) -> Iterator[tuple[subprocess.Popen[st
 # Serves with little time for the exchanges that are in progress when the server is stopped.
 IMPATIENT = """
 import asyncio, pkgutil, sys
-sys.path[0] = {examples!r}
+sys.path[:1] = {examples!r}, ""  # the tests are in the current directory
 import asgi_server
 asgi_server.GRACE = 0.1
 asyncio.run(asgi_server.serve(pkgutil.resolve_name(sys.argv[1]), 0))
