@@ -13,8 +13,9 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from email.utils import formatdate
+from functools import lru_cache
 from http.client import responses
-from io import FileIO
+from time import time
 from typing import TYPE_CHECKING, Any
 
 from iobatch import IOBatch
@@ -30,16 +31,17 @@ FRAMING = {b"connection", b"content-length", b"transfer-encoding"}  # fields tha
 LAST = "Content-Length: 0\r\nConnection: close\r\n"
 
 
+@lru_cache(1)
+def date_field(now: int) -> bytes:
+    """Return the Date field, which changes once a second."""
+    return f"Date: {formatdate(now, usegmt=True)}".encode()
+
+
 def put(writer: BatchWriter, status: int, fields: str = LAST) -> None:
     """Send a head that is not the application's."""
     with IOBatch() as batch:
         batch.adds(f"HTTP/1.1 {status} {responses[status]}\r\n{fields}\r\n")
         writer.write(batch)
-
-
-def open_at_once(path: str, flags: int) -> int:
-    """Open a file, and do not wait for the writer of a FIFO."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 @asynccontextmanager
@@ -79,8 +81,9 @@ class Exchange:
         self.head: bytes | None = None  # of the response, from its start on; empty: it is sent
         self.remaining: int | None = None  # bytes of the response's Content-Length
         self.bodiless = self.chunked = False
-        self.final = self.complete = False  # the last part of the response is posted; it is sent
-        self.over = asyncio.Event()  # the response is complete, or never will be
+        self.final = False  # whether the last part of the response is posted
+        # At the end: whether the response is complete.
+        self.over: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
     async def run(self, app: App) -> None:
         """Call the application, and report its faults."""
@@ -93,14 +96,16 @@ class Exchange:
                 print(f"call ended: {exc!r}", file=sys.stderr)  # in general: the client has left
             else:
                 traceback.print_exception(exc)
-        self.over.set()
+        if not self.over.done():
+            self.over.set_result(False)
 
     async def receive(self) -> Message:
         """Return the next part of the request's body; after the last, wait for the end."""
         if self.withheld and self.head != b"":
             self.withheld = False
-            put(self.connection.writer, 100, "")
-        while not (self.events or self.over.is_set() or self.connection.eof):
+            if not self.events:
+                put(self.connection.writer, 100, "")
+        while not (self.events or self.over.done() or self.connection.eof):
             await self.connection.read()
         return self.events.popleft() if self.events else {"type": "http.disconnect"}
 
@@ -124,9 +129,12 @@ class Exchange:
                         file.seek(start + batch.bytesleft)  # as os.sendfile does
                     await self.post(batch, more=more)
                 case "http.response.pathsend" if self.head:
-                    with FileIO(message["path"], opener=open_at_once) as file:
-                        batch.addfile(file.fileno(), 0, self.remaining)
+                    file = os.open(message["path"], os.O_RDONLY | os.O_NONBLOCK)  # it may be a FIFO
+                    try:
+                        batch.addfile(file, 0, self.remaining)
                         await self.post(batch, more=False)
+                    finally:
+                        os.close(file)
                 case kind:
                     raise RuntimeError(f"{kind} is unknown, or out of place")
 
@@ -136,7 +144,7 @@ class Exchange:
         given, version = dict(fields), self.scope["http_version"]
         lines = [b"%b: %b" % field for field in fields if field[0] not in FRAMING]
         if b"date" not in given:
-            lines.append(f"Date: {formatdate(usegmt=True)}".encode())
+            lines.append(date_field(int(time())))
         self.bodiless = status in {204, 304} or self.scope["method"] == "HEAD"
         if b"content-length" in given and status != 204:
             length = int(given[b"content-length"])
@@ -152,10 +160,11 @@ class Exchange:
             self.last = True
         elif version == "1.0":
             lines.append(b"Connection: keep-alive")
-        if any(b"\r" in line or b"\n" in line for line in lines):
-            raise ValueError("a field of the response has a line break")
-        first = f"HTTP/1.1 {status} {responses.get(status, '')}"
-        self.head = b"\r\n".join([first.encode(), *lines, b"", b""])
+        lines.insert(0, f"HTTP/1.1 {status} {responses.get(status, '')}".encode())
+        head = b"\r\n".join([*lines, b"", b""])
+        if status < 200 or head.count(b"\r") + head.count(b"\n") != 2 * len(lines) + 2:
+            raise ValueError("the status is not final, or a field has a line break")
+        self.head = head
 
     async def post(self, batch: IOBatch, *, more: bool) -> None:
         """Send a part of the body in its frame, the first one after the head."""
@@ -175,6 +184,5 @@ class Exchange:
         operation = self.connection.writer.write(batch)
         self.head, self.final = b"", not more
         await operation
-        if self.final:
-            self.complete = True
-            self.over.set()
+        if self.final and not self.over.done():
+            self.over.set_result(True)

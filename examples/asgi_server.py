@@ -1,8 +1,7 @@
 """Serve an ASGI application over HTTP/1.1: `python asgi_server.py MODULE:APP [--port N]`.
 
-asyncio's streams read, and a BatchWriter sends on a duplicate of the socket; asgi_calls.py makes
-the batches. What is left out: TLS, WebSocket, and limits on the time of requests. It needs
-httptools.
+asyncio's streams read, and a BatchWriter sends on a duplicate of the socket. asgi_calls.py makes
+the batches. What is left out: TLS, WebSocket, and time limits for requests. It needs httptools.
 """
 
 import argparse
@@ -21,7 +20,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser, par
 
 from iobatch.aio import BatchWriter
 
-LIMIT = 65536  # bytes that may arrive without completing a head or a part of a body
+LIMIT = 65536  # bytes that may arrive without a use for them: heads, and what frames bodies
 CALLS = set[asyncio.Task[None]]()  # of the application; a call may go on after its response
 LINGER, GRACE = 2, 10  # seconds for a client to close, and for exchanges after a signal
 
@@ -60,19 +59,17 @@ class Connection:
         """Have the application answer a request; return whether the connection ends."""
         CALLS.add(call := asyncio.create_task(exchange.run(app)))
         call.add_done_callback(CALLS.discard)
-        await exchange.over.wait()
-        if exchange.head == b"" and not exchange.complete:
+        complete = await exchange.over
+        if exchange.head == b"" and not complete:
             raise ConnectionAbortedError("the response is incomplete")
-        if not exchange.complete:
+        if not complete:
             put(self.writer, 400 if self.malformed else 500)
         self.exchanges.pop(0)
-        return exchange.last or not exchange.complete
+        return exchange.last or not complete
 
     async def read(self) -> None:
         """Read and parse once."""
-        if len(self.exchanges) > 1:  # a request waits already
-            await self.exchanges[0].over.wait()
-        elif self.reading.locked():  # by a call that goes on after its response
+        if self.reading.locked():  # by a call that goes on after its response
             async with self.reading:
                 pass
         else:
@@ -114,22 +111,24 @@ class Connection:
     def on_headers_complete(self) -> None:
         """Add an exchange."""
         url, headers, parser = parse_url(self.target), self.fields, self.parser
-        self.target, self.fields, self.unparsed = b"", [], 0
+        self.target, self.fields = b"", []
         if parser.should_upgrade() and {b"content-length", b"transfer-encoding"} & {*dict(headers)}:
             raise HttpParserError  # httptools would skip the body
         path = url.path or b"/"
         scope = self.scope | {"headers": headers, "state": self.scope["state"].copy()}
-        scope |= {"path": unquote(path), "raw_path": path, "query_string": url.query or b""}
         scope["http_version"] = "1.1" if parser.get_http_version() == "1.1" else "1.0"
         scope["method"] = parser.get_method().decode()
+        scope["path"], scope["raw_path"] = unquote(path), path
+        scope["query_string"] = url.query or b""
         last = parser.should_upgrade() or not parser.should_keep_alive()
         self.incoming = Exchange(self, scope, last=last)
         self.exchanges.append(self.incoming)
 
     def on_body(self, part: bytes, *, more: bool = True) -> None:
         """Pass on a part of a request's body, unless the response is complete."""
-        self.unparsed = 0
-        if self.incoming and not self.incoming.over.is_set():
+        if len(self.exchanges) < 2:  # else the requests that wait count
+            self.unparsed = 0
+        if self.incoming and not self.incoming.over.done():
             self.incoming.events.append({"type": "http.request", "body": part, "more_body": more})
 
     def on_message_complete(self) -> None:

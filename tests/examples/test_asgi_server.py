@@ -7,9 +7,12 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
-from contextlib import contextmanager
+from ast import literal_eval
+from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -306,7 +309,93 @@ def test_connection_ends_early_if_a_file_became_shorter(folder: Path, call: str)
         assert response.body == b"hello"
 
 
+def test_fifo_is_no_file_to_send_and_is_not_waited_for(folder: Path) -> None:
+    os.mkfifo(folder / "fifo")
+    with serving("asgi_raw", FAULTS) as (_, port):
+        [response] = split(exchange((HOST, port), script(start(), pathsend(folder / "fifo"))))
+        assert response.status == 500
+
+
+def test_file_is_closed_when_it_is_sent_and_when_its_client_has_left(folder: Path) -> None:
+    def is_open(pid: int) -> bool:
+        links = []
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # a socket that was closed meanwhile
+                links.append(link.readlink())
+        return folder / "large" in links
+
+    request = script(start(), pathsend(folder / "large"))
+    with serving("asgi_raw") as (process, port):
+        exchange((HOST, port), request * 5)
+        assert not is_open(process.pid)
+        with slow_client((HOST, port)) as sock:
+            sock.sendall(request)
+            receive_head(sock)
+            assert is_open(process.pid)
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("call ended: ")
+        assert not is_open(process.pid)
+
+
 # The protocol
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "raw_path", "query"),
+    [
+        ("/scope?a=%C3%A4&b", "/scope", b"/scope", b"a=%C3%A4&b"),
+        ("/sc%6Fpe", "/scope", b"/sc%6Fpe", b""),
+        ("http://a/scope?", "/scope", b"/scope", b""),
+    ],
+)
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.usefixtures("folder")
+def test_scope_has_what_the_specification_wants(
+    target: str, path: str, raw_path: bytes, query: bytes, version: str
+) -> None:
+    fields = "Host: b\r\nX: 1\r\nx: \xe4\r\n"
+    request = f"OPTIONS {target} HTTP/{version}\r\n{fields}\r\n".encode("latin-1")
+    with (
+        serving("asgi_raw") as (_, port),
+        socket.create_connection((HOST, port), PATIENCE) as sock,
+    ):
+        sock.sendall(request)
+        sock.shutdown(socket.SHUT_WR)
+        answer = read_all(sock).partition(b"\r\n\r\n")[2]
+        scope = literal_eval((answer if version == "1.0" else unchunk(answer)).decode())
+        assert scope == {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.5"},
+            "http_version": version,
+            "method": "OPTIONS",
+            "scheme": "http",
+            "path": path,
+            "raw_path": raw_path,
+            "query_string": query,
+            "root_path": "",
+            "headers": [(b"host", b"b"), (b"x", b"1"), (b"x", b"\xe4")],
+            "client": sock.getsockname(),
+            "server": (HOST, port),
+            "state": {},
+            "extensions": {"http.response.pathsend": {}, "http.response.zerocopysend": {}},
+        }
+
+
+def test_field_after_a_body_does_not_belong_to_the_next_request(folder: Path) -> None:
+    request = b"POST /script?[] HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nEvil: 1\r\n\r\n"
+    request = request.replace(b"/script?[]", HELLO.split()[1])
+    with serving("asgi_raw") as (_, port):
+        _, response = split(
+            exchange((HOST, port), request + b"GET /scope HTTP/1.1\r\nA: b\r\n\r\n")
+        )
+    assert literal_eval(response.body.decode())["headers"] == [(b"a", b"b")]
+
+
+def test_upgrade_is_declined_and_ends_the_connection(folder: Path) -> None:
+    request = script(start(), body("hello"), fields="Upgrade: a\r\nConnection: Upgrade\r\n")
+    with serving("asgi_raw") as (_, port):
+        [response] = split(exchange((HOST, port), request))
+    assert (response.headers["Connection"], response.body) == ("close", b"hello")
 
 
 def test_pipelined_requests_are_answered_in_order_in_one_connection(folder: Path) -> None:
@@ -499,6 +588,11 @@ def test_part_of_a_body_reaches_the_application_before_the_next_is_sent(folder: 
         assert response.body == b"hello"
 
 
+def test_no_part_of_a_body_is_lost_if_the_application_cancels_receive(folder: Path) -> None:
+    with serving("asgi_raw") as (_, port), client(port) as http:
+        assert http.put("/digest", content=LARGE).content == sha256(LARGE).digest()
+
+
 @pytest.mark.parametrize("size", [0, 5, 100_000, 8_000_000])
 def test_body_that_is_not_received_does_not_stop_the_connection(folder: Path, size: int) -> None:
     request = script(start(), body("hello"), method="POST", fields=f"Content-Length: {size}\r\n")
@@ -529,6 +623,10 @@ def test_client_is_told_to_send_its_body_when_the_application_wants_it(folder: P
         assert is_silent(sock)
         sock.sendall(b"hello")
         receive_head(sock)
+        assert receive(sock, 15) == b"5\r\nhello\r\n0\r\n\r\n"
+        # A body that has arrived already is not asked for.
+        sock.sendall(b"PUT /echo HTTP/1.1\r\n" + fields + b"hello")
+        assert receive_head(sock).startswith(b"HTTP/1.1 200 ")
         assert receive(sock, 15) == b"5\r\nhello\r\n0\r\n\r\n"
         # A call that does not want the body: only the end of the connection tells where it ends.
         sock.sendall(HELLO[:-2] + fields)
@@ -563,6 +661,7 @@ BEFORE = [
     [body("hello")],
     [start(), start(), body("hello")],
     [start(), {"type": "http.response.push"}],
+    [start(103), body()],
     [start(x="a\r\nb: c"), body()],
     [start(content_length="four"), body("four")],
     [start(content_length="3"), body("four")],
@@ -577,7 +676,7 @@ AFTER = [
     [start(), body("hello", more=True), "cancel"],
     [start(), body("hello", more=True)],
     [start(content_length="6"), body("hello", more=True), body()],
-    [start(content_length="6"), body("hello", more=True), body("hello")],
+    [start(content_length="6"), body("hello", more=True), body("hello", more=True)],
     [start(), body("hello", more=True), pathsend(Path("/etc/passwd"))],
     [start(), body("hello", more=True), start()],
 ]
@@ -607,20 +706,33 @@ def test_fault_after_the_first_byte_resets_the_connection(
     ):
         sock.sendall(script(*steps, version=version) + HELLO)
         receive_head(sock)
+        content = bytearray()
         with pytest.raises(ConnectionResetError):  # noqa: PT012 # what was sent comes first
-            while sock.recv(1000):
-                pass
+            while True:
+                content += sock.recv(1000)
+        assert content.strip(b"5\r\n") == b"hello"
         [response] = split(exchange((HOST, port), HELLO))
         assert response.body == b"hello"
+
+
+def test_part_whose_sending_is_cancelled_ends_the_response(folder: Path) -> None:
+    """Nothing may follow a truncated part."""
+    with serving("asgi_raw", FAULTS) as (process, port), slow_client((HOST, port)) as sock:
+        sock.sendall(script(start(), "give up", body("hello")))
+        receive_head(sock)
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("call ended: OSError(")
+        assert b"hello" not in receive_all(sock)
 
 
 @pytest.mark.parametrize(
     "steps", [[body("more")], [body("more", more=True), start()], ["raise"], ["cancel"], ["exit"]]
 )
+@pytest.mark.parametrize("head", [start(), start(content_length="5")], ids=["chunked", "length"])
 def test_connection_goes_on_whatever_a_call_does_after_its_response(
-    folder: Path, steps: list[Any]
+    folder: Path, head: dict[str, Any], steps: list[Any]
 ) -> None:
-    request = script(start(content_length="5"), body("hello"), *steps)
+    request = script(head, body("hello"), *steps)
     with serving("asgi_raw", FAULTS) as (_, port):
         responses = split(exchange((HOST, port), request * 3))
     assert [response.body for response in responses] == [b"hello"] * 3
@@ -635,12 +747,15 @@ def resident(pid: int) -> int:
     return int(kib) * 1024
 
 
-def test_application_learns_that_its_client_has_left(folder: Path) -> None:
+@pytest.mark.parametrize("how", ["end", "reset"])
+def test_application_learns_that_its_client_has_left(folder: Path, how: str) -> None:
     with serving("asgi_raw") as (process, port):
         assert process.stdout is not None
         with socket.create_connection((HOST, port), PATIENCE) as sock:
             sock.sendall(b"GET /wait HTTP/1.1\r\n\r\n")
             assert process.stdout.readline() == "http.request\n"
+            if how == "reset":
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         expected = ["http.disconnect\n", "http.disconnect\n", "OSError\n"]
         assert [process.stdout.readline() for _ in expected] == expected
         [response] = split(exchange((HOST, port), HELLO))
@@ -659,6 +774,40 @@ def test_application_waits_for_a_client_that_does_not_read(folder: Path) -> None
         assert 0 < counts[0] == counts[1] == counts[2] < PARTS / 2
         assert read_all(sock) == b"".join(map(part, range(PARTS)))
         assert resident(process.pid) - before < PART * PARTS / 4
+
+
+def test_connection_goes_on_while_its_last_call_still_receives(folder: Path) -> None:
+    request = b"GET /listen HTTP/1.1\r\n\r\n"
+    with (
+        serving("asgi_raw") as (process, port),
+        socket.create_connection((HOST, port), PATIENCE) as sock,
+    ):
+        assert process.stdout is not None
+        for number in range(3):
+            sock.sendall(request)
+            receive_head(sock)
+            assert receive(sock, 15) == b"5\r\nhello\r\n0\r\n\r\n"
+            if number:
+                assert process.stdout.readline() == "http.disconnect\n"
+
+
+@pytest.mark.parametrize("count", [1, 10, 1000])
+def test_application_learns_that_a_client_has_left_behind_requests(
+    folder: Path, count: int
+) -> None:
+    """A client that sends very many of them is as one that has left."""
+    with serving("asgi_raw", FAULTS) as (process, port):
+        assert process.stdout is not None
+        with socket.create_connection((HOST, port), PATIENCE) as sock:
+            sock.sendall(b"GET /wait HTTP/1.1\r\n\r\n" + HELLO)
+            assert process.stdout.readline() == "http.request\n"
+            sock.sendall(HELLO * count)
+            if count == 1000:
+                assert process.stdout.readline() == "http.disconnect\n"
+        if count < 1000:
+            assert process.stdout.readline() == "http.disconnect\n"
+        assert process.stdout.readline() == "http.disconnect\n"
+        assert process.stdout.readline() == "OSError\n"
 
 
 def test_client_that_resets_its_connection_ends_only_its_call(folder: Path) -> None:
@@ -693,6 +842,20 @@ def test_server_goes_on_after_running_out_of_descriptors(folder: Path) -> None:
 
 
 # Lifespan and the end
+
+
+def test_sigterm_stops_a_server_that_was_started_in_the_background(folder: Path) -> None:
+    """A shell starts such a program with SIGINT ignored."""
+    command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, EXAMPLES / PROGRAM]
+    with subprocess.Popen(
+        [*command, "tests.support.asgi_raw:app", "--port", "0"],
+        stdout=subprocess.PIPE,
+        env=environment(),
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(b"listening on ")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -732,6 +895,19 @@ def test_lifespan_that_fails_ends_the_program_with_its_message(
         _, errors = process.communicate(timeout=PATIENCE)
     assert errors == f"{phase} failed: no database\n"
     assert process.returncode == 1
+
+
+def test_second_signal_ends_the_program_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASGI_LIFESPAN", "shutdown.hangs")
+    program = [sys.executable, EXAMPLES / PROGRAM, "tests.support.asgi_lifespan:app", "--port=0"]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True, env=environment()) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "startup\n"
+        assert process.stdout.readline().startswith("listening on ")
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "shutdown\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == -signal.SIGTERM
 
 
 def test_exchange_in_progress_is_completed_when_the_server_is_stopped(folder: Path) -> None:

@@ -1,10 +1,12 @@
 """An ASGI application with a lifespan, for tests of asgi_server.py.
 
-ASGI_LIFESPAN chooses what it answers: nothing special, "startup.failed" or "shutdown.failed".
+ASGI_LIFESPAN chooses what goes wrong: nothing, "startup.failed", "shutdown.failed", or
+"shutdown.hangs".
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from typing import TYPE_CHECKING
@@ -29,6 +31,8 @@ async def lifespan(scope: Message, receive: Receive, send: Send) -> None:
     for phase in ("startup", "shutdown"):
         assert await receive() == {"type": f"lifespan.{phase}"}
         print(phase, flush=True)
+        if os.environ["ASGI_LIFESPAN"] == f"{phase}.hangs":
+            await asyncio.Event().wait()
         failed = os.environ["ASGI_LIFESPAN"] == f"{phase}.failed"
         message = {"message": "no database"} if failed else {}
         await send({"type": f"lifespan.{phase}.{'failed' if failed else 'complete'}", **message})

@@ -1,7 +1,11 @@
 """An ASGI application without a framework, for tests of asgi_server.py.
 
-/script  sends the messages in the query, a list in JSON; "raise", "cancel" and "exit" do that
+/script  sends the messages in the query, a list in JSON; "raise", "cancel" and "exit" do that, and
+         "give up" cancels the sending of a part
+/digest  sends the SHA-256 of the request's body; it often cancels receive()
 /echo    sends the parts of the request's body back, as they come
+/scope   sends what is in its scope
+/listen  answers while it receives, and prints what it receives then
 /wait    prints each message that it receives, until the client has left
 /many    sends PARTS parts
 /count   sends how many parts the last call of /many has sent
@@ -10,6 +14,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import sys
@@ -54,6 +59,12 @@ async def script(scope: Message, _receive: Receive, send: Send) -> None:
                 raise asyncio.CancelledError
             if step == "exit":
                 sys.exit("as scripted")
+            if step == "give up":
+                sending = asyncio.create_task(send(body(bytes(8_000_000), more=True)))
+                await asyncio.sleep(0)
+                sending.cancel()
+                await asyncio.wait([sending])
+                continue
             if "headers" in step:
                 step["headers"] = [[each.encode() for each in pair] for pair in step["headers"]]
             if isinstance(step.get("body"), str):
@@ -61,6 +72,21 @@ async def script(scope: Message, _receive: Receive, send: Send) -> None:
             if "file" in step:
                 step["file"] = file
             await send(step)
+
+
+async def digest(_scope: Message, receive: Receive, send: Send) -> None:
+    received, more = hashlib.sha256(), True
+    while more:
+        receiving = asyncio.create_task(receive())
+        await asyncio.sleep(0)
+        receiving.cancel()
+        await asyncio.wait([receiving])
+        if not receiving.cancelled():
+            message = receiving.result()
+            received.update(message["body"])
+            more = message["more_body"]
+    await send(start())
+    await send(body(received.digest()))
 
 
 async def echo(_scope: Message, receive: Receive, send: Send) -> None:
@@ -72,6 +98,20 @@ async def echo(_scope: Message, receive: Receive, send: Send) -> None:
         await send(body(message["body"], more=more))
         if more:
             message = await receive()
+
+
+async def scope(scope: Message, _receive: Receive, send: Send) -> None:
+    await send(start())
+    await send(body(repr(scope).encode()))
+
+
+async def listen(_scope: Message, receive: Receive, send: Send) -> None:
+    await receive()
+    listening = asyncio.create_task(receive())
+    await asyncio.sleep(0)
+    await send(start())
+    await send(body(b"hello"))
+    print((await listening)["type"], flush=True)
 
 
 async def wait(_scope: Message, receive: Receive, send: Send) -> None:
@@ -109,4 +149,6 @@ async def app(scope: Message, receive: Receive, send: Send) -> None:
     await CALLS[scope["path"]](scope, receive, send)
 
 
-CALLS = {f"/{call.__name__}": call for call in (script, echo, wait, many, count)}
+CALLS = {
+    f"/{call.__name__}": call for call in (script, digest, echo, scope, listen, wait, many, count)
+}
