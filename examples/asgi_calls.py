@@ -76,7 +76,9 @@ class Exchange:
     def __init__(self, connection: "Connection", scope: Message, *, last: bool) -> None:
         """Begin when the head of the request has arrived."""
         self.connection, self.scope, self.last = connection, scope, last
-        self.withheld = (b"expect", b"100-continue") in scope["headers"]  # the request's body
+        # Whether the client may be waiting for 100 before it sends the request's body.
+        expects = (b"expect", b"100-continue") in scope["headers"]
+        self.withheld = expects and scope["http_version"] == "1.1"
         self.events: deque[Message] = deque()  # for the application to receive
         self.head: bytes | None = None  # of the response, from its start on; empty: it is sent
         self.remaining: int | None = None  # bytes of the response's Content-Length

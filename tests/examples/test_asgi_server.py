@@ -634,6 +634,21 @@ def test_client_is_told_to_send_its_body_when_the_application_wants_it(folder: P
         assert (response.body, response.headers["Connection"]) == (b"hello", "close")
 
 
+def test_client_of_http_1_0_is_never_told_to_send_its_body(folder: Path) -> None:
+    """It doesn't know responses that are not final (RFC 9110, 10.1.1)."""
+    request = b"PUT /echo HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n"
+    with (
+        serving("asgi_raw") as (_, port),
+        socket.create_connection((HOST, port), PATIENCE) as sock,
+    ):
+        sock.sendall(request)
+        assert exchange((HOST, port), HELLO)  # now the application waits for the body
+        sock.sendall(b"hello")
+        raw = read_all(sock)
+    assert raw.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert raw.endswith(b"\r\n\r\nhello")
+
+
 def test_curl_waits_for_100_continue(curl: str, folder: Path) -> None:
     with serving("asgi_raw") as (_, port):
         result = subprocess.run(
