@@ -66,7 +66,7 @@ def iob_sendall(
     """
     if timeout is not None and not timeout >= 0:
         raise ValueError(f"timeout must be at least 0 seconds, not {timeout}")
-    limit = check_limit(limit)
+    limit = step_limit(limit, callback)
     sent = 0
     deadline = None if timeout is None else monotonic() + timeout
     with ExitStack() as stack:
@@ -97,6 +97,17 @@ def iob_sendall(
     return sent
 
 
+def step_limit(limit: int | None, callback: object) -> int:
+    """Return the most bytes of one step; with a callback at most WRITE_LIMIT.
+
+    Raises:
+        ValueError: limit is below 1.
+
+    """
+    limit = check_limit(limit)
+    return limit if callback is None else min(limit, WRITE_LIMIT)
+
+
 def sending_calls(
     sock: Any, batch: IOBatch, callback: WriteCallback[Any] | None
 ) -> list[tuple[Callable[[int], int], Any]]:
@@ -110,7 +121,7 @@ def sending_calls(
     if callback is None:
         return [(lambda limit: iob_send(sock, batch, limit=limit), batch)]
     calls: list[tuple[Callable[[int], int], Any]] = [
-        (lambda limit: iob_write(sock, batch, callback, limit=min(limit, WRITE_LIMIT)), batch)
+        (lambda limit: iob_write(sock, batch, callback, limit=limit), batch)
     ]
     drain: Callable[[Any], int] | None = getattr(callback, "drain", None)
     if drain is not None:

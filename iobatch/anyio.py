@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any, Final
 from anyio import BusyResourceError, ClosedResourceError, to_thread, wait_readable, wait_writable
 from anyio.lowlevel import checkpoint
 
-from iobatch._arguments import check_limit
 from iobatch._batch import IOBatch, core_of
 from iobatch._core import IOB_AGAIN, IOB_DONE
 from iobatch._errors import copy_to_raise, is_interruption
 from iobatch._pagecache import PageCacheProbe
 from iobatch._send import SEND_LIMIT
-from iobatch._sendall import check_code, sending_calls
-from iobatch._write import WRITE_LIMIT, WriteCallback
+from iobatch._sendall import check_code, sending_calls, step_limit
+from iobatch._write import WriteCallback  # noqa: TC001 # for typing.get_type_hints
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -85,9 +84,7 @@ async def send_batch(
 
     Source: trio's rules for checkpoints and cancellation; preadv2(2), RWF_NOWAIT.
     """
-    most = check_limit(limit)
-    if callback is not None:
-        most = min(most, WRITE_LIMIT)
+    most = step_limit(limit, callback)
     core = core_of(batch)
     sent = 0
     with _only_sender(sock), _as_socket(sock) as target:

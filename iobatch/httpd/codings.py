@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import zlib
 from functools import lru_cache
@@ -21,6 +22,9 @@ ISAL_LEVEL = 3
 # Each response has its own window and tables: 0.7 MiB with these, 1.3 by default, for 1 % more
 # bytes.
 ZSTD_OPTIONS = {"compression_level": 3, "window_log": 17, "hash_log": 15, "chain_log": 14}
+
+# A weight (RFC 9110 12.4.2), with any number of digits.
+_WEIGHT = re.compile(r"0(\.[0-9]*)?|1(\.0*)?")
 
 # Besides text, XML and JSON. No type of an archive is among them: beside `backup.tar`, the file
 # `backup.tar.gz` may have any content.
@@ -119,9 +123,5 @@ def _weight(parameters: list[str]) -> float:
     for parameter in parameters:
         name, _, value = parameter.partition("=")
         if name.rstrip() == "q":
-            try:
-                weight = float(value)
-            except ValueError:
-                return 0.0
-            return weight if 0.0 <= weight <= 1.0 else 0.0
+            return float(value) if _WEIGHT.fullmatch(value.strip()) else 0.0
     return 1.0

@@ -20,7 +20,7 @@ from iobatch.httpd.mediatypes import content_coding, content_type
 from iobatch.httpd.walk import Root
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 INDEX = b"index.html"
 # The content of files up to this size, in bytes, is kept in memory with the descriptor.
@@ -30,7 +30,10 @@ MAX_UNSIZED_CONTENT = 1 << 20
 # The suffixes of files that hold another file's content in a coding, in order of preference: the
 # coding that usually makes the smallest file is first.
 SUFFIXES = {"br": b".br", "zstd": b".zst", "gzip": b".gz"}
-_version = attrgetter("st_ctime_ns", "st_size", "st_mtime_ns")
+# What differs between two versions of a file.
+_version_of: Callable[[os.stat_result], tuple[int, int, int]] = attrgetter(
+    "st_size", "st_mtime_ns", "st_ctime_ns"
+)
 
 
 @define(eq=False)
@@ -42,8 +45,8 @@ class ServedFile:
     """
 
     fd: int
-    # What fstat returned when the file was opened.
-    _status: os.stat_result = field(alias="status")
+    # What _version_of returned when the file was opened.
+    _version: tuple[int, int, int]
     content_type: str
     # The opaque part of the entity tag.
     tag: str
@@ -57,8 +60,6 @@ class ServedFile:
     coding: str = ""
     # In bytes.
     size: int = field(init=False)
-    # What fstat returns for this version of the file only.
-    _version: tuple[int, ...] = field(init=False)
     # The file may be coded on the fly.
     compressible: bool = field(init=False, default=False)
     # Files in the same directory that hold the same content, by their content coding.
@@ -73,8 +74,7 @@ class ServedFile:
     content: bytes | None = field(init=False, default=None)
 
     def __attrs_post_init__(self) -> None:
-        self.size = self._status.st_size
-        self._version = _version(self._status)
+        self.size, _, _ = self._version
 
     def fileno(self) -> int:
         """Return the descriptor."""
@@ -87,7 +87,7 @@ class ServedFile:
         whose lower file is replaced by an upper one keeps the lower one open, unchanged.
         """
         try:
-            version = _version(os.fstat(self.fd))
+            version = _version_of(os.fstat(self.fd))
         except OSError:
             return False  # a network file system has lost the file
         if version != self._version:
@@ -185,7 +185,7 @@ def _describe(fd: int, names: Sequence[bytes]) -> ServedFile:
     modified = min(status.st_mtime_ns, status.st_ctime_ns) // 10**9
     file = ServedFile(
         fd,
-        status,
+        _version_of(status),
         content_type(names[-1]),
         file_tag(status),
         max(modified, 0) if modified <= now else None,
@@ -231,4 +231,4 @@ def in_memory(
         writer.write(content)
         writer.flush()
         fd = os.dup(writer.fileno())
-    return ServedFile(fd, os.fstat(fd), content_type, tag, names=names, coding=coding)
+    return ServedFile(fd, _version_of(os.fstat(fd)), content_type, tag, names=names, coding=coding)

@@ -54,6 +54,16 @@ class Connection:
         return plain
 
 
+async def send_and_receive(connection: Connection, batch: IOBatch, received: bytearray) -> None:
+    """Send a batch in one task, and receive the rest of UPLOAD in another; then end the stream."""
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(send_batch, connection.sock, batch, connection.filter)
+        while len(received) < len(UPLOAD):
+            received += await connection.receive()
+    while connection.filter.finish(connection.sock):
+        await anyio.wait_writable(connection.sock)
+
+
 def talk(peer: socket.socket, context: ssl.SSLContext) -> bytes:
     """Be the client: send UPLOAD before reading anything, and return what the server sends."""
     with context.wrap_socket(peer, server_hostname="localhost") as conn:
@@ -86,12 +96,7 @@ async def test_one_task_receives_while_another_sends(
         connection = Connection(sock, server)
         with anyio.fail_after(PATIENCE):
             received += await connection.shake_hands()
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(send_batch, sock, batch, connection.filter)
-                while len(received) < len(UPLOAD):
-                    received += await connection.receive()
-            while connection.filter.finish(sock):
-                await anyio.wait_writable(sock)
+            await send_and_receive(connection, batch, received)
         assert received == UPLOAD
         assert reader.result(PATIENCE) == b"header" + content
         assert not disk.stalls
@@ -117,10 +122,5 @@ async def test_cancelled_tls_send_continues_with_the_same_record(authority: trus
         sent = batch.bytessent
         assert 0 < sent < len(content)
         assert sent + batch.bytesleft == len(content)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(send_batch, sock, batch, connection.filter)
-            while len(received) < len(UPLOAD):
-                received += await connection.receive()
-        while connection.filter.finish(sock):
-            await anyio.wait_writable(sock)
+        await send_and_receive(connection, batch, received)
         assert reader.result(PATIENCE) == content

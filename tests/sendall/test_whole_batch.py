@@ -55,6 +55,20 @@ def test_whole_batch_is_sent_and_the_blocking_mode_kept(
         assert reader.result(PATIENCE) == b"beforeheader" + content + b"trailer"
 
 
+def test_count_does_not_depend_on_a_reset_during_the_send() -> None:
+    batch = batch_of(b"earlier", b"first", b"dropped")
+
+    def replace_the_rest(_nbytes: int) -> None:
+        if batch.bytesleft == len(b"dropped"):
+            batch.reset()
+            batch.addbuf(b"new")
+
+    with Scripted() as sock:
+        assert iob_send(sock, batch, limit=7) == 7
+        assert iob_sendall(sock, batch, limit=5, progress=replace_the_rest) == 8
+        assert sock.taken == b"earlierfirstnew"
+
+
 def test_empty_batch_returns_0_without_progress() -> None:
     steps: list[int] = []
     with Scripted() as sock:
