@@ -49,6 +49,15 @@ with suppress(ImportError):
     importlib.import_module("uvloop").new_event_loop().close()
 
 
+def pytest_collection_finish() -> None:
+    """Keep what exists before the first test out of garbage collections, of which tests make many.
+
+    A collection of all modules and tests takes 50 ms.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def no_leaks() -> Iterator[None]:
     """Assert that a test leaves no descriptor open, and closes none that was open before."""

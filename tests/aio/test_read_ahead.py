@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from iobatch import COMPILED, IOBatch
-from iobatch._pagecache import PROBE_STRIDE, READ_AHEAD
+from iobatch._pagecache import PROBE_STRIDE, READ_AHEAD, PageCacheProbe
 from iobatch.aio import send_to_stream
 from iobatch.filters import Filter
 from tests.support.batches import Borrowed, batch_of, check_invariants, data
-from tests.support.fakes import patch_os
+from tests.support.fakes import log_preads, patch_os
 from tests.support.loops import (
     both_loops,
     full_writer,
@@ -306,3 +306,17 @@ async def test_entry_added_by_a_signal_handler_during_a_probe_is_sent(
         assert await writer.write(batch) == len(later)
         assert handled
         assert await read(peer, len(expected)) == expected
+
+
+def test_read_ahead_reads_nothing_after_its_close(
+    make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread of a pool may begin when nothing waits for it any longer."""
+    probe = PageCacheProbe()
+    probe.uncached = (make_file(data(LARGE)), 0, LARGE)
+    read_ahead = probe.read_ahead()
+    assert read_ahead is not None
+    read_ahead.close()
+    reads = log_preads(monkeypatch)
+    assert read_ahead() == 0
+    assert not reads
