@@ -6,42 +6,33 @@ import socket
 import struct
 from contextlib import suppress
 from enum import Enum
-from selectors import EVENT_READ, EVENT_WRITE
+from select import EPOLLIN, EPOLLOUT
 from ssl import SSLError
-from time import time
 from typing import TYPE_CHECKING
 
 from attrs import define, field
 
-from iobatch import IOB_ERROR, IOBatch, iob_send
-from iobatch.httpd import responses
+from iobatch import IOB_ERROR, iob_send
 from iobatch.httpd.accesslog import ConnectionLog
-from iobatch.httpd.codings import CODINGS
-from iobatch.httpd.errors import status_of
 from iobatch.httpd.requests import RequestParser
-from iobatch.httpd.sink import ResponseSink, can_encode
-from iobatch.httpd.targets import split_path, split_target
+from iobatch.httpd.responsequeue import ResponseQueue
 from iobatch.httpd.throttle import Throttle
 from iobatch.httpd.tls import new_tls
 
 if TYPE_CHECKING:
     from iobatch.httpd.cache import FileCache
-    from iobatch.httpd.files import ServedFile
-    from iobatch.httpd.requests import Request
     from iobatch.httpd.settings import Settings
     from iobatch.httpd.tls import ConnectionTLS
 
 READ_SIZE = 16 * 1024
-# step() returns this if the connection is over.
-CLOSE = 0
+# step() returns this if the connection is over. It and the next two are no events of epoll.
+CLOSE = -1
 # step() returns this if the connection waits, but not for its socket: it pauses to keep its rate
 # limit, or until a listing is made.
-WAITING = 1 << 8
+WAITING = -2
 # step() returns this before work that takes long: to code a body, or to shake hands. The next call
 # does a part of the work.
-DEFERRED = 1 << 9
-# The most responses in one batch: it bounds the files that a client keeps open by pipelining.
-MAX_RESPONSES = 16
+DEFERRED = -3
 # After the last response, input is read and discarded: closing at once would reset the connection,
 # and the client could lose the response (RFC 9112 9.6). This is the most that is discarded, in
 # bytes.
@@ -79,18 +70,14 @@ class Connection:
     deadline: float
     # The client's address, for the log.
     _peer_address: bytes = b""
+    # What epoll waits for on behalf of the connection; 0: it is not in the server's epoll set.
+    watched: int = field(init=False, default=0)
     _state: State = field(init=False, default=READING)
     _parser: RequestParser = field(init=False, factory=RequestParser)
-    _batch: IOBatch = field(init=False, factory=IOBatch)
-    # The files whose descriptors the batch refers to.
-    _batch_files: list[ServedFile] = field(init=False, factory=list["ServedFile"])
-    # None: the batch goes to the socket by iob_send.
-    _sink: ResponseSink | None = field(init=False, default=None)
+    _responses: ResponseQueue = field(init=False)
     _tls: ConnectionTLS | None = field(init=False, default=None)
     # None: the rate is not limited.
     _throttle: Throttle | None = field(init=False, default=None)
-    # None: responses are not logged.
-    _log: ConnectionLog | None = field(init=False, default=None)
     # The last step returned DEFERRED.
     _deferred: bool = field(init=False, default=False)
     # Bytes discarded while lingering.
@@ -100,12 +87,11 @@ class Connection:
         settings = self._settings
         if settings.rate is not None:
             self._throttle = Throttle(settings.rate)
-            self._sink = ResponseSink(self.sock, self._batch, None, self._throttle)
         if settings.tls is not None:
             self._tls = new_tls(settings.tls, self._throttle)
-            self._sink = ResponseSink(self.sock, self._batch, self._tls.filter, self._throttle)
-        if settings.log is not None:
-            self._log = ConnectionLog(settings.log, self._peer_address)
+        log = None if settings.log is None else ConnectionLog(settings.log, self._peer_address)
+        tls = None if self._tls is None else self._tls.filter
+        self._responses = ResponseQueue(self.sock, self._files, log, tls, self._throttle)
 
     def close(self) -> None:
         """Close the socket, and drop unsent bytes.
@@ -114,14 +100,7 @@ class Connection:
         """
         if self._tls is not None and self._state is not RESPONDING:
             self._tls.end(self.sock)
-        if self._log:
-            sink = self._sink
-            held, coded = (0, 0) if sink is None else (sink.held_bytes, sink.coded_bytes)
-            self._log.write_cut_off(self._batch.bytesleft, held, coded)
-        self._batch.reset()
-        self._batch_files.clear()
-        if self._sink is not None:
-            self._sink.close()
+        self._responses.close()
         self.sock.close()
 
     def give_up(self) -> None:
@@ -142,7 +121,7 @@ class Connection:
             now: time.monotonic().
 
         Returns:
-            What to wait for: EVENT_READ, EVENT_WRITE, WAITING or DEFERRED. CLOSE: the connection is
+            What to wait for: EPOLLIN, EPOLLOUT, WAITING or DEFERRED. CLOSE: the connection is
             over.
 
         """
@@ -153,14 +132,14 @@ class Connection:
         try:
             data = self.sock.recv(READ_SIZE)
         except BlockingIOError:
-            return EVENT_READ
+            return EPOLLIN
         except OSError:
             return CLOSE
         if not data:
             return CLOSE
         if self._state is LINGERING:
             self._discarded += len(data)
-            return EVENT_READ if self._discarded < LINGER_BYTES else CLOSE
+            return EPOLLIN if self._discarded < LINGER_BYTES else CLOSE
         if self._tls is not None:
             return self._receive_tls(self._tls, data, now)
         return self._receive(data, now)
@@ -215,7 +194,8 @@ class Connection:
             # The exception for a close_notify has no reason.
             if getattr(exc, "reason", None) != "HTTP_REQUEST":
                 return CLOSE
-            self._tls = self._sink = None  # a client that speaks plain HTTP gets a plain answer
+            self._tls = None  # a client that speaks plain HTTP gets a plain answer
+            self._responses.leave_tls()
             self._parser.refuse(400)
             return self._send(now)
         if not data:
@@ -228,8 +208,8 @@ class Connection:
             return CLOSE
         if tls.filter.bytesleft:
             self._state = RESPONDING
-            return EVENT_WRITE
-        return EVENT_READ
+            return EPOLLOUT
+        return EPOLLIN
 
     def _receive(self, data: bytes, now: float) -> int:
         parser = self._parser
@@ -243,7 +223,7 @@ class Connection:
             return CLOSE
         if parser.unfinished and not continued:
             self._expect_head(now)
-        return EVENT_READ
+        return EPOLLIN
 
     def _expect_head(self, now: float) -> None:
         """Limit the time for the rest of a head that has begun."""
@@ -256,36 +236,34 @@ class Connection:
         if self._is_throttled(now):
             self._state = RESPONDING
             return WAITING
-        if not self._batch and (self._sink is None or not self._sink.has_coded_body):
-            self._answer_some(now)
-            if self._parser.requests and not self._has_unsent():
+        responses, requests = self._responses, self._parser.requests
+        if not responses.batch and not responses.has_coded_body:
+            responses.fill(requests, now)
+            if requests and not responses:
                 # A listing is being made, which is not counted against the client.
                 self._state = RESPONDING
                 self.deadline = now + self._settings.timeout
                 return WAITING
-        if self._sink is not None and self._sink.has_coded_body and self._defer():
+        if responses.has_coded_body and self._defer():
             self._state = RESPONDING
             return DEFERRED
         if self._send_some(now) == IOB_ERROR:
             return CLOSE
-        if self._has_unsent() or self._parser.requests:
+        if responses or requests:
             # Even if the socket takes more: the other connections come first.
             self._state = RESPONDING
-            return WAITING if self._is_throttled(now) else EVENT_WRITE
+            return WAITING if self._is_throttled(now) else EPOLLOUT
         return self._end_sending(now)
 
     def _is_throttled(self, now: float) -> bool:
         return self._throttle is not None and now < self._throttle.resume_at
 
-    def _has_unsent(self) -> bool:
-        return bool(self._batch if self._sink is None else self._sink)
-
     def _send_some(self, now: float) -> int:
         """Send what the socket takes; return as iob_send does."""
-        sink = self._sink
-        timeout = self._settings.timeout
+        responses, timeout = self._responses, self._settings.timeout
+        sink = responses.sink
         if sink is None:
-            nbytes = iob_send(self.sock, self._batch)
+            nbytes = iob_send(self.sock, responses.batch)
         else:
             sink.ending = self._tls is not None and self._parser.ended and not self._parser.requests
             held_before = sink.held_bytes
@@ -304,11 +282,7 @@ class Connection:
         self._state = READING
         if self._parser.unfinished:
             self._expect_head(now)
-        self._batch_files.clear()
-        if self._log:
-            self._log.write_sent(0 if self._sink is None else self._sink.coded_bytes)
-        if self._tls is None and self._throttle is None:
-            self._sink = None
+        self._responses.release_sent()
         if self._parser.ended:
             try:
                 self.sock.shutdown(socket.SHUT_WR)
@@ -316,106 +290,4 @@ class Connection:
                 return CLOSE
             self._state = LINGERING
             self.deadline = now + LINGER_SECONDS
-        return EVENT_READ
-
-    # Answering
-
-    def _answer_some(self, now: float) -> None:
-        """Add responses to the batch, up to MAX_RESPONSES or the first that no other may follow."""
-        self._batch_files.clear()
-        if self._log:
-            self._log.write_sent(0 if self._sink is None else self._sink.coded_bytes)
-        requests = self._parser.requests
-        for _ in range(MAX_RESPONSES):
-            if not requests or not self._answer(requests.popleft(), now):
-                break
-
-    def _answer(self, request: Request, now: float) -> bool:
-        """Add a response to the batch; return whether another may follow it there."""
-        head_end = responses.head_end(int(time()), request.version, request.keep_alive)
-        try:
-            if request.refused:
-                head, body = responses.error(request.refused)
-            elif request.method == b"OPTIONS":
-                head, body = responses.OPTIONS, b""
-            else:
-                return self._answer_file(request, head_end, now)
-        except IsADirectoryError:
-            path, query = split_target(request.target)
-            head, body = responses.redirect(split_path(path), query)
-        except OSError as exc:
-            head, body = responses.error(status_of(exc))
-        if request.method == b"HEAD":
-            body = b""
-        head += head_end
-        self._batch.addbuf(head + body)
-        self._add_to_log(request, head, len(body))
-        return True
-
-    def _answer_file(self, request: Request, head_end: bytes, now: float) -> bool:
-        """Add a response with a file, as `_answer` does.
-
-        Raises:
-            OSError: as for FileCache.get; nothing was added.
-
-        """
-        batch = self._batch
-        file = self._files.get(request.target, now)
-        if file is None:
-            self._parser.requests.appendleft(request)
-            return False
-        coding = ""
-        if file.varies:
-            file, coding = responses.negotiate(request.headers, request.version, file)
-            if coding and not can_encode():
-                coding = ""
-        if not responses.CONDITIONAL.isdisjoint(request.headers):
-            reply = responses.conditional(request, file, coding)
-            if reply is not None:
-                self._add_reply(request, reply, head_end, file)
-                return True
-        head = (file.heads.get(coding) or responses.file_head(file, coding)) + head_end
-        size: int | None = file.size
-        if request.method == b"HEAD":
-            batch.addbuf(head)
-            size = 0
-        elif coding:
-            self._encode(head, file, coding)
-            size = None
-        elif file.content is not None:
-            batch.addbuf(head + file.content)
-        else:
-            batch.addbuf(head)
-            # A descriptor costs less than an object. _batch_files keeps it open.
-            batch.addfile(file.fd, 0, file.size)
-            self._batch_files.append(file)
-        self._add_to_log(request, head, size)
-        return size is not None
-
-    def _add_reply(
-        self, request: Request, reply: responses.Reply, head_end: bytes, file: ServedFile
-    ) -> None:
-        """Add a response that has parts of a file, or no file at all."""
-        batch = self._batch
-        head = reply.head + head_end
-        batch.addbuf(head)
-        before = batch.bytesleft
-        for lead, (offset, count) in reply.parts:
-            batch.addbuf(lead)
-            batch.addfile(file.fd, offset, count)
-            self._batch_files.append(file)
-        if request.method == b"GET":
-            batch.addbuf(reply.body_end)
-        self._add_to_log(request, head, batch.bytesleft - before)
-
-    def _encode(self, head: bytes, file: ServedFile, coding: str) -> None:
-        """Queue a file to be sent through a content coding after the batch."""
-        if self._sink is None:
-            self._sink = ResponseSink(self.sock, self._batch)
-        body = IOBatch()
-        body.addfile(file, 0, file.size)
-        self._sink.encode(head, body, CODINGS[coding]())
-
-    def _add_to_log(self, request: Request, head: bytes, size: int | None) -> None:
-        if self._log is not None:
-            self._log.add(request, head, size)
+        return EPOLLIN

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from typing import NamedTuple
 
 METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS"})
@@ -30,7 +29,6 @@ class RequestLine(NamedTuple):
     refused: int
 
 
-@lru_cache(maxsize=64)
 def parse_line(line: bytes) -> RequestLine:
     """Parse a line, which ends with its line feed."""
     match = _LINE.fullmatch(line)

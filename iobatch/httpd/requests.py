@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from attrs import define, field
+from attrs import define, evolve, field, frozen
 
 from iobatch.httpd.fields import parse_fields
 from iobatch.httpd.requestline import METHODS, may_begin_line, parse_line, refused_line
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
 MAX_HEAD = 32 * 1024
 
 
-@define(eq=False)
+@frozen(eq=False)
 class Request:
-    """The head of a request."""
+    """The head of a request. Requests with the same head share it."""
 
     method: bytes
     target: bytes
@@ -30,6 +31,33 @@ class Request:
     keep_alive: bool
     # The status that refuses the request, whatever its target is; 0: it is not refused.
     refused: int = 0
+
+
+@lru_cache(maxsize=64)
+def parse_head(head: bytes) -> Request:
+    """Parse a head, the empty line at its end included.
+
+    Clients on a persistent connection repeat heads, so the result is kept.
+    """
+    fields = head.index(b"\n") + 1
+    line = parse_line(head[:fields])
+    if line.refused:
+        return _refused(line)
+    method, target, version, _ = line
+    headers, keep_alive, refused = parse_fields(head[fields:], version)
+    if refused:
+        keep_alive = False
+    elif method not in METHODS:
+        refused = 405
+        # The client may have sent bytes for the tunnel already.
+        keep_alive = keep_alive and method != b"CONNECT"
+    return Request(method, target, version, headers, keep_alive, refused)
+
+
+def _refused(line: RequestLine) -> Request:
+    """Return the request of a line that is refused; bytes after it are ignored."""
+    method, target, version, refused = line
+    return Request(method, target, version, {}, keep_alive=False, refused=refused)
 
 
 @define(eq=False)
@@ -57,54 +85,40 @@ class RequestParser:
             self.unfinished = b""
         start = 0
         while start < len(data) and not self.ended:
-            fields = data.find(b"\n", start, start + MAX_HEAD) + 1
-            if not fields:
-                self._receive_line(data[start:], max(old - start, 0))
+            if data.startswith(b"\r\n", start):  # an empty line is ignored (RFC 9112 2.2)
+                start += 2
+                continue
+            end = data.find(b"\r\n\r\n", start, start + MAX_HEAD) + 4
+            if end < 4:
+                self._receive_part(data[start:], max(old - start, 0))
                 break
-            line = parse_line(data[start:fields])
-            end = data.find(b"\r\n\r\n", fields - 2) + 4
-            stop = end if end >= 4 else len(data)
-            if line.refused:
-                if data.startswith(b"\r\n", start):  # an empty line is ignored (RFC 9112 2.2)
-                    stop = start + 2
-                else:
-                    self._refuse(line)
-            elif stop - start > MAX_HEAD:
-                self._refuse(line._replace(refused=431))
-            elif stop == end:
-                self._add(line, data[fields:end])
-            else:
-                self.unfinished = data[start:]
-            start = stop
+            self._add(parse_head(data[start:end]))
+            start = end
 
     def refuse(self, status: int) -> None:
         """Refuse a request that can't be received, and ignore everything after it."""
-        self._refuse(refused_line(b"", status))
+        self._add(_refused(refused_line(b"", status)))
 
-    def _refuse(self, line: RequestLine) -> None:
-        self.ended = True
-        method, target, version, refused = line
-        self.requests.append(Request(method, target, version, {}, False, refused))
-
-    def _receive_line(self, data: bytes, old: int) -> None:
-        """Keep the beginning of a request line, or refuse it; `old` bytes are known already."""
-        if not may_begin_line(data[:MAX_HEAD], old):
-            self._refuse(refused_line(data, 400))
-        elif len(data) >= MAX_HEAD:
-            self._refuse(refused_line(data, 414))
+    def _receive_part(self, data: bytes, old: int) -> None:
+        """Keep the beginning of a head, or refuse it; of it, `old` bytes are known already."""
+        end = data.find(b"\n", 0, MAX_HEAD) + 1
+        too_long = len(data) >= MAX_HEAD
+        if end:
+            line = parse_line(data[:end])
+            if not line.refused and too_long:
+                line = line._replace(refused=431)
+        elif not may_begin_line(data[:MAX_HEAD], old):
+            line = refused_line(data, 400)
+        else:
+            line = refused_line(data, 414 if too_long else 0)
+        if line.refused:
+            self._add(_refused(line))
         else:
             self.unfinished = data
 
-    def _add(self, line: RequestLine, lines: bytes) -> None:
-        """Add the request to those that wait for a response; its body is never read."""
-        method, target, version, _ = line
-        headers, keep_alive, refused = parse_fields(lines, version)
-        refused = self.refuse_all or refused
-        if refused:
-            keep_alive = False
-        elif method not in METHODS:
-            refused = 405
-            # The client may have sent bytes for the tunnel already.
-            keep_alive = keep_alive and method != b"CONNECT"
-        self.ended = not keep_alive
-        self.requests.append(Request(method, target, version, headers, keep_alive, refused))
+    def _add(self, request: Request) -> None:
+        """Add a request to those that wait for a response; its body is never read."""
+        if self.refuse_all:
+            request = evolve(request, keep_alive=False, refused=self.refuse_all)
+        self.ended = not request.keep_alive
+        self.requests.append(request)

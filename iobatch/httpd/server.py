@@ -6,8 +6,7 @@ import errno
 import socket
 import traceback
 from contextlib import suppress
-from itertools import chain
-from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector, SelectorKey
+from select import EPOLLIN, EPOLLOUT, epoll
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from iobatch.httpd.idle import IdleConnections
 from iobatch.httpd.output import report
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable
 
     from iobatch.httpd.cache import FileCache
     from iobatch.httpd.settings import Settings
@@ -29,8 +28,6 @@ TICK = 1.0
 WAIT_TICK = 0.05
 # Seconds of deferred work, and of closing late connections, before those that are ready run.
 SLICE = 0.002
-# The events of a connection that is not in the selector: no step returns this.
-_UNWATCHED = -1
 # The most connections that are accepted before the others run.
 MAX_ACCEPTS = 64
 # The most connections above max_connections that are open at a time. Each is answered by 503, so
@@ -52,17 +49,20 @@ class Server:
     # The first byte from this socket, or its end of stream, asks the server to finish the responses
     # in flight and stop. Anything after that stops the server at once.
     _stop: socket.socket
-    _selector: DefaultSelector = field(init=False, factory=DefaultSelector)
+    # Without the selectors module, which makes an object for each event.
+    _epoll: epoll = field(init=False, factory=epoll)
     _connections: set[Connection] = field(init=False, factory=set["Connection"])
-    # Connections that wait for nothing from their sockets. They are not in the selector.
+    # Connections in the epoll set, by their descriptors.
+    _watched: dict[int, Connection] = field(init=False, factory=dict[int, "Connection"])
+    # Connections that wait for nothing from their sockets. They are not in the epoll set.
     _waiting: set[Connection] = field(init=False, factory=set["Connection"])
     # Connections whose next step takes long, in the order of their turns; True: the deadline has
-    # passed, and the connection is closed instead. They are not in the selector.
+    # passed, and the connection is closed instead. They are not in the epoll set.
     _deferred: dict[Connection, bool] = field(init=False, factory=dict["Connection", bool])
-    # When the waiting connections return to the selector (time.monotonic).
+    # When the waiting connections return to the epoll set (time.monotonic).
     _resume_at: float = field(init=False, default=0.0)
     _idle: IdleConnections = field(init=False)
-    # The listening socket is out of the selector, until a connection ends or the next tick.
+    # The listening socket is out of the epoll set, until a connection ends or the next tick.
     _paused: bool = field(init=False, default=False)
     # When unfinished responses are cut off (time.monotonic); None: the server was not asked to
     # stop.
@@ -70,8 +70,8 @@ class Server:
 
     def __attrs_post_init__(self) -> None:
         self._idle = IdleConnections(self._connections, self._settings.timeout)
-        self._selector.register(self._listener, EVENT_READ)
-        self._selector.register(self._stop, EVENT_READ)
+        self._epoll.register(self._listener, EPOLLIN)
+        self._epoll.register(self._stop, EPOLLIN)
 
     def close(self) -> None:
         """Close all sockets and the log. Responses that are being sent are cut off."""
@@ -79,34 +79,29 @@ class Server:
             self._drop(connection)
         if self._settings.log is not None:
             self._settings.log.close()
-        self._selector.close()
+        self._epoll.close()
         self._listener.close()
         self._stop.close()
 
     def run(self) -> None:
         """Serve until asked to stop; then send responses in flight, for the grace time at most."""
-        listings = self._files.listings
+        listings, watched, listener = self._files.listings, self._watched, self._listener.fileno()
         next_tick = 0.0
         while self._stop_at is None or (self._connections and monotonic() < self._stop_at):
-            ready = self._select()
+            ready = self._epoll.poll(self._timeout())
             now = monotonic()
             accepting = False
-            for key, _ in ready:
-                connection = key.data
-                if connection is not None:
-                    try:
-                        events = connection.step(now)
-                    except Exception:  # noqa: BLE001  # a bug ends one connection, not the server
-                        report(traceback.format_exc())
-                        events = CLOSE
-                    if events != key.events:
-                        self._wait_for(connection, events, key.events)
-                elif key.fileobj is self._listener:
+            for fd, _ in ready:
+                if fd in watched:
+                    self._step(watched[fd], now)
+                elif fd == listener:
                     accepting = True
                 elif self._handle_stop(now):
                     return
                 else:
                     break  # connections in `ready` may be closed now
+            if self._deferred:
+                self._step_deferred(now)
             if listings.builds and listings.build(now):
                 self._resume_at = now
             # Last, because idle connections may be closed for new ones.
@@ -118,72 +113,87 @@ class Server:
                 next_tick = now + TICK
                 self._tick(now)
 
-    def _select(self) -> Iterable[tuple[SelectorKey, int]]:
-        """Wait for connections, or until there is something else to do; return those to run."""
-        log = self._settings.log
-        timeout: float | None = None
-        if self._deferred:
-            return chain(self._selector.select(0.0), self._take_deferred())
-        if self._files.listings.builds:
-            timeout = 0.0
-        elif self._waiting:
-            timeout = WAIT_TICK
-        elif self._connections or self._files or self._paused or log:
-            timeout = TICK
-        return self._selector.select(timeout)
+    def _timeout(self) -> float | None:
+        """Return the seconds until there is something to do, whatever happens."""
+        if self._deferred or self._files.listings.builds:
+            return 0.0
+        if self._waiting:
+            return WAIT_TICK
+        if self._connections or self._files or self._paused or self._settings.log:
+            return TICK
+        return None
 
-    def _take_deferred(self) -> Iterator[tuple[SelectorKey, int]]:
-        """Yield deferred connections to run, as the selector does, and close the others."""
+    def _step(self, connection: Connection, now: float) -> None:
+        """Run a connection, and change what it waits for."""
+        try:
+            events = connection.step(now)
+        except Exception:  # noqa: BLE001  # a bug ends one connection, not the server
+            report(traceback.format_exc())
+            events = CLOSE
+        if events != connection.watched:
+            self._wait_for(connection, events)
+
+    def _step_deferred(self, now: float) -> None:
+        """Run deferred connections, or close them, for the time of a SLICE."""
         end = monotonic() + SLICE
         while self._deferred:
             connection = next(iter(self._deferred))
             if self._deferred.pop(connection):
                 self._drop(connection, connection.give_up)
             else:
-                yield SelectorKey(connection.sock, -1, _UNWATCHED, connection), 0
+                self._step(connection, now)
             if monotonic() >= end:
                 break
 
-    def _wait_for(self, connection: Connection, events: int, before: int) -> None:
+    def _wait_for(self, connection: Connection, events: int) -> None:
         """Act on the result of a connection's step.
 
         Args:
             connection: the connection.
             events: the result.
-            before: what the selector waited for, or _UNWATCHED.
 
         """
         if events == CLOSE:
             self._drop(connection)
         elif events in {WAITING, DEFERRED}:
-            if before != _UNWATCHED:
-                self._selector.unregister(connection.sock)
+            self._unwatch(connection)
             if events == WAITING:
                 self._waiting.add(connection)
             else:
                 self._deferred[connection] = False
         else:
-            change = self._selector.register if before == _UNWATCHED else self._selector.modify
-            self._watch(connection, events, change)
+            self._watch(connection, events)
 
-    def _watch(
-        self, connection: Connection, events: int, change: Callable[[socket.socket, int, Any], Any]
-    ) -> bool:
-        """Change what the selector waits for; return False if the connection is closed instead."""
+    def _watch(self, connection: Connection, events: int) -> bool:
+        """Change what epoll waits for; return False if the connection is closed instead."""
+        fd = connection.sock.fileno()
         try:
-            change(connection.sock, events, connection)
+            if connection.watched:
+                self._epoll.modify(fd, events)
+            else:
+                self._epoll.register(fd, events)
         except OSError as exc:  # epoll_ctl(2): ENOMEM and ENOSPC
             report(f"can't wait for a connection, and close it: {exc.strerror}")
             self._drop(connection)
             return False
+        connection.watched = events
+        self._watched[fd] = connection
         return True
+
+    def _unwatch(self, connection: Connection) -> None:
+        """Remove a connection from the epoll set, if it is there."""
+        if connection.watched:
+            fd = connection.sock.fileno()
+            self._epoll.unregister(fd)
+            connection.watched = 0
+            del self._watched[fd]
 
     def _resume_waiting(self, now: float) -> None:
         self._resume_at = now + WAIT_TICK
         waiting = list(self._waiting)
         self._waiting.clear()
         for connection in waiting:
-            self._watch(connection, EVENT_WRITE, self._selector.register)
+            self._watch(connection, EPOLLOUT)
 
     def _accept(self, now: float) -> None:
         limit = self._settings.max_connections
@@ -214,7 +224,7 @@ class Server:
                     continue
                 connection.turn_away(now)
             self._connections.add(connection)
-            if not self._watch(connection, EVENT_READ, self._selector.register):
+            if not self._watch(connection, EPOLLIN):
                 self._pause()
                 return
 
@@ -231,18 +241,18 @@ class Server:
     def _pause(self) -> None:
         """Accept nothing for a while: clients wait in the backlog."""
         self._paused = True
-        self._selector.unregister(self._listener)
+        self._epoll.unregister(self._listener)
 
     def _resume(self) -> None:
         if self._paused:
             with suppress(OSError):  # as in _watch; the next tick tries again
-                self._selector.register(self._listener, EVENT_READ)
+                self._epoll.register(self._listener, EPOLLIN)
                 self._paused = False
 
     def _drop(self, connection: Connection, close: Callable[[], None] | None = None) -> None:
         self._connections.remove(connection)
         self._deferred.pop(connection, None)
-        self._unwatch(connection)
+        self._stop_waiting(connection)
         try:
             (close or connection.close)()
         except Exception:  # noqa: BLE001  # as in run()
@@ -250,11 +260,10 @@ class Server:
             connection.sock.close()
         self._resume()
 
-    def _unwatch(self, connection: Connection) -> None:
+    def _stop_waiting(self, connection: Connection) -> None:
         """Run a connection no more, unless it is deferred."""
         self._waiting.discard(connection)
-        with suppress(KeyError):  # it waits for something else, or could not be waited for
-            self._selector.unregister(connection.sock)
+        self._unwatch(connection)
 
     def _handle_stop(self, now: float) -> bool:
         """Read from the stop socket; return whether responses in flight must be cut off."""
@@ -264,9 +273,9 @@ class Server:
             return True
         self._stop_at = now + self._settings.grace
         if not received:
-            self._selector.unregister(self._stop)
+            self._epoll.unregister(self._stop)
         if not self._paused:
-            self._selector.unregister(self._listener)
+            self._epoll.unregister(self._listener)
         self._paused = False
         self._listener.close()
         for connection in [each for each in self._connections if each.finish()]:
@@ -284,7 +293,7 @@ class Server:
         for connection in self._connections:
             if connection.deadline <= now:
                 # Closing may free megabytes, and many connections may be late at the same time.
-                self._unwatch(connection)
+                self._stop_waiting(connection)
                 self._deferred[connection] = True
         self._files.sweep(now)
         if self._settings.log is not None:

@@ -9,14 +9,15 @@ import os
 import socket
 import struct
 import weakref
-from selectors import EVENT_READ
+from select import EPOLLIN
 from threading import Thread
 from typing import TYPE_CHECKING
 
 import pytest
 
-from iobatch.httpd.connection import CLOSE, LINGER_BYTES, MAX_RESPONSES, READ_SIZE, RESPONDING
+from iobatch.httpd.connection import CLOSE, LINGER_BYTES, READ_SIZE, RESPONDING
 from iobatch.httpd.pages import error_page
+from iobatch.httpd.responsequeue import MAX_RESPONSES
 from tests.support.batches import data
 from tests.support.http import split
 from tests.support.httpd import (
@@ -103,7 +104,7 @@ def test_nothing_is_read_from_a_client_that_reads_nothing(site: Path) -> None:
         # The answer to a second client shows that the server's turn with the first has ended.
         assert get(address, "/1").status == 200
         [connection] = [each for each in server._connections if each._state is RESPONDING]
-        assert 0 < connection._batch.bytesleft < (MAX_RESPONSES + 1) << 20
+        assert 0 < connection._responses.batch.bytesleft < (MAX_RESPONSES + 1) << 20
         assert 0 < len(connection._parser.requests) < READ_SIZE / len(LARGE)
 
 
@@ -124,7 +125,7 @@ def test_client_with_small_buffers_gets_all_responses_in_order(site: Path) -> No
 def test_step_without_input_waits_for_it(site: Path) -> None:
     """A selector may report a socket as readable that is not (select(2), BUGS)."""
     with open_connection(site) as (connection, _):
-        assert connection.step(0.0) == EVENT_READ
+        assert connection.step(0.0) == EPOLLIN
 
 
 def test_connection_that_the_client_resets_is_over(site: Path) -> None:
@@ -153,12 +154,12 @@ def test_connection_reset_after_the_last_response_is_over(
 def test_connection_lingers_for_linger_bytes_at_most(site: Path) -> None:
     with open_connection(site) as (connection, theirs):
         theirs.sendall(b"GET /1 HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n")
-        assert connection.step(0.0) == EVENT_READ
+        assert connection.step(0.0) == EPOLLIN
         for _ in range(LINGER_BYTES // READ_SIZE - 1):
             theirs.sendall(bytes(READ_SIZE))
-            assert connection.step(0.0) == EVENT_READ
+            assert connection.step(0.0) == EPOLLIN
         theirs.sendall(bytes(READ_SIZE - 1))
-        assert connection.step(0.0) == EVENT_READ
+        assert connection.step(0.0) == EPOLLIN
         theirs.sendall(b"x")
         assert connection.step(0.0) == CLOSE
 

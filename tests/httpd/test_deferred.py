@@ -9,7 +9,7 @@ import ssl
 from collections import Counter
 from contextlib import ExitStack, suppress
 from itertools import pairwise
-from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
+from select import EPOLLIN, EPOLLOUT
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from tests.support.http import split
 from tests.support.httpd import (
     LARGE,
     SMALL,
+    Epoll,
     Keys,
     new_server,
     open_connection,
@@ -54,7 +55,7 @@ def test_step_before_a_body_is_coded_defers_it_and_sends_nothing(site: Path) -> 
         assert connection.step(0.0) == DEFERRED
         assert is_silent(theirs)
         while is_silent(theirs):  # the coder has taken too little for an output
-            assert run_step(connection, 0.0) == EVENT_WRITE
+            assert run_step(connection, 0.0) == EPOLLOUT
         assert b"\r\nContent-Encoding: gzip\r\n" in receive_head(theirs)
 
 
@@ -69,14 +70,14 @@ def test_handshake_is_deferred_and_later_requests_are_not(site: Path, keys: Keys
             theirs.sendall(client.outgoing.read())
             assert connection.step(0.0) == DEFERRED
             assert is_silent(theirs)
-            assert connection.step(0.0) == EVENT_READ
+            assert connection.step(0.0) == EPOLLIN
             client.incoming.write(theirs.recv(1 << 16))
         theirs.sendall(client.outgoing.read())
-        assert run_step(connection, 0.0) == EVENT_READ
+        assert run_step(connection, 0.0) == EPOLLIN
         for _ in range(3):
             client.tls.write(SMALL)
             theirs.sendall(client.outgoing.read())
-            assert connection.step(0.0) == EVENT_READ
+            assert connection.step(0.0) == EPOLLIN
 
 
 def test_body_that_is_requested_with_the_end_of_the_handshake_is_sent(
@@ -103,21 +104,22 @@ def test_one_body_is_coded_in_a_turn_whose_time_is_over_and_connections_take_tur
 ) -> None:
     """A client with a small request gets its answer in the first turn."""
     done: list[Any] = []
-    select, send = DefaultSelector.select, ResponseSink.send
+    send = ResponseSink.send
 
-    def count_select(self: DefaultSelector, timeout: float | None = None) -> Any:
-        done.append("wait")
-        return select(self, timeout)
+    class CountPolls(Epoll):
+        def poll(self, timeout: float | None = None) -> list[tuple[int, int]]:
+            done.append("wait")
+            return super().poll(timeout)
 
     def count_send(self: ResponseSink) -> int:
         done.append(self)
         return send(self)
 
-    monkeypatch.setattr(DefaultSelector, "select", count_select)
     monkeypatch.setattr(ResponseSink, "send", count_send)
     monkeypatch.setattr(server_module, "SLICE", 0.0)
     with ExitStack() as stack:
         server, address, ours = stack.enter_context(new_server(site))
+        CountPolls(server)
         clients = [stack.enter_context(socket.create_connection(address)) for _ in range(5)]
         for each in clients[:-1]:
             each.sendall(CODED)
@@ -147,19 +149,21 @@ def test_work_goes_on_in_the_same_turn_while_its_time_is_not_over(
             stack.enter_context(socket.create_connection(address))
         server._accept(0.0)
         for connection in server._connections:
-            server._wait_for(connection, DEFERRED, EVENT_READ)
-        assert {key.data for key, _ in server._take_deferred()} == server._connections
+            server._wait_for(connection, DEFERRED)
+        assert server._deferred.keys() == server._connections
+        server._step_deferred(0.0)
         assert not server._deferred
+        assert len(server._watched) == 3
 
 
 def test_deferred_connection_is_closed_at_its_deadline(site: Path) -> None:
-    """It is not in the selector."""
+    """It is not in the epoll set."""
     with new_server(site) as (server, address, _), socket.create_connection(address) as sock:
         server._accept(0.0)
         [connection] = server._connections
-        server._wait_for(connection, DEFERRED, EVENT_READ)
+        server._wait_for(connection, DEFERRED)
         server._tick(connection.deadline)
-        assert not list(server._take_deferred())
+        server._step_deferred(0.0)
         assert not server._connections
         assert not server._deferred
         assert sock.recv(1) == b""
@@ -176,7 +180,7 @@ def test_late_connections_are_closed_in_several_turns(
         server._accept(0.0)
         server._tick(60.0)
         for left in (2, 1, 0):
-            assert not list(server._take_deferred())
+            server._step_deferred(0.0)
             assert len(server._connections) == left
 
 
@@ -184,7 +188,7 @@ def test_late_client_of_an_unfinished_response_is_reset(site: Path) -> None:
     """So the kernel drops the part of the response that it holds."""
     with open_connection(site, "tcp4") as (connection, theirs):
         theirs.sendall(LARGE * 20)
-        assert connection.step(0.0) == EVENT_WRITE
+        assert connection.step(0.0) == EPOLLOUT
         connection.give_up()
         with pytest.raises(ConnectionResetError):
             read_all(theirs)
@@ -193,6 +197,6 @@ def test_late_client_of_an_unfinished_response_is_reset(site: Path) -> None:
 def test_late_client_without_a_response_sees_the_end_of_the_stream(site: Path) -> None:
     with open_connection(site, "tcp4") as (connection, theirs):
         theirs.sendall(SMALL[:-1])
-        assert connection.step(0.0) == EVENT_READ
+        assert connection.step(0.0) == EPOLLIN
         connection.give_up()
         assert theirs.recv(1) == b""

@@ -34,7 +34,7 @@ import runpy
 def failing(*args):
     raise ZeroDivisionError("unexpected")
 from iobatch.httpd.connection import Connection
-Connection._answer = failing
+Connection._send = failing
 runpy.run_module("iobatch.httpd", run_name="__main__", alter_sys=True)
 """
 

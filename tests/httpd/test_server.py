@@ -10,10 +10,9 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from select import EPOLLIN, EPOLLOUT
-from selectors import EVENT_READ, DefaultSelector
 from threading import Event
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -23,6 +22,7 @@ from iobatch.httpd.server import TICK
 from tests.support.httpd import (
     LARGE,
     SMALL,
+    Epoll,
     children,
     exchange,
     new_server,
@@ -36,8 +36,6 @@ from tests.support.sockets import PATIENCE, receive
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from iobatch.httpd.server import Server
 
 
 def test_connection_that_found_no_descriptor_is_accepted_later(site: Path) -> None:
@@ -102,7 +100,7 @@ def test_unexpected_exception_ends_one_connection_and_is_printed(
         assert receive(other, 12) == b"HTTP/1.1 200"
         receive_head(other)
         with monkeypatch.context() as patch:
-            patch.setattr(Connection, "_answer", failing)
+            patch.setattr(Connection, "_send", failing)
             assert exchange(address, SMALL) == b""
         other.sendall(SMALL)
         assert receive(other, 13)[1:] == b"HTTP/1.1 200"
@@ -162,13 +160,13 @@ def test_small_file_takes_one_wait_one_recv_one_fstat_and_one_send(
 
 
 def test_throttled_connection_is_closed_at_its_deadline(site: Path) -> None:
-    """It is not in the selector."""
+    """It is not in the epoll set."""
     with new_server(site) as (server, address, _), socket.create_connection(address) as sock:
         server._accept(0.0)
         [connection] = server._connections
-        server._wait_for(connection, WAITING, EVENT_READ)
+        server._wait_for(connection, WAITING)
         server._tick(connection.deadline)
-        assert not list(server._take_deferred())
+        server._step_deferred(0.0)
         assert not server._connections
         assert not server._waiting
         assert sock.recv(1) == b""
@@ -182,17 +180,16 @@ def test_server_that_accepts_nothing_for_a_while_can_be_stopped(site: Path) -> N
 
 
 def test_connection_that_a_stop_closes_is_not_run_in_the_same_turn(
-    site: Path, monkeypatch: pytest.MonkeyPatch
+    site: Path,
 ) -> None:
     """The request of an idle connection arrives with the request to stop."""
-    select = DefaultSelector.select
 
-    def stop_first(self: DefaultSelector, timeout: float | None = None) -> Any:
-        ready = select(self, timeout)
-        return sorted(ready, key=lambda item: item[0].data is not None)
+    class StopFirst(Epoll):
+        def poll(self, timeout: float | None = None) -> list[tuple[int, int]]:
+            return sorted(super().poll(timeout), key=lambda item: item[0] in server._watched)
 
-    monkeypatch.setattr(DefaultSelector, "select", stop_first)
     with new_server(site) as (server, address, stop), socket.create_connection(address) as sock:
+        StopFirst(server)
         server._accept(0.0)
         sock.sendall(SMALL)
         stop.send(b"\0")
@@ -200,24 +197,18 @@ def test_connection_that_a_stop_closes_is_not_run_in_the_same_turn(
         assert not server._connections
 
 
-class FullEpoll:
+class FullEpoll(Epoll):
     """An epoll object without room for some events."""
 
-    def __init__(self, server: Server) -> None:
-        self._epoll = server._selector._selector  # type: ignore[attr-defined]
-        self.refused = 0  # select.EPOLLIN and EPOLLOUT
-        server._selector._selector = self  # type: ignore[attr-defined]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._epoll, name)
+    refused = 0  # select.EPOLLIN and EPOLLOUT
 
     def register(self, fd: int, events: int) -> None:
         self._refuse(events)
-        self._epoll.register(fd, events)
+        super().register(fd, events)
 
     def modify(self, fd: int, events: int) -> None:
         self._refuse(events)
-        self._epoll.modify(fd, events)
+        super().modify(fd, events)
 
     def _refuse(self, events: int) -> None:
         if events & self.refused:
@@ -287,7 +278,7 @@ def test_listening_goes_on_at_a_later_tick_when_epoll_has_no_room(site: Path) ->
         epoll.refused = 0
         server._tick(TICK)
         assert not server._paused
-        assert server._listener in server._selector.get_map()
+        epoll.modify(server._listener.fileno(), EPOLLIN)  # fails unless it is in the epoll set
 
 
 def test_exception_in_accepting_or_closing_a_connection_is_printed_and_the_others_are_served(

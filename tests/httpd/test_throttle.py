@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 from contextlib import suppress
-from selectors import EVENT_READ
+from select import EPOLLIN
 from typing import TYPE_CHECKING
 
 import pytest
@@ -98,7 +98,7 @@ def test_rate_counts_the_bytes_of_tls_from_the_handshake_on(
                 tls.do_handshake()
                 break
             theirs.sendall(outgoing.read())
-            while run_step(connection, clock.now) != EVENT_READ:
+            while run_step(connection, clock.now) != EPOLLIN:
                 clock.now += WAIT_TICK
             incoming.write(theirs.recv(1 << 16))
         tls.write(LARGE)
@@ -114,7 +114,7 @@ def test_many_small_responses_leave_at_the_same_rate_as_a_large_one(
         start, received = clock.now, 0
         for _ in range(1000):
             theirs.sendall(SMALL)
-            while (events := connection.step(clock.now)) != EVENT_READ:
+            while (events := connection.step(clock.now)) != EPOLLIN:
                 assert events == WAITING
                 clock.now += WAIT_TICK
             received += len(theirs.recv(1 << 16))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import select
 import socket
 from contextlib import ExitStack
-from selectors import EVENT_READ, EVENT_WRITE
+from select import EPOLLIN, EPOLLOUT
 from typing import TYPE_CHECKING
 
 import pytest
@@ -46,13 +46,13 @@ def test_client_that_reads_no_response_is_reset_after_the_timeout(site: Path) ->
 def test_deadline_is_postponed_by_bytes_sent_and_not_by_bytes_received(site: Path) -> None:
     with open_connection(site, "small buffers", timeout=10.0) as (connection, theirs):
         theirs.sendall(b"GET /1048576 HTTP/1.1\r\n")
-        assert connection.step(5.0) == EVENT_READ
+        assert connection.step(5.0) == EPOLLIN
         assert connection.deadline == 10.0
         theirs.sendall(b"Host: x\r\n\r\n")
-        assert connection.step(6.0) == EVENT_WRITE
+        assert connection.step(6.0) == EPOLLOUT
         assert connection.deadline == 16.0
         clog(connection.sock)
-        assert connection.step(7.0) == EVENT_WRITE
+        assert connection.step(7.0) == EPOLLOUT
         assert connection.deadline == 16.0
 
 
@@ -60,16 +60,16 @@ def test_request_has_header_timeout_from_its_first_byte(site: Path) -> None:
     """An idle connection has more time."""
     with open_connection(site, timeout=60.0, header_timeout=20.0) as (connection, theirs):
         theirs.sendall(SMALL)
-        assert connection.step(5.0) == EVENT_READ
+        assert connection.step(5.0) == EPOLLIN
         assert connection.deadline == 65.0, "idle"
         theirs.sendall(SMALL[:10])
-        assert connection.step(10.0) == EVENT_READ
+        assert connection.step(10.0) == EPOLLIN
         assert connection.deadline == 30.0, "the first bytes of a request"
         theirs.sendall(SMALL[10:20])
-        assert connection.step(29.0) == EVENT_READ
+        assert connection.step(29.0) == EPOLLIN
         assert connection.deadline == 30.0, "further bytes of the request"
         theirs.sendall(SMALL[20:])
-        assert connection.step(29.5) == EVENT_READ
+        assert connection.step(29.5) == EPOLLIN
         assert connection.deadline == 89.5, "idle again"
 
 
@@ -79,13 +79,13 @@ def test_header_timeout_holds_for_a_request_that_begins_in_the_piece_of_another(
 ) -> None:
     with open_connection(site, timeout=60.0, header_timeout=20.0) as (connection, theirs):
         theirs.sendall(SMALL + SMALL[:size])
-        assert connection.step(5.0) == EVENT_READ
+        assert connection.step(5.0) == EPOLLIN
         assert connection.deadline == 25.0
         theirs.sendall(SMALL[size:-1])
-        assert connection.step(6.0) == EVENT_READ
+        assert connection.step(6.0) == EPOLLIN
         assert connection.deadline == 25.0
         theirs.sendall(SMALL[-1:])
-        assert connection.step(7.0) == EVENT_READ
+        assert connection.step(7.0) == EPOLLIN
         assert connection.deadline == 67.0
 
 
@@ -96,14 +96,14 @@ def test_deadline_is_postponed_when_client_reads_what_a_coding_holds(site: Path)
         theirs.sendall(b"GET /text.txt HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n\r\n")
         now = 0.0
         while select.select([], [connection.sock], [], 0)[1]:
-            assert run_step(connection, now) == EVENT_WRITE
+            assert run_step(connection, now) == EPOLLOUT
         for _ in range(30):
             now += 9.0
             while not select.select([], [connection.sock], [], 0)[1]:
                 theirs.recv(1000)
-            assert run_step(connection, now) == EVENT_WRITE
+            assert run_step(connection, now) == EPOLLOUT
             assert connection.deadline == now + 10.0
         for _ in range(10):  # until the socket and the filters are full
-            assert run_step(connection, now) == EVENT_WRITE
-        assert run_step(connection, now + 5.0) == EVENT_WRITE
+            assert run_step(connection, now) == EPOLLOUT
+        assert run_step(connection, now + 5.0) == EPOLLOUT
         assert connection.deadline == now + 10.0

@@ -75,6 +75,26 @@ def serving(directory: Path, **settings: Any) -> Iterator[tuple[Server, Address]
             assert not thread.is_alive()
 
 
+class Epoll:
+    """Replaces a server's epoll object, which it calls."""
+
+    def __init__(self, server: Server) -> None:
+        self._epoll = server._epoll
+        server._epoll = self  # type: ignore[assignment]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._epoll, name)
+
+    def poll(self, timeout: float | None = None) -> list[tuple[int, int]]:
+        return self._epoll.poll(timeout)
+
+    def register(self, fd: int, events: int) -> None:
+        self._epoll.register(fd, events)
+
+    def modify(self, fd: int, events: int) -> None:
+        self._epoll.modify(fd, events)
+
+
 def listing_of(files: FileCache, target: bytes, now: float) -> ServedFile:
     """Return the listing for a request target, after all work on it."""
     page = files.get(target, now)
