@@ -49,7 +49,7 @@ from tests.bench.httpd_servers import (
     httpd_command,
     running,
 )
-from tests.bench.reader import READER, child_process, pin_to_processor
+from tests.bench.reader import READER, child_process, pin_to_processor, raise_descriptor_limit
 from tests.bench.report import KIB, MIB, print_environment, print_table
 
 if TYPE_CHECKING:
@@ -125,8 +125,7 @@ def attacks(pages: int) -> Iterator[Attack]:
 def run(options: Options) -> None:
     """Print the table."""
     pin_to_processor(READER)
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise_descriptor_limit()
     seconds = 0.3 if options.smoke else SECONDS
     entries = 2000 if options.smoke else 100_000
     with ExitStack() as stack:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import select
 import signal
 import socket
@@ -34,6 +35,13 @@ def pin_to_processor(processor: int) -> None:
     """Bind this process to a processor."""
     with suppress(OSError):  # no such processor: the processes share those that exist
         os.sched_setaffinity(0, {processor})
+
+
+def raise_descriptor_limit() -> int:
+    """Allow this process, and those that it starts, the most descriptors; return their number."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return most
 
 
 def end_with_parent() -> None:

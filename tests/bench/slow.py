@@ -38,6 +38,7 @@ from tests.bench.reader import (
     SENDER,
     child_process,
     pin_to_processor,
+    raise_descriptor_limit,
     reader_connection,
     tuned_socket,
 )
@@ -180,8 +181,7 @@ def run(options: Options) -> None:
     pin_to_processor(SENDER)
     number = 50 if options.smoke else PEERS
     body = Random(1).randbytes(LARGE)
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # the usual 1024 are not enough
+    raise_descriptor_limit()
     before = resident_bytes()
     with ExitStack() as stack:
         file = stack.enter_context(tempfile.TemporaryFile(buffering=0))
