@@ -21,17 +21,10 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from tests.bench.httpd import (
-    WORKLOADS,
-    check_responses,
-    check_wrk,
-    cpus,
-    measure,
-    prepare,
-    rates,
-    server_rows,
-)
-from tests.bench.httpd_servers import find_asgi_programs, running
+from tests.bench.httpd import WORKLOADS, cpus, rates, server_rows
+from tests.bench.httpd_processes import running
+from tests.bench.httpd_servers import find_asgi_programs
+from tests.bench.httpd_wrk import check_responses, check_wrk, measure, prepare
 from tests.bench.report import format_spread, print_table, ratios
 
 if TYPE_CHECKING:
@@ -50,17 +43,17 @@ def run(options: Options) -> None:
     """Print the tables."""
     check_wrk()
     found, versions = find_asgi_programs(options)
-    plain = [each for each in WORKLOADS if not each.secure]
+    plain = [each for each in WORKLOADS if each.setup == "plain"]
     with ExitStack() as stack:
         home = Path(stack.enter_context(TemporaryDirectory()))
         trust = prepare(home)
         servers = [stack.enter_context(running(program, home)) for program in found]
-        check_responses(servers, home, trust)
+        check_responses(servers, plain, home, trust)
         workloads = plain[:1] if options.smoke else plain
         results = {each: measure(each, servers, options) for each in workloads}
         alone = ["Starlette alone"]
         for each in workloads:
-            calls = [call_alone(home, each.size, options) for _ in range(options.turns)]
+            calls = [call_alone(home, each.file, options) for _ in range(options.turns)]
             alone.append(format_spread(calls, 1))
     print(f"\nMeasured: {', '.join(versions)}")
     head = ["server", *(each.name for each in workloads)]
@@ -70,10 +63,10 @@ def run(options: Options) -> None:
     print_table("Goals", goals, goal_rows(results))
 
 
-def call_alone(home: Path, size: int, options: Options) -> float:
+def call_alone(home: Path, file: str, options: Options) -> float:
     """Call the application without a server; return the CPU time of a call, in microseconds."""
     program = str(Path(__file__).with_name("asgi_app.py"))
-    command = ["taskset", "-c", "0", sys.executable, program, str(size), str(options.rounds(CALLS))]
+    command = ["taskset", "-c", "0", sys.executable, program, file, str(options.rounds(CALLS))]
     environment = {**os.environ, "ASGI_FOLDER": f"{home}/files"}
     return float(subprocess.check_output(command, env=environment))
 
@@ -85,7 +78,7 @@ def goal_rows(results: Results) -> Iterator[Sequence[str]]:
             continue
         ours, theirs = by_name["asgi_server.py"], by_name["uvicorn"]
         cpu, rate = ratios(cpus(ours), cpus(theirs)), ratios(rates(ours), rates(theirs))
-        has_goal = workload.size == 64 << 10
+        has_goal = workload.file == "medium"
         for what, ratio, goal, met in (
             ("CPU", cpu, f"at most {CPU}", median(cpu) <= CPU),
             ("requests/s", rate, f"at least {RATE}", median(rate) >= RATE),

@@ -1,6 +1,6 @@
 """The Starlette application that asgi.py measures: it sends the files of the folder ASGI_FOLDER.
 
-`python asgi_app.py SIZE COUNT` calls it by itself, and prints the CPU time of a call in us.
+`python asgi_app.py FILE COUNT` calls it by itself, and prints the CPU time of a call in us.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ async def file(request: Request) -> FileResponse:
 app = Starlette(routes=[Route("/{name}", file)])
 
 
-async def call(size: str, count: int) -> None:
+async def call(file: str, count: int) -> None:
     """Call the application as a server that sends nothing would."""
 
     async def receive() -> dict[str, Any]:
@@ -43,7 +43,7 @@ async def call(size: str, count: int) -> None:
             "asgi": {"version": "3.0", "spec_version": "2.5"},
             "http_version": "1.1",
             "method": "GET",
-            "path": f"/{size}",
+            "path": f"/{file}",
             "query_string": b"",
             "headers": [(b"host", b"127.0.0.1")],
             "extensions": {"http.response.pathsend": {}},
@@ -51,10 +51,10 @@ async def call(size: str, count: int) -> None:
         await app(scope, receive, send)
 
 
-async def main(size: str, count: int) -> None:
+async def main(file: str, count: int) -> None:
     async with asyncio.TaskGroup() as group:
         for _ in range(64):  # connections
-            group.create_task(call(size, count))
+            group.create_task(call(file, count))
 
 
 if __name__ == "__main__":

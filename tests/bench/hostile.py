@@ -40,15 +40,8 @@ from typing import TYPE_CHECKING
 from attrs import Factory, define, frozen
 
 from tests.bench import hostile_clients as clients
-from tests.bench.httpd_servers import (
-    HOST,
-    TIMEOUT,
-    Program,
-    Server,
-    create_certificate,
-    httpd_command,
-    running,
-)
+from tests.bench.httpd_processes import HOST, TIMEOUT, Server, running
+from tests.bench.httpd_servers import create_certificate, httpd_program
 from tests.bench.reader import READER, child_process, pin_to_processor, raise_descriptor_limit
 from tests.bench.report import KIB, MIB, print_environment, print_table
 
@@ -134,10 +127,7 @@ def run(options: Options) -> None:
         trust = create_certificate(home)
         servers = [
             stack.enter_context(running(program, home))
-            for program in (
-                Program("iobatch.httpd", httpd_command),
-                Program("iobatch.httpd", partial(httpd_command, secure=True), secure=True),
-            )
+            for program in (httpd_program(), httpd_program("TLS"))
         ]
         print_environment(())
         print_table(

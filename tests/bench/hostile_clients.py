@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field, frozen
 
-from tests.bench.httpd_servers import HOST, TIMEOUT
+from tests.bench.httpd_processes import HOST, TIMEOUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
