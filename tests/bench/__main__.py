@@ -23,7 +23,7 @@ TABLES = {
     "growth": "cost and memory by the size of batches and files",
     "slow": "a thousand slow peers",
     "kernel": "other system calls (zero-copy, splice, fadvise); the crossover of read and sendfile",
-    "httpd": "iobatch.httpd against nginx and Python servers",
+    "httpd": "iobatch.httpd against nginx and Python servers: CPU, requests per second, memory",
     "asgi": "asgi_server.py of the examples against uvicorn and granian",
     "hostile": "iobatch.httpd under attack: another client's latency, memory, descriptors",
 }

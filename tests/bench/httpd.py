@@ -1,4 +1,4 @@
-"""Measure iobatch.httpd against nginx and Python servers: CPU and requests per second.
+"""Measure iobatch.httpd against nginx and Python servers: CPU, requests per second, memory.
 
 wrk, on CPU 1, requests one file repeatedly from a server, on CPU 0, over 64 persistent connections.
 The servers take turns; the other servers are idle meanwhile. Each server has one worker and serves
@@ -19,6 +19,8 @@ counted. It includes opening and closing the connections: over TLS, 64 handshake
 wrk runs on the same machine, it also includes the kernel's work to deliver the bytes to wrk. Where
 wrk takes more CPU than the server, wrk limits the requests per second, and these differ less
 between the servers than CPU does.
+
+The docstring of httpd_memory.py describes the table of memory.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from tests.bench.httpd_memory import print_memory
 from tests.bench.httpd_processes import running
 from tests.bench.httpd_servers import (
     GRANIAN,
@@ -113,6 +116,7 @@ def run(options: Options) -> None:
         print_table("Goals", ["file", "ratio of", "measured", "goal", "met"], goal_rows(results))
         sizes = ", ".join(f"{size:,} by {name}" for name, size in coded.items())
         print(f"\nBytes of the {TEXT_SIZE:,} of text after gzip: {sizes}")
+        print_memory(found, home, options)
     if options.plots is not None:
         groups = {
             each.name: {name: median(rates(turns)) for name, turns in by_name.items()}

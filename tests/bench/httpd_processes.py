@@ -1,9 +1,10 @@
-"""Server processes of httpd, asgi and hostile: their start and CPU time."""
+"""Server processes of httpd, asgi and hostile: their start, CPU time, memory and descriptors."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import re
 import socket
 import subprocess
 import time
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from attrs import frozen
+
+from tests.bench.report import KIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -55,6 +58,14 @@ class Server:
         """Return the CPU time of all processes of the server so far, in nanoseconds."""
         return sum(map(_cpu_time, _process_tree(self.pid)))
 
+    def memory(self) -> int:
+        """Return the bytes of all its processes in memory; a shared page counts once (Pss)."""
+        return sum(map(_proportional_set, _process_tree(self.pid)))
+
+    def descriptors(self) -> int:
+        """Return the number of open descriptors of all its processes."""
+        return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in _process_tree(self.pid))
+
 
 @contextmanager
 def running(program: Program, home: Path) -> Iterator[Server]:
@@ -97,3 +108,12 @@ def _cpu_time(pid: int) -> int:
     if code := ctypes.CDLL(None).clock_getcpuclockid(pid, ctypes.byref(clock)):
         raise OSError(code, os.strerror(code))
     return time.clock_gettime_ns(clock.value)
+
+
+def _proportional_set(pid: int) -> int:
+    """Return the proportional set size of a process, in bytes (proc_pid_smaps(5))."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    found = re.search(r"^Pss: *(\d+) kB", rollup, re.MULTILINE)
+    if found is None:
+        raise RuntimeError(f"/proc/{pid}/smaps_rollup has no Pss")
+    return int(found[1]) * KIB
