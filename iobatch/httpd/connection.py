@@ -233,30 +233,29 @@ class Connection:
 
     def _send(self, now: float) -> int:
         """Answer requests, and send what the socket takes of the responses."""
-        if self._is_throttled(now):
+        throttle, responses, requests = self._throttle, self._responses, self._parser.requests
+        if throttle is not None and throttle.pauses(now):
             self._state = RESPONDING
             return WAITING
-        responses, requests = self._responses, self._parser.requests
-        if not responses.batch and not responses.has_coded_body:
+        sink = responses.sink
+        if not responses.batch and (sink is None or not sink.has_coded_body):
             responses.fill(requests, now)
+            sink = responses.sink
             if requests and not responses:
                 # A listing is being made, which is not counted against the client.
                 self._state = RESPONDING
                 self.deadline = now + self._settings.timeout
                 return WAITING
-        if responses.has_coded_body and self._defer():
+        if sink is not None and sink.has_coded_body and self._defer():
             self._state = RESPONDING
             return DEFERRED
         if self._send_some(now) == IOB_ERROR:
             return CLOSE
-        if responses or requests:
+        if requests or (responses.batch if sink is None else sink):
             # Even if the socket takes more: the other connections come first.
             self._state = RESPONDING
-            return WAITING if self._is_throttled(now) else EPOLLOUT
+            return EPOLLOUT if throttle is None or not throttle.pauses(now) else WAITING
         return self._end_sending(now)
-
-    def _is_throttled(self, now: float) -> bool:
-        return self._throttle is not None and now < self._throttle.resume_at
 
     def _send_some(self, now: float) -> int:
         """Send what the socket takes; return as iob_send does."""

@@ -6,7 +6,7 @@ from collections import deque
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from attrs import define, evolve, field, frozen
+from attrs import Factory, define, evolve, field, frozen
 
 from iobatch.httpd.fields import parse_fields
 from iobatch.httpd.requestline import METHODS, may_begin_line, parse_line, refused_line
@@ -16,6 +16,17 @@ if TYPE_CHECKING:
 
 # Of a request's head, in bytes.
 MAX_HEAD = 32 * 1024
+# The header fields by which the response may differ from the whole file.
+_CONDITIONAL = frozenset(
+    {
+        b"if-match",
+        b"if-modified-since",
+        b"if-none-match",
+        b"if-range",
+        b"if-unmodified-since",
+        b"range",
+    }
+)
 
 
 @frozen(eq=False)
@@ -31,6 +42,14 @@ class Request:
     keep_alive: bool
     # The status that refuses the request, whatever its target is; 0: it is not refused.
     refused: int = 0
+    # The response may differ from the whole file.
+    is_conditional: bool = field(
+        init=False,
+        default=Factory(
+            lambda self: not _CONDITIONAL.isdisjoint(self.headers),
+            takes_self=True,
+        ),
+    )
 
 
 @lru_cache(maxsize=64)

@@ -56,11 +56,6 @@ class ResponseQueue:
     def __bool__(self) -> bool:
         return bool(self.batch if self.sink is None else self.sink)
 
-    @property
-    def has_coded_body(self) -> bool:
-        """Whether a body is unsent that is coded on the fly. No response is added after it."""
-        return self.sink is not None and self.sink.has_coded_body
-
     def close(self) -> None:
         """Drop unsent bytes, and log how much of each response was sent."""
         sink = self.sink
@@ -136,11 +131,9 @@ class ResponseQueue:
             file, coding = responses.negotiate(request.headers, request.version, file)
             if coding and not can_encode():
                 coding = ""
-        if not responses.CONDITIONAL.isdisjoint(request.headers):
-            reply = responses.conditional(request, file, coding)
-            if reply is not None:
-                self._add_reply(request, reply, head_end, file)
-                return True
+        if request.is_conditional and (reply := responses.conditional(request, file, coding)):
+            self._add_reply(request, reply, head_end, file)
+            return True
         head = (file.heads.get(coding) or responses.file_head(file, coding)) + head_end
         size: int | None = file.size
         if request.method == b"HEAD":

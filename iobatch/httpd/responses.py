@@ -23,17 +23,6 @@ if TYPE_CHECKING:
     from iobatch.httpd.ranges import Span
     from iobatch.httpd.requests import Request
 
-# The header fields by which the response may differ from the whole file.
-CONDITIONAL = frozenset(
-    {
-        b"if-match",
-        b"if-modified-since",
-        b"if-none-match",
-        b"if-range",
-        b"if-unmodified-since",
-        b"range",
-    }
-)
 # The head of the response to OPTIONS, without what head_end adds. It has no body (RFC 9110 15.3.5).
 OPTIONS = f"HTTP/1.1 204 No Content\r\nAllow: {b', '.join(sorted(METHODS)).decode()}\r\n".encode()
 
@@ -95,7 +84,7 @@ def file_head(file: ServedFile, coding: str) -> bytes:
 
 
 def conditional(request: Request, file: ServedFile, coding: str) -> Reply | None:
-    """Return the response to a request with a field of CONDITIONAL; None: the whole file.
+    """Return the response to a request that `is_conditional`; None: the whole file.
 
     Args:
         request: a GET or HEAD.

@@ -34,10 +34,14 @@ class Throttle:
     def __attrs_post_init__(self) -> None:
         self.quantum = max(1, int(self._rate * BURST))
 
+    def pauses(self, now: float) -> bool:
+        """Return whether nothing may be sent at a time (time.monotonic)."""
+        return now < self.resume_at
+
     def __call__(self, sock: socket.socket, view: memoryview) -> int:
         """Send a part of the view, or return IOB_AGAIN before the time has come."""
         now = monotonic()
-        if now < self.resume_at:
+        if self.pauses(now):
             return IOB_AGAIN
         nbytes = sock.send(view[: self.quantum])
         self.resume_at = max(self.resume_at, now - BURST) + nbytes / self._rate
