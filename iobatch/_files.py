@@ -11,6 +11,7 @@ from stat import S_ISDIR, S_ISREG
 from typing import TYPE_CHECKING, Final
 
 from iobatch._errors import is_interruption
+from iobatch._forms import compiled
 
 if TYPE_CHECKING:
     from typing import TypeGuard
@@ -26,6 +27,22 @@ _OPEN_FLAGS: Final[int] = (
 # The sizes that file systems report for files whose content is made while it is read: procfs and
 # most others 0, sysfs and configfs one page. Such files have no blocks.
 _DOUBTFUL_SIZES: Final = (0, PAGESIZE)
+
+
+@compiled
+def file_version(fd: int) -> tuple[int, int, int]:
+    """Return what differs between two versions of an open file.
+
+    Returns:
+        The size in bytes, and when the content and when the inode was changed last, in nanoseconds
+        since 1970.
+
+    Raises:
+        OSError: fstat(2) failed.
+
+    """
+    status = os.fstat(fd)
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def is_path(

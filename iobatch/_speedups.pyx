@@ -58,6 +58,16 @@ cdef extern from "<sys/sendfile.h>" nogil:
 cdef extern from "<unistd.h>" nogil:
     ssize_t c_pread "pread"(int, void *, size_t, off_t)
 
+cdef extern from "<sys/stat.h>" nogil:
+    cdef struct timespec:
+        long long tv_sec
+        long tv_nsec
+    cdef struct file_status "stat":
+        off_t st_size
+        timespec st_mtim
+        timespec st_ctim
+    int c_fstat "fstat"(int, file_status *)
+
 cdef extern from * nogil:
     """
     /* pread, but only of what is in the page cache: EAGAIN if nothing is. */
@@ -144,7 +154,7 @@ cdef int SIG_IGN = signal.SIG_IGN
 # Set by the functions at the end, named connect_...
 cdef object core_class, batch_class, operation_class
 cdef object twin_addbuf, twin_addbufs, twin_addfile, twin_reset, twin_del, twin_write, twin_await
-cdef object twin_iob_send, twin_iob_write, count_unknown
+cdef object twin_iob_send, twin_iob_write, twin_file_version, count_unknown
 cdef dict send_names, write_names  # the names of _send.py and _write.py
 cdef long long SEND_LIMIT, WRITE_LIMIT, COPY_LIMIT, STAGE_LIMIT
 cdef long long JOIN_LIMIT, JOIN_MEAN_LIMIT, JOIN_CACHED_LIMIT, JOIN_OFFER_LIMIT
@@ -1043,6 +1053,22 @@ cdef long long send_whole(CoreState core, object sock) except RAISED:
     return nbytes or AGAIN
 
 
+# Files
+
+def file_version(int fd):
+    cdef file_status status
+    cdef int failed
+    with nogil:
+        failed = c_fstat(fd, &status)
+    if failed:
+        return twin_file_version(fd)
+    return (
+        status.st_size,
+        status.st_mtim.tv_sec * 1000000000 + status.st_mtim.tv_nsec,
+        status.st_ctim.tv_sec * 1000000000 + status.st_ctim.tv_nsec,
+    )
+
+
 # Connecting the two forms
 
 cdef bint claimed = False
@@ -1064,6 +1090,11 @@ def connect_BatchCore(twin):
     count_unknown = names["COUNT_UNKNOWN"]
     STAGE_LIMIT = names["STAGE_LIMIT"]
     JOIN_OFFER_LIMIT = names["JOIN_OFFER_LIMIT"]
+
+
+def connect_file_version(twin):
+    global twin_file_version
+    twin_file_version = twin
 
 
 def connect_IOBatch(twin, form):

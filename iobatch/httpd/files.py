@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import suppress
-from operator import attrgetter
 from stat import S_ISDIR, S_ISREG
 from time import time
 from typing import TYPE_CHECKING
 
 from attrs import define, field
 
+from iobatch._files import file_version
 from iobatch.httpd.codings import MIN_CODED, compressible
 from iobatch.httpd.conditions import content_tag, file_tag
 from iobatch.httpd.errors import os_error
@@ -20,7 +20,7 @@ from iobatch.httpd.mediatypes import content_coding, content_type
 from iobatch.httpd.walk import Root
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 INDEX = b"index.html"
 # The content of files up to this size, in bytes, is kept in memory with the descriptor.
@@ -30,10 +30,6 @@ MAX_UNSIZED_CONTENT = 1 << 20
 # The suffixes of files that hold another file's content in a coding, in order of preference: the
 # coding that usually makes the smallest file is first.
 SUFFIXES = {"br": b".br", "zstd": b".zst", "gzip": b".gz"}
-# What differs between two versions of a file.
-_version_of: Callable[[os.stat_result], tuple[int, int, int]] = attrgetter(
-    "st_size", "st_mtime_ns", "st_ctime_ns"
-)
 
 
 @define(eq=False)
@@ -45,7 +41,7 @@ class ServedFile:
     """
 
     fd: int
-    # What _version_of returned when the file was opened.
+    # What file_version() returned when the file was opened.
     _version: tuple[int, int, int]
     content_type: str
     # The opaque part of the entity tag.
@@ -87,11 +83,10 @@ class ServedFile:
         whose lower file is replaced by an upper one keeps the lower one open, unchanged.
         """
         try:
-            version = _version_of(os.fstat(self.fd))
+            if file_version(self.fd) != self._version:
+                return False
         except OSError:
             return False  # a network file system has lost the file
-        if version != self._version:
-            return False
         return not self.siblings or all(each.is_current() for each in self.siblings.values())
 
     def __del__(self) -> None:
@@ -185,7 +180,7 @@ def _describe(fd: int, names: Sequence[bytes]) -> ServedFile:
     modified = min(status.st_mtime_ns, status.st_ctime_ns) // 10**9
     file = ServedFile(
         fd,
-        _version_of(status),
+        (status.st_size, status.st_mtime_ns, status.st_ctime_ns),
         content_type(names[-1]),
         file_tag(status),
         max(modified, 0) if modified <= now else None,
@@ -231,4 +226,4 @@ def in_memory(
         writer.write(content)
         writer.flush()
         fd = os.dup(writer.fileno())
-    return ServedFile(fd, _version_of(os.fstat(fd)), content_type, tag, names=names, coding=coding)
+    return ServedFile(fd, file_version(fd), content_type, tag, names=names, coding=coding)

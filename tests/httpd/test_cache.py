@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from iobatch._files import file_version
 from iobatch.httpd.cache import FRESH, MAX_OPEN, FileCache
 from iobatch.httpd.files import Files
 from tests.support.batches import data
@@ -53,25 +53,23 @@ def test_change_of_a_file_or_a_sibling_opens_all_of_them_anew(site: Path, change
     files.close()
 
 
-@pytest.mark.parametrize("changed", ["st_size", "st_mtime_ns", "st_ctime_ns", "lost"])
+@pytest.mark.parametrize("changed", [0, 1, 2, "lost"], ids=["size", "mtime", "ctime", "lost"])
 def test_change_of_the_size_or_of_one_time_opens_the_file_anew(
-    site: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+    site: Path, monkeypatch: pytest.MonkeyPatch, changed: Any
 ) -> None:
     """Not every file system changes all of them. One on a network may have lost the file."""
     files = FileCache(Files(site))
     first = files.get(b"/1", 0.0)
-    fstat = os.fstat
 
-    def altered(fd: int) -> Any:
-        status = fstat(fd)
-        if fd != first.fd:
-            return status
-        if changed == "lost":
-            raise OSError(errno.ESTALE, "")
-        values = {each: getattr(status, each) for each in ("st_size", "st_mtime_ns", "st_ctime_ns")}
-        return SimpleNamespace(**{**values, changed: -1})
+    def altered(fd: int) -> tuple[int, ...]:
+        version = list(file_version(fd))
+        if fd == first.fd:
+            if changed == "lost":
+                raise OSError(errno.ESTALE, "")
+            version[changed] = -1
+        return tuple(version)
 
-    monkeypatch.setattr(os, "fstat", altered)
+    monkeypatch.setattr("iobatch.httpd.files.file_version", altered)
     second = files.get(b"/1", 0.0)
     assert second is not first
     assert files.get(b"/1", 0.0) is second
