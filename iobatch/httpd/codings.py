@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import zlib
 from functools import lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from iobatch.httpd.weights import weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,9 +23,6 @@ ISAL_LEVEL = 3
 # Each response has its own window and tables: 0.7 MiB with these, 1.3 by default, for 1 % more
 # bytes.
 ZSTD_OPTIONS = {"compression_level": 3, "window_log": 17, "hash_log": 15, "chain_log": 14}
-
-# A weight (RFC 9110 12.4.2), with any number of digits.
-_WEIGHT = re.compile(r"0(\.[0-9]*)?|1(\.0*)?")
 
 # Besides text, XML and JSON. No type of an archive is among them: beside `backup.tar`, the file
 # `backup.tar.gz` may have any content.
@@ -105,23 +103,12 @@ def choose(accept: bytes, available: tuple[str, ...]) -> str:
         available: codings, the server's preferred first.
 
     """
-    weights: dict[str, float] = {}
-    for element in accept.decode("latin-1").lower().split(","):
-        name, *parameters = (part.strip() for part in element.split(";"))
-        weights[name.removeprefix("x-")] = _weight(parameters)  # RFC 9110 8.4.1.3: "x-gzip"
-    other = weights.get("*", 0.0)
-    best, greatest = "", weights.get("identity", 0.0)
+    # RFC 9110 8.4.1.3: "x-gzip"
+    found = {name.removeprefix("x-"): weight for name, weight in weights(accept).items()}
+    other = found.get("*", 0.0)
+    best, greatest = "", found.get("identity", 0.0)
     for coding in available:
-        weight = weights.get(coding, other)
+        weight = found.get(coding, other)
         if weight > greatest or (weight == greatest > 0 and not best):
             best, greatest = coding, weight
     return best
-
-
-def _weight(parameters: list[str]) -> float:
-    """Return the weight in an element's parameters (RFC 9110 12.4.2); an invalid one is 0."""
-    for parameter in parameters:
-        name, _, value = parameter.partition("=")
-        if name.rstrip() == "q":
-            return float(value) if _WEIGHT.fullmatch(value.strip()) else 0.0
-    return 1.0
