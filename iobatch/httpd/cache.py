@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import errno
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 from urllib.parse import quote_from_bytes
 
 from attrs import define, field
 
 from iobatch.httpd.directories import Listings
-from iobatch.httpd.listing import view_of
 from iobatch.httpd.targets import split_path, split_target
+from iobatch.httpd.views import view_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from iobatch.httpd.files import Files, ServedFile
 
 # Seconds for which an open file is used again without another walk to it.
@@ -67,12 +70,15 @@ class FileCache:
             del cache[key]
         self.listings.sweep(now)
 
-    def get(self, target: bytes, now: float) -> ServedFile | None:
+    def get(
+        self, target: bytes, now: float, headers: Mapping[bytes, bytes] = MappingProxyType({})
+    ) -> ServedFile | None:
         """Return the file for a request target; None: its listing must be made first.
 
         Args:
             target: as it stands in the request line.
             now: time.monotonic().
+            headers: the request's, which decide the form of a listing.
 
         Raises:
             OSError: there is no such file, or it must not be served; EINVAL: the target is not a
@@ -89,7 +95,8 @@ class FileCache:
             if file is None:
                 file = self._open(names)
                 if file is None:
-                    return self.listings.get(tuple(names[:-1]), view_of(query), now)
+                    view = view_of(query, headers.get(b"accept", b""))
+                    return self.listings.get(tuple(names[:-1]), view, now)
                 self._cache.pop(key, None)
                 if len(self._cache) >= MAX_OPEN:
                     del self._cache[next(iter(self._cache))]

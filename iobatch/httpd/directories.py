@@ -13,12 +13,14 @@ from iobatch.httpd.codings import CODINGS, MIN_CODED
 from iobatch.httpd.conditions import content_tag
 from iobatch.httpd.entries import Directory, read_directory
 from iobatch.httpd.files import ServedFile, in_memory
-from iobatch.httpd.listing import page
+from iobatch.httpd.listing import html_page
+from iobatch.httpd.listingjson import json_page
+from iobatch.httpd.views import HTML, JSON
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from iobatch.httpd.listing import View
+    from iobatch.httpd.views import View
     from iobatch.httpd.walk import Root
 
 # Seconds for which a listing is used again, at least.
@@ -33,6 +35,8 @@ MAX_LISTINGS = 32
 MAX_PAGES = 8
 # Bytes that are compressed in one step: that takes about a millisecond.
 STEP = 32 * 1024
+# The function that makes a page in each form.
+_PAGES = {HTML: html_page, JSON: json_page}
 
 Names = tuple[bytes, ...]
 
@@ -154,8 +158,8 @@ class Listings:
     ) -> Generator[None, None, _Listing]:
         if listing is None:
             listing = _Listing((yield from read_directory(self._root, names)))
-        content = yield from page(names, listing.directory, view)
-        made = self._in_memory(content)
+        content = yield from _PAGES[view.content_type](names, listing.directory, view)
+        made = self._in_memory(content, view)
         if self._compress and len(content) >= MIN_CODED:
             for coding, new_coder in CODINGS.items():
                 coder = new_coder()
@@ -163,19 +167,19 @@ class Listings:
                 for start in range(0, len(content), STEP):
                     parts.append(bytes(coder.compress(content[start : start + STEP])))
                     yield
-                coded = self._in_memory(b"".join((*parts, coder.flush())), coding)
-                coded.varies = made.varies = True
+                coded = self._in_memory(b"".join((*parts, coder.flush())), view, coding)
                 made.siblings[coding] = coded
         _make_room(listing.pages, MAX_PAGES)
         listing.pages[view] = made
         return listing
 
-    def _in_memory(self, content: bytes, coding: str = "") -> ServedFile:
+    def _in_memory(self, content: bytes, view: View, coding: str = "") -> ServedFile:
         """Return a file in memory; if one with this content is in use, return that one."""
         tag = content_tag(content)
         file = self._shared.get(tag)
         if file is None:
-            file = in_memory(content, tag, "text/html; charset=utf-8", coding=coding)
+            file = in_memory(content, tag, view.content_type, coding=coding)
+            file.vary = "Accept, Accept-Encoding" if self._compress else "Accept"
             self._shared[tag] = file
         return file
 

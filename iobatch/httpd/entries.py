@@ -8,7 +8,9 @@ import os
 import re
 from contextlib import suppress
 from stat import S_ISDIR, S_ISREG
+from time import gmtime, strftime
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote_from_bytes
 
 from attrs import define, field
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 # Sorting this number of entries takes a millisecond. One call that sorts a large directory would
 # take a hundred times as long, and nothing else could run meanwhile.
 RUN = 500
+# The end of the year 9999, the last that gmtime and an HTML date can have.
+_LAST = 253402300799
 _NUMBER = re.compile("[0-9]+")
 
 
@@ -33,6 +37,17 @@ class Entry(NamedTuple):
     name: bytes
     size: int
     modified: float
+
+    @property
+    def href(self) -> str:
+        """The URL, relative to the directory."""
+        # Reserved characters are quoted too: "a:b" would be a URL with a scheme.
+        return quote_from_bytes(self.name, safe="") + ("" if self.is_file else "/")
+
+    @property
+    def timestamp(self) -> str:
+        """The time of the last change in UTC, as in RFC 3339."""
+        return strftime("%Y-%m-%dT%H:%M:%SZ", gmtime(min(max(int(self.modified), 0), _LAST)))
 
 
 @define(eq=False)

@@ -60,8 +60,8 @@ class ServedFile:
     compressible: bool = field(init=False, default=False)
     # Files in the same directory that hold the same content, by their content coding.
     siblings: dict[str, ServedFile] = field(init=False, factory=dict[str, "ServedFile"])
-    # The response depends on Accept-Encoding.
-    varies: bool = field(init=False, default=False)
+    # The header fields of the request on which the response depends, as in Vary.
+    vary: str = field(init=False, default="")
     # The heads of 200 responses, by content coding. Like this object, they describe one version of
     # the file.
     heads: dict[str, bytes] = field(init=False, factory=dict[str, bytes])
@@ -134,7 +134,8 @@ class Files:
                     raise os_error(errno.EACCES)
                 return None
         if self.compress and not file.coding and compressible(file.content_type):
-            file.compressible = file.varies = file.size >= MIN_CODED
+            if file.size >= MIN_CODED:
+                file.compressible, file.vary = True, "Accept-Encoding"
             self._add_siblings(file)
         return file
 
@@ -164,7 +165,7 @@ class Files:
                     if sibling and (sibling.modified or 0) >= (file.modified or 0):
                         sibling.coding = coding
                         sibling.content_type = file.content_type
-                        sibling.varies = file.varies = True
+                        sibling.vary = file.vary = "Accept-Encoding"
                         file.siblings[coding] = sibling
 
 

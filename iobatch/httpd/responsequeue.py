@@ -105,7 +105,7 @@ class ResponseQueue:
             elif request.method == b"OPTIONS":
                 head, body = responses.OPTIONS, b""
             else:
-                file = self._files.get(request.target, now)
+                file = self._files.get(request.target, now, request.headers)
                 if file is None:
                     return False
                 requests.popleft()
@@ -127,7 +127,7 @@ class ResponseQueue:
         """Add a response with a file; return as _answer does."""
         batch = self.batch
         coding = ""
-        if file.varies:
+        if file.vary:
             file, coding = responses.negotiate(request.headers, request.version, file)
             if coding and not can_encode():
                 coding = ""

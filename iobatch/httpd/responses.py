@@ -140,8 +140,8 @@ def _validators(file: ServedFile, coding: str) -> bytes:
     # Caches keep the response, and validate it before each use. Without the field they would
     # estimate its freshness from the file's age (RFC 9111 4.2.2).
     lines = f"ETag: {etag(file, coding)}\r\nCache-Control: no-cache\r\n"
-    if file.varies:
-        lines += "Vary: Accept-Encoding\r\n"
+    if file.vary:
+        lines += f"Vary: {file.vary}\r\n"
     if file.modified is not None:
         lines += f"Last-Modified: {formatdate(file.modified, usegmt=True)}\r\n"
     return lines.encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -12,9 +13,11 @@ from urllib.parse import unquote_to_bytes, urljoin
 
 import pytest
 
-from iobatch.httpd import listing
+from iobatch.httpd import views
 from iobatch.httpd.entries import RUN, Directory, Entry, read_directory
-from iobatch.httpd.listing import View, page, readable, view_of
+from iobatch.httpd.listing import html_page, readable
+from iobatch.httpd.listingjson import json_page
+from iobatch.httpd.views import View, view_of
 from iobatch.httpd.walk import Root
 from tests.support.httpd import MODIFIED, SECRET, Address, address_of, get, program, serving
 
@@ -90,7 +93,7 @@ def make_page(names: Sequence[bytes], *entries: Entry) -> bytes:
     directory.orders["name"] = list(entries)
     directory.folders = sum(not each.is_file for each in entries)
     directory.size = sum(each.size for each in entries)
-    content: bytes = finish(page(names, directory, View()))
+    content: bytes = finish(html_page(names, directory, View()))
     return content
 
 
@@ -215,16 +218,20 @@ def test_directory_is_read_sorted_and_shown_in_steps_of_one_entry(tmp_path: Path
     directory: Directory = finish(steps)
     assert [int(each.name) for each in directory.orders["name"]] == sorted(map(int, set(names)))
     for column in ("size", "name"):
-        steps = page([], directory, View(column))
-        for _ in range(min(count, listing.PAGE) + count * (column == "size")):
+        steps = html_page([], directory, View(column))
+        for _ in range(min(count, views.PAGE) + count * (column == "size")):
             next(steps)
-        assert len(listed(finish(steps))) == min(count, listing.PAGE)
+        assert len(listed(finish(steps))) == min(count, views.PAGE)
+    steps = json_page([], directory, View())
+    for _ in range(min(count, views.PAGE)):
+        next(steps)
+    assert len(json.loads(finish(steps))["entries"]) == min(count, views.PAGE)
 
 
 def test_links_lead_through_all_pages_in_each_order(
     site: Path, address: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listing, "PAGE", 2)
+    monkeypatch.setattr(views, "PAGE", 2)
     for name, size, age in (("a", 30, 1), ("a1", 4, 4), ("b", 20, 3), ("c", 100, 2)):
         (site / "bare" / name).write_bytes(bytes(size))
         os.utime(site / "bare" / name, (MODIFIED - age, MODIFIED - age))
@@ -272,14 +279,14 @@ def test_links_lead_through_all_pages_in_each_order(
     ],
 )
 def test_query_that_no_link_has_shows_the_first_page(query: bytes, view: View) -> None:
-    assert view_of(query) == view
-    assert view_of(view.address.removeprefix("./").encode()) == view
+    assert view_of(query, b"") == view
+    assert view_of(view.address.removeprefix("./").encode(), b"") == view
 
 
 def test_page_after_the_last_is_the_last(
     site: Path, address: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listing, "PAGE", 1)
+    monkeypatch.setattr(views, "PAGE", 1)
     for name in "ab":
         (site / "bare" / name).touch()
     body = get(address, "/bare/?page=77").body

@@ -11,6 +11,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from iobatch.httpd.cache import FileCache
@@ -25,7 +26,7 @@ from tests.support.programs import environment
 from tests.support.sockets import PATIENCE, receive, stream_pair
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     import trustme
 
@@ -95,12 +96,17 @@ class Epoll:
         self._epoll.modify(fd, events)
 
 
-def listing_of(files: FileCache, target: bytes, now: float) -> ServedFile:
-    """Return the listing for a request target, after all work on it."""
-    page = files.get(target, now)
+def listing_of(
+    files: FileCache,
+    target: bytes,
+    now: float,
+    headers: Mapping[bytes, bytes] = MappingProxyType({}),
+) -> ServedFile:
+    """Return the listing for a request, after all work on it."""
+    page = files.get(target, now, headers)
     while page is None:
         files.listings.build(now)
-        page = files.get(target, now)
+        page = files.get(target, now, headers)
     return page
 
 
