@@ -6,7 +6,7 @@ import re
 from html import escape
 from typing import TYPE_CHECKING
 
-from iobatch.httpd.listingassets import STYLE
+from iobatch.httpd.listingassets import SCRIPT, STYLE
 from iobatch.httpd.pages import PAGE_END, page_start
 from iobatch.httpd.views import COLUMNS, View, find_page
 
@@ -38,6 +38,7 @@ def html_page(
     if count:
         pages = _pages(page.view, page.last)
         parts += [
+            _filter(page.last),
             pages,
             f"<table>\n<thead><tr>{_headings(page.view)}</tr></thead>\n<tbody>\n",
         ]
@@ -76,6 +77,16 @@ def _crumbs(names: Sequence[bytes]) -> str:
         text = f"<bdi>{_text(name)}</bdi>"
         links.append(f'<a href="{up}">{text}</a>' if up else text)
     return "<i>/</i>".join(links)
+
+
+def _filter(last: int) -> str:
+    """Return the box that filters the rows by name, and the script that shows and serves it."""
+    label = "Filter" if last == 1 else "Filter this page"
+    return (
+        f'<div role="search" hidden><input type="search" aria-label="{label}" '
+        f'placeholder="{label}" autocomplete="off" spellcheck="false"> '
+        f'<span aria-live="polite"></span></div>\n<script>\n{SCRIPT}</script>\n'
+    )
 
 
 def _link(view: View, text: str, relation: str = "") -> str:

@@ -144,7 +144,7 @@ def test_any_name_is_shown_as_text_and_its_link_leads_to_the_file(
         assert target.startswith("/bare/")
         number = ODD_NAMES.index(unquote_to_bytes(href))
         assert get(address, target).body == b"%d" % number
-    assert "script" not in parsed.tags
+    assert parsed.tags.count("script") == 1, "no name adds one"
     assert parsed.tags.count("tr") == 1 + len(ODD_NAMES)
     assert not re.search(
         "[\\0-\x09\x0b-\x1f\x7f\u2028-\u202e\u2066-\u2069]", response.body.decode()
@@ -308,6 +308,17 @@ def test_heading_of_the_order_has_a_mark_and_dates_have_their_time_zone(
         assert marked in body
         assert "Modified (UTC)" in body
         assert '<time datetime="2023-11-14T22:13:20Z">2023-11-14 22:13</time>' in body
+
+
+def test_filter_is_hidden_until_a_script_shows_it_and_says_if_it_filters_one_of_many_pages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(views, "PAGE", 1)
+    files = [Entry(is_file=True, name=name, size=1, modified=MODIFIED) for name in (b"a", b"b")]
+    for entries, label in ((files[:1], "Filter"), (files, "Filter this page")):
+        content = make_page([], *entries).decode()
+        assert f'<div role="search" hidden><input type="search" aria-label="{label}"' in content
+    assert "<input" not in make_page([]).decode(), "an empty directory has no filter"
 
 
 @pytest.mark.parametrize(("target", "status"), [("/nothing", 404), ("/.git/", 404), ("/out", 403)])

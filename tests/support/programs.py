@@ -43,10 +43,14 @@ def tool(name: str, package: str) -> str:
     return path
 
 
-def browse(url: str, home: Path) -> str:
+def browse(url: str, home: Path, **changes: str) -> str:
     """Load a page in a browser, and return its DOM as HTML after its scripts have run.
 
-    The browser's profile, caches and settings are written to `home`, never to the user's own.
+    Args:
+        url: the page's.
+        home: where the browser's profile, caches and settings are written, not to the user's own.
+        changes: of the environment, as TZ.
+
     """
     chromium = tool("chromium", "chromium")
     home.mkdir(exist_ok=True)
@@ -75,6 +79,7 @@ def browse(url: str, home: Path) -> str:
             HOME=str(home),
             XDG_RUNTIME_DIR=str(home),  # for PulseAudio, which would use the temporary folder
             **{f"XDG_{name}_HOME": folder for name, folder in folders.items()},
+            **changes,
         ),
     )
     return result.stdout
