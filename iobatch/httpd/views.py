@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qs
 
-from iobatch.httpd.weights import media_type_weight
+from iobatch.httpd.weights import media_type_weight, weights
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -74,7 +74,11 @@ def view_of(query: bytes, accept: bytes) -> View:
 
 @lru_cache(maxsize=64)
 def _prefers_json(accept: bytes) -> bool:
-    return media_type_weight(accept, "application/json") > media_type_weight(accept, "text/html")
+    found = weights(accept)
+    json, html = (media_type_weight(accept, each) for each in ("application/json", "text/html"))
+    # Scripts' libraries name JSON, and add */* with the same weight.
+    only_json_is_named = "application/json" in found and "text/html" not in found
+    return json > html or (json == html > 0 and only_json_is_named)
 
 
 def find_page(directory: Directory, view: View) -> Generator[None, None, Page]:
