@@ -112,3 +112,9 @@ def choose(accept: bytes, available: tuple[str, ...]) -> str:
         if weight > greatest or (weight == greatest > 0 and not best):
             best, greatest = coding, weight
     return best
+
+
+def accepts_identity(accept: bytes) -> bool:
+    """Return whether an Accept-Encoding field allows content without a coding (RFC 9110 12.5.3)."""
+    found = weights(accept)
+    return found.get("identity", found.get("*", 1.0)) > 0

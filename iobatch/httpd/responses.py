@@ -10,7 +10,7 @@ from urllib.parse import quote_from_bytes
 
 from attrs import define, field
 
-from iobatch.httpd.codings import AVAILABLE, choose
+from iobatch.httpd.codings import AVAILABLE, accepts_identity, choose
 from iobatch.httpd.conditions import precondition, range_applies
 from iobatch.httpd.pages import error_page
 from iobatch.httpd.ranges import content_range, multipart, spans
@@ -94,6 +94,14 @@ def conditional(request: Request, file: ServedFile, coding: str) -> Reply | None
     Source: RFC 9110, section 13.2.
     """
     headers = request.headers
+    if (
+        coding
+        and b"range" in headers
+        and request.method == b"GET"
+        and accepts_identity(headers.get(b"accept-encoding", b""))
+        and (reply := conditional(request, file, ""))
+    ):
+        return reply  # a part of the identity form, so that a download can be resumed
     tag = etag(file, coding).encode()
     status = precondition(headers, tag, file.modified)
     if status == HTTPStatus.PRECONDITION_FAILED:

@@ -11,12 +11,13 @@ _WEIGHT = re.compile(r"0(\.[0-9]*)?|1(\.0*)?")
 def weights(value: bytes) -> dict[str, float]:
     """Return the weights in a field's value by the names of its elements, in lower case.
 
-    Parameters other than the weight are ignored.
+    Parameters other than the weight are ignored: of elements with the same name the greatest weight
+    counts.
     """
     found: dict[str, float] = {}
     for element in value.decode("latin-1").lower().split(","):
         name, *parameters = (part.strip() for part in element.split(";"))
-        found[name] = _weight(parameters)
+        found[name] = max(_weight(parameters), found.get(name, 0.0))
     return found
 
 

@@ -123,6 +123,46 @@ def test_wget_resumes_a_download(wget: str, address: Address, tmp_path: Path) ->
     assert (tmp_path / "1048576").read_bytes() == data(1 << 20, seed=1 << 20)
 
 
+def test_curl_resumes_a_download_of_text_that_it_lets_the_server_code(
+    site: Path, curl: str, address: Address, tmp_path: Path
+) -> None:
+    """The file holds decoded text, and the rest comes from the uncoded form."""
+    text = prose(100_000)
+    (site / "large.txt").write_bytes(text)
+    (tmp_path / "file").write_bytes(text[:12345])
+    target = f"http://{address[0]}:{address[1]}/large.txt"
+    result = subprocess.run(
+        [
+            *(curl, "-fsS", "--compressed", "-C", "-", "-o", tmp_path / "file"),
+            *("-w", "%{http_code} %{size_download}", target),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    assert result.stdout == f"206 {len(text) - 12345}"
+    assert (tmp_path / "file").read_bytes() == text
+
+
+def test_wget_that_accepts_gzip_resumes_a_download_of_text(
+    site: Path, wget: str, address: Address, tmp_path: Path
+) -> None:
+    text = prose(100_000)
+    (site / "large.txt").write_bytes(text)
+    (tmp_path / "large.txt").write_bytes(text[:12345])
+    subprocess.run(
+        [
+            *(wget, "-qc", "--header", "Accept-Encoding: gzip"),
+            f"http://{address[0]}:{address[1]}/large.txt",
+        ],
+        cwd=tmp_path,
+        timeout=PATIENCE,
+        check=True,
+    )
+    assert (tmp_path / "large.txt").read_bytes() == text
+
+
 def test_aria2c_fetches_ranges_over_several_connections(site: Path, tmp_path: Path) -> None:
     aria2c = tool("aria2c", "aria2")
     content = data(16 << 20)

@@ -15,6 +15,7 @@ from iobatch.httpd.codings import (
     CODINGS,
     GZIP_LEVEL,
     MIN_CODED,
+    accepts_identity,
     choose,
     compressible,
 )
@@ -86,6 +87,7 @@ def fetch(
         (b"gzip;q=x, zstd;q=-1", ""),
         (b"gzip;q=", ""),
         (b",,gzip,", "gzip"),
+        (b"gzip;q=0.5, gzip;q=0", "gzip"),
         (b"gzip;level=1", "gzip"),
         (b"gzip;level=1;q=0", ""),
         (b"x-unknown, deflate", ""),
@@ -97,6 +99,25 @@ def test_coding_of_the_greatest_weight_is_chosen_and_among_equals_the_first(
 ) -> None:
     """An invalid weight is 0."""
     assert choose(accept, ("br", "zstd", "gzip")) == coding
+
+
+@pytest.mark.parametrize(
+    ("accept", "result"),
+    [
+        (b"", True),
+        (b"gzip", True),
+        (b"identity;q=0.1", True),
+        (b"identity;q=0", False),
+        (b"*;q=0", False),
+        (b"*;q=0, identity", True),
+        (b"*, identity;q=0", False),
+    ],
+)
+def test_identity_is_accepted_unless_it_or_everything_else_is_refused(
+    accept: bytes, *, result: bool
+) -> None:
+    """Source: RFC 9110, section 12.5.3."""
+    assert accepts_identity(accept) is result
 
 
 def test_gzip_is_always_available() -> None:

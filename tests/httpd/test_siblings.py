@@ -129,10 +129,10 @@ def test_each_representation_has_its_own_tag_weak_only_if_made_on_the_fly(texts:
     assert get(texts, "/both.txt", If_None_Match=tags["both", "br"]).status == 200
 
 
-def test_range_applies_to_sibling_or_file_but_not_to_coding_made_on_the_fly(
+def test_range_applies_to_sibling_or_file_and_in_place_of_a_coding_made_on_the_fly(
     texts: Address,
 ) -> None:
-    """A Range field has no influence on the choice of the representation (RFC 9110 14.2)."""
+    """So a download can be resumed. Where no part is sent, the body is coded as without Range."""
     part: dict[str, Any] = {"Range": "bytes=3-9", "Accept_Encoding": "br, gzip"}
     response = get(texts, "/both.txt", **part)
     assert (response.status, response.body) == (206, b"of both")
@@ -143,14 +143,25 @@ def test_range_applies_to_sibling_or_file_but_not_to_coding_made_on_the_fly(
     assert response.headers["Vary"] == "Accept-Encoding"
     tag = response.headers["ETag"]
     assert get(texts, "/plain.txt", If_Match=tag).body == TEXT
+    for more in ({}, {"If_Range": tag}, {"If_Match": tag}):
+        same = get(texts, "/plain.txt", **part, **more)
+        same.headers["Date"] = response.headers["Date"]
+        assert same == response
+    response = get(texts, "/plain.txt", **{**part, "Range": "bytes=99999-"})
+    assert (response.status, response.headers["Content-Range"]) == (416, f"bytes */{len(TEXT)}")
+    coded = get(texts, "/plain.txt", Accept_Encoding="gzip").headers["ETag"]
     for method, headers in (
-        ("GET", part),
+        ("GET", {**part, "If_Range": coded}),
+        ("GET", {**part, "If_Range": coded.removeprefix("W/")}),
         ("HEAD", part),
+        ("HEAD", {**part, "If_None_Match": tag}),
         ("GET", {**part, "Range": "foo=3-9"}),
+        ("GET", {**part, "Accept_Encoding": "gzip, *;q=0"}),
         ("GET", {**part, "Accept_Encoding": "gzip, identity;q=0"}),
         ("GET", {"If_Match": "*", "Accept_Encoding": "gzip, identity;q=0"}),
     ):
         response = get(texts, "/plain.txt", method, **headers)
         assert response.status == 200
+        assert response.headers["ETag"] == coded
         assert response.headers["Content-Encoding"] == "gzip"
         assert method == "HEAD" or gzip.decompress(response.body) == TEXT
