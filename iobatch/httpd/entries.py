@@ -15,7 +15,6 @@ from urllib.parse import quote_from_bytes
 from attrs import define, field
 
 from iobatch.httpd.errors import os_error
-from iobatch.httpd.hidden import is_hidden
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -89,7 +88,7 @@ def read_directory(root: Root, names: Sequence[bytes]) -> Generator[None, None, 
         with os.scandir(fd) as found:
             for each in found:
                 name = os.fsencode(each.name)
-                if not is_hidden(name):
+                if not root.hides(name):
                     with suppress(OSError):
                         entry = _entry(root, [*names, name], each)
                         entries.append(entry)

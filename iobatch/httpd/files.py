@@ -9,13 +9,12 @@ from stat import S_ISDIR, S_ISREG
 from time import time
 from typing import TYPE_CHECKING
 
-from attrs import define, field
+from attrs import Factory, define, field
 
 from iobatch._files import file_version
 from iobatch.httpd.codings import MIN_CODED, compressible
 from iobatch.httpd.conditions import content_tag, file_tag
 from iobatch.httpd.errors import os_error
-from iobatch.httpd.hidden import is_hidden
 from iobatch.httpd.mediatypes import content_coding, content_type
 from iobatch.httpd.walk import Root
 
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 INDEX = b"index.html"
+# The suffix that paths may leave out.
+HTML = b".html"
 # The content of files up to this size, in bytes, is kept in memory with the descriptor.
 MAX_KEPT_CONTENT = 4096
 # The most bytes of a file that does not report its size; a larger one is refused.
@@ -62,8 +63,8 @@ class ServedFile:
     siblings: dict[str, ServedFile] = field(init=False, factory=dict[str, "ServedFile"])
     # The header fields of the request on which the response depends, as in Vary.
     vary: str = field(init=False, default="")
-    # The heads of 200 responses, by content coding. Like this object, they describe one version of
-    # the file.
+    # The heads of responses with the whole file, by content coding. Like this object, they describe
+    # one version of the file.
     heads: dict[str, bytes] = field(init=False, factory=dict[str, bytes])
     # The content of a file of at most MAX_KEPT_CONTENT bytes, which is sent without a system call
     # to read it; None: the file is longer, or is read for each use.
@@ -97,12 +98,23 @@ class ServedFile:
 class Files:
     """The files below one directory."""
 
-    root: Root = field(converter=Root)
+    _path: str | os.PathLike[str]
     # A directory without an index is answered with a listing.
     _listing: bool = field(default=True, alias="listing")
     # Files are coded on the fly, and those beside them that hold their content in a coding are sent
     # in place of them.
     compress: bool = True
+    # Paths may leave out the suffix HTML.
+    _clean_urls: bool = field(default=False, alias="clean_urls")
+    # As for Root.
+    _follow_links: bool = field(default=False, alias="follow_links")
+    _dot_files: bool = field(default=False, alias="dot_files")
+    root: Root = field(
+        init=False,
+        default=Factory(
+            lambda self: Root(self._path, self._follow_links, self._dot_files), takes_self=True
+        ),
+    )
 
     def open(self, names: Sequence[bytes]) -> ServedFile | None:
         """Open the file for a path, with the files beside it that hold its content in a coding.
@@ -119,9 +131,9 @@ class Files:
             IsADirectoryError: the path leads to a directory, and its last name is not empty.
 
         """
-        if any(map(is_hidden, names)):
+        if any(map(self.root.hides, names)):
             raise os_error(errno.ENOENT)
-        file = self._open_regular(names)
+        file = self._open_named(names) if names[-1] else self._open_regular(names)
         if names[-1]:
             if file is None:
                 raise os_error(errno.EISDIR)
@@ -138,6 +150,27 @@ class Files:
                 file.compressible, file.vary = True, "Accept-Encoding"
             self._add_siblings(file)
         return file
+
+    def _open_named(self, names: Sequence[bytes]) -> ServedFile | None:
+        """Open the file at a path, or else the one with the suffix HTML; None: a directory."""
+        try:
+            return self._open_regular(names) or self._open_html(names)
+        except FileNotFoundError:
+            file = self._open_html(names)
+            if file is None:
+                raise
+            return file
+
+    def _open_html(self, names: Sequence[bytes]) -> ServedFile | None:
+        """Open the file whose suffix HTML a path leaves out; None: there is none."""
+        if self._clean_urls:
+            try:
+                return self._open_regular([*names[:-1], names[-1] + HTML])
+            except OSError as exc:
+                # A directory's name may leave no room for the suffix.
+                if exc.errno not in {errno.ENOENT, errno.ENAMETOOLONG}:
+                    raise
+        return None
 
     def _open_regular(self, names: Sequence[bytes]) -> ServedFile | None:
         """Open a regular file; return None for a directory."""

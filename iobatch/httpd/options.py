@@ -90,6 +90,21 @@ def parse_args() -> Namespace:
         action="store_false",
         help="answer 403 for a directory without an index.html, instead of listing it",
     )
+    files.add_argument(
+        "--clean-urls",
+        action="store_true",
+        help="serve FILE.html for /FILE too, if there is no FILE",
+    )
+    files.add_argument(
+        "--follow-links",
+        action="store_true",
+        help="follow symbolic links that lead out of the directory",
+    )
+    files.add_argument(
+        "--dot-files",
+        action="store_true",
+        help="serve and list names that begin with a dot; they often hold secrets",
+    )
     output = parser.add_argument_group("output")
     output.add_argument(
         "--log",

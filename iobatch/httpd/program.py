@@ -50,9 +50,17 @@ def _run(args: Namespace) -> int:
         reason = f"{exc.filename}: {exc.strerror}" if exc.filename else exc.strerror
         return _fail(f"{option}: {reason}", status=2)
     try:
-        files = FileCache(Files(args.directory, listing=args.listing, compress=args.compress))
+        served = Files(
+            args.directory,
+            listing=args.listing,
+            compress=args.compress,
+            clean_urls=args.clean_urls,
+            follow_links=args.follow_links,
+            dot_files=args.dot_files,
+        )
     except OSError as exc:
         return _fail(f"{args.directory}: {exc.strerror}", status=2)
+    files = FileCache(served)
     settings = Settings(
         # The other half is left to files.
         max_connections=min(args.max_connections, max_descriptors // 2),

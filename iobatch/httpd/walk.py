@@ -1,4 +1,4 @@
-"""The safe walk: from the served directory to a file, which must be below it at the end."""
+"""The served directory: the names that it hides, and the safe walk to a file below it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from attrs import define, field
 
 from iobatch.httpd.errors import os_error
+from iobatch.httpd.hidden import is_hidden
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -50,6 +51,10 @@ class Root:
 
     # Absolute. It may contain symbolic links.
     path: bytes = field(converter=_absolute)
+    # Symbolic links may lead out of the directory.
+    _follow_links: bool = False
+    # Names that begin with a dot are not hidden.
+    _dot_files: bool = False
 
     def __attrs_post_init__(self) -> None:
         # A directory that can't be served is refused here.
@@ -59,13 +64,18 @@ class Root:
         # The dot needs search permission, as each file in the directory does.
         return os.open(self.path + b"/.", os.O_PATH | os.O_DIRECTORY)
 
+    def hides(self, name: bytes) -> bool:
+        """Return whether a file or directory of this name is neither served nor listed."""
+        return not self._dot_files and is_hidden(name)
+
     @contextmanager
     def walk(self, names: Sequence[bytes]) -> Generator[Place]:
         """Resolve a path below the root.
 
         Each name and each symbolic link is resolved here, relative to a directory that is open. A
         link may lead out of the root and back into it, and must end inside. So the walk ends
-        inside, whatever is moved or replaced meanwhile.
+        inside, whatever is moved or replaced meanwhile. Where links are followed, they may end
+        anywhere.
 
         Args:
             names: the path's decoded names; empty names and "." stand for the directory itself.
@@ -74,7 +84,7 @@ class Root:
             OSError: the path does not exist, or leaves the root (EACCES).
 
         """
-        trail = _Trail(self._open())
+        trail = _Trail(self._open(), may_leave=self._follow_links)
         try:
             for i, name in enumerate(names, 1):
                 trail.follow(name, directory=i < len(names))
@@ -86,9 +96,11 @@ class Root:
 class _Trail:
     """The way of a walk: open directories, each in the one before it, and at the end the file."""
 
-    def __init__(self, root: int) -> None:
+    def __init__(self, root: int, *, may_leave: bool) -> None:
         """Begin at the root, and own its descriptor."""
         self._fds = [root]
+        # Links may end outside the root.
+        self._may_leave = may_leave
         self._root = os.fstat(root)
         # The root's position in the trail; -1: the trail is outside the root.
         self._root_at = 0
@@ -114,7 +126,8 @@ class _Trail:
             directory: the end must be a directory.
 
         Raises:
-            OSError: there is no such entry, or it ends outside the root (EACCES).
+            OSError: there is no such entry, or it ends outside the root, which the trail must not
+                leave (EACCES).
 
         """
         todo = deque([name])
@@ -132,7 +145,7 @@ class _Trail:
                         self.close()
                         self._append(os.open(b"/", _DIRECTORY))
                     todo.extendleft(reversed(link.split(b"/")))
-        if self._root_at < 0:
+        if self._root_at < 0 and not self._may_leave:
             raise os_error(errno.EACCES)
 
     def _up(self) -> None:

@@ -19,8 +19,10 @@ from tests.support.httpd import (
     SECRET,
     SMALL,
     Address,
+    address_of,
     etag_of,
     get,
+    program,
     read_all,
     receive_head,
     serving,
@@ -178,6 +180,17 @@ def test_well_known_directory_is_served_though_it_begins_with_a_dot(
     assert get(address, "/.well-known/security.txt").body == b"Contact"
     assert get(address, "/.well-known/.more").status == 404
     assert get(address, "/.well-knowns").status == 404
+
+
+def test_dot_files_option_serves_and_lists_hidden_names(site: Path) -> None:
+    (site / "bare" / ".env").write_bytes(SECRET)
+    for options, shown in (((), False), (("--dot-files",), True)):
+        with program(site, *options) as (_, url):
+            address = address_of(url)
+            for target in ("/.hidden", "/.git/config", "/bare/.env"):
+                assert (get(address, target).body == SECRET) is shown
+            assert (get(address, "/.git").status == 301) is shown
+            assert (b'href=".env"' in get(address, "/bare/").body) is shown
 
 
 def test_file_that_grows_while_opened_has_the_size_that_it_had(

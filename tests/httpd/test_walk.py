@@ -15,7 +15,7 @@ from iobatch.httpd.cache import FileCache
 from iobatch.httpd.files import Files
 from iobatch.httpd.walk import Root
 from tests.support.batches import data
-from tests.support.httpd import SECRET, Address, get, serving
+from tests.support.httpd import SECRET, Address, address_of, get, program, serving
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -258,3 +258,44 @@ def test_40_links_are_followed_and_41_are_too_many(site: Path) -> None:
     with pytest.raises(OSError) as caught:
         (site / "link40").stat()
     assert caught.value.errno == errno.ELOOP
+
+
+def test_links_may_lead_anywhere_if_they_are_followed(site: Path, tmp_path: Path) -> None:
+    """A name that a request has is hidden outside the root, too."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / ".more").write_bytes(SECRET)
+    (tmp_path / "other" / "file").write_bytes(b"outside")
+    (site / "out").symlink_to("../other")
+    (site / "absolute").symlink_to(tmp_path / "other" / "file")
+    (site / "shown").symlink_to("../other/.more")
+    (site / "broken").symlink_to("../nothing")
+    with serving(site, follow_links=True) as (_, address):
+        assert get(address, "/out/file").body == b"outside"
+        assert get(address, "/absolute").body == b"outside"
+        assert get(address, "/shown").body == SECRET
+        assert get(address, "/out").status == 301
+        assert b'href="file"' in get(address, "/out/").body
+        for target in ("/out/.more", "/broken", "/out/nothing"):
+            assert get(address, target).status == 404
+        for target in ("/../secret", "/out/../../secret"):
+            assert get(address, target).status == 400
+    with serving(site) as (_, address):
+        assert get(address, "/absolute").status == 403
+
+
+def test_listing_has_links_out_of_the_root_only_if_they_are_followed(
+    site: Path, tmp_path: Path
+) -> None:
+    (site / "bare" / "out").symlink_to("../../secret")
+    (site / "bare" / "broken").symlink_to("../../nothing")
+    for follow_links in (False, True):
+        with serving(site, follow_links=follow_links) as (_, address):
+            page = get(address, "/bare/").body
+            assert (b'href="out"' in page) is follow_links
+            assert b"broken" not in page
+
+
+def test_follow_links_option_is_passed_on(site: Path) -> None:
+    (site / "out").symlink_to("../secret")
+    with program(site, "--follow-links") as (_, url):
+        assert get(address_of(url), "/out").body == SECRET

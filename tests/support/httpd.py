@@ -47,10 +47,25 @@ LARGE = b"GET /1048576 HTTP/1.1\r\nHost: x\r\n\r\n"
 
 @contextmanager
 def new_server(
-    directory: Path, *, listing: bool = True, compress: bool = True, **settings: Any
+    directory: Path,
+    *,
+    listing: bool = True,
+    compress: bool = True,
+    clean_urls: bool = False,
+    follow_links: bool = False,
+    dot_files: bool = False,
+    **settings: Any,
 ) -> Iterator[tuple[Server, Address, socket.socket]]:
     """Yield a server that does not run, its address, and the socket whose bytes stop it."""
-    files = FileCache(Files(directory, listing=listing, compress=compress))
+    served = Files(
+        directory,
+        listing=listing,
+        compress=compress,
+        clean_urls=clean_urls,
+        follow_links=follow_links,
+        dot_files=dot_files,
+    )
+    files = FileCache(served)
     listener = listen("127.0.0.1", 0)
     ours, stop = socket.socketpair()
     server = Server(listener, files, Settings(**settings), stop)
