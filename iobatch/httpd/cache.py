@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+from contextlib import suppress
+from http import HTTPStatus
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 from urllib.parse import quote_from_bytes
@@ -14,7 +16,7 @@ from iobatch.httpd.targets import split_path, split_target
 from iobatch.httpd.views import view_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from iobatch.httpd.files import Files, ServedFile
 
@@ -35,11 +37,15 @@ class FileCache:
     """
 
     _files: Files
+    # The names of the file that answers requests for pages that are not there; empty: there is
+    # none.
+    page: Sequence[bytes] = ()
     listings: Listings = field(init=False)
     # Files and when each stops being fresh (time.monotonic), oldest first. The keys are the paths
-    # in their usual spelling: a file has one entry, however clients spell its path.
-    _cache: dict[bytes, tuple[ServedFile, float]] = field(
-        init=False, factory=dict[bytes, tuple["ServedFile", float]]
+    # in their usual spelling: a file has one entry, however clients spell its path. Fallbacks have
+    # entries of their own; None: there is no such file.
+    _cache: dict[bytes, tuple[ServedFile | None, float]] = field(
+        init=False, factory=dict[bytes, tuple["ServedFile | None", float]]
     )
 
     def __attrs_post_init__(self) -> None:
@@ -97,17 +103,48 @@ class FileCache:
                 if file is None:
                     view = view_of(query, headers.get(b"accept", b""))
                     return self.listings.get(tuple(names[:-1]), view, now)
-                self._cache.pop(key, None)
-                if len(self._cache) >= MAX_OPEN:
-                    del self._cache[next(iter(self._cache))]
-                self._cache[key] = file, now + FRESH
+                self._keep(key, file, now)
         return file
+
+    def get_fallback(self, names: Sequence[bytes], status: int, now: float) -> ServedFile | None:
+        """Return the file to send in place of what is not there; None: it is not there either.
+
+        That the page of a 404 is missing is remembered while a file would be fresh: each 404 would
+        walk to it.
+
+        Args:
+            names: of the file.
+            status: of the responses that send it.
+            now: time.monotonic().
+
+        """
+        key = b"%d /%s" % (status, b"/".join(names))  # a blank is in no target
+        file, fresh_until = self._cache.get(key, (None, 0.0))
+        if fresh_until > now and (file is None or file.is_current()):
+            return file
+        file = None
+        with suppress(OSError):
+            file = self._open(names)
+        if file is not None:
+            for each in (file, *file.siblings.values()):
+                each.status = status
+                if status == HTTPStatus.OK:
+                    each.vary = ", ".join(filter(None, ("Accept", each.vary)))
+        if file is not None or status == HTTPStatus.NOT_FOUND:
+            self._keep(key, file, now)
+        return file
+
+    def _keep(self, key: bytes, file: ServedFile | None, now: float) -> None:
+        self._cache.pop(key, None)
+        if len(self._cache) >= MAX_OPEN:
+            del self._cache[next(iter(self._cache))]
+        self._cache[key] = file, now + FRESH
 
     def _fresh(self, key: bytes, now: float) -> ServedFile | None:
         file, fresh_until = self._cache.get(key, (None, 0.0))
         return file if file is not None and fresh_until > now and file.is_current() else None
 
-    def _open(self, names: list[bytes]) -> ServedFile | None:
+    def _open(self, names: Sequence[bytes]) -> ServedFile | None:
         try:
             return self._files.open(names)
         except OSError as exc:

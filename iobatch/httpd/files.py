@@ -63,6 +63,8 @@ class ServedFile:
     siblings: dict[str, ServedFile] = field(init=False, factory=dict[str, "ServedFile"])
     # The header fields of the request on which the response depends, as in Vary.
     vary: str = field(init=False, default="")
+    # Of a response with the whole file. With 404 it has neither validators nor ranges.
+    status: int = field(init=False, default=200)
     # The heads of responses with the whole file, by content coding. Like this object, they describe
     # one version of the file.
     heads: dict[str, bytes] = field(init=False, factory=dict[str, bytes])

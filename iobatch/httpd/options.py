@@ -91,6 +91,15 @@ def parse_args() -> Namespace:
         help="answer 403 for a directory without an index.html, instead of listing it",
     )
     files.add_argument(
+        "--spa",
+        nargs="?",
+        metavar="FILE",
+        type=_path,
+        const="index.html",
+        help="send this file of the directory (%(const)s) for pages that are not there, as a "
+        "single-page application needs it",
+    )
+    files.add_argument(
         "--clean-urls",
         action="store_true",
         help="serve FILE.html for /FILE too, if there is no FILE",

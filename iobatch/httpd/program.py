@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from iobatch.httpd.accesslog import AccessLog
 from iobatch.httpd.cache import FileCache
+from iobatch.httpd.fallbacks import page_names
 from iobatch.httpd.files import Files
 from iobatch.httpd.listeners import listen, listen_unix, unlink_unix, url
 from iobatch.httpd.options import parse_args
@@ -60,7 +61,11 @@ def _run(args: Namespace) -> int:
         )
     except OSError as exc:
         return _fail(f"{args.directory}: {exc.strerror}", status=2)
-    files = FileCache(served)
+    try:
+        page = page_names(served, args.spa) if args.spa else ()
+    except OSError as exc:
+        return _fail(f"--spa {args.spa}, in {args.directory}: {exc.strerror}", status=2)
+    files = FileCache(served, page)
     settings = Settings(
         # The other half is left to files.
         max_connections=min(args.max_connections, max_descriptors // 2),

@@ -11,6 +11,7 @@ from iobatch import IOBatch
 from iobatch.httpd import responses
 from iobatch.httpd.codings import CODINGS
 from iobatch.httpd.errors import status_of
+from iobatch.httpd.fallbacks import find_fallback
 from iobatch.httpd.sink import ResponseSink, can_encode
 from iobatch.httpd.targets import split_path, split_target
 
@@ -114,6 +115,10 @@ class ResponseQueue:
             path, query = split_target(request.target)
             head, body = responses.redirect(split_path(path), query)
         except OSError as exc:
+            file = find_fallback(self._files, request, exc, now)
+            if file is not None:
+                requests.popleft()
+                return self._add_file(request, file, head_end)
             head, body = responses.error(status_of(exc))
         requests.popleft()
         if request.method == b"HEAD":

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # The head of the response to OPTIONS, without what head_end adds. It has no body (RFC 9110 15.3.5).
 OPTIONS = f"HTTP/1.1 204 No Content\r\nAllow: {b', '.join(sorted(METHODS)).decode()}\r\n".encode()
+# For caches: the next response may differ.
+_NOT_KEPT = b"Cache-Control: no-store\r\n"
 
 
 @define(eq=False)
@@ -65,21 +67,27 @@ def negotiate(
 
 
 def file_head(file: ServedFile, coding: str) -> bytes:
-    """Return the head of a 200 response without what head_end adds, and keep it with the file.
+    """Return the head of a response with a whole file, and keep it with the file.
+
+    It lacks what head_end adds.
 
     Args:
         file: the file to send.
         coding: the content coding that is applied on the fly; "": none.
 
     """
-    head = f"HTTP/1.1 200 OK\r\nContent-Type: {file.content_type}\r\n"
+    found = file.status == HTTPStatus.OK
+    phrase = HTTPStatus(file.status).phrase
+    head = f"HTTP/1.1 {file.status} {phrase}\r\nContent-Type: {file.content_type}\r\n"
     if coding:
         head += f"Content-Encoding: {coding}\r\nTransfer-Encoding: chunked\r\n"
     else:
         if file.coding:
             head += f"Content-Encoding: {file.coding}\r\n"
-        head += f"Content-Length: {file.size}\r\nAccept-Ranges: bytes\r\n"
-    file.heads[coding] = head.encode() + _validators(file, coding)
+        head += f"Content-Length: {file.size}\r\n"
+        if found:
+            head += "Accept-Ranges: bytes\r\n"
+    file.heads[coding] = head.encode() + (_validators(file, coding) if found else _NOT_KEPT)
     return file.heads[coding]
 
 
@@ -94,6 +102,8 @@ def conditional(request: Request, file: ServedFile, coding: str) -> Reply | None
     Source: RFC 9110, section 13.2.
     """
     headers = request.headers
+    if file.status != HTTPStatus.OK:  # RFC 9110 13.2.1
+        return None
     if (
         coding
         and b"range" in headers
@@ -185,13 +195,12 @@ def error(status: int) -> tuple[bytes, bytes]:
         f"HTTP/1.1 {status} {phrase}\r\n"
         f"Content-Type: text/{kind}; charset=utf-8\r\n"
         f"Content-Length: {len(body)}\r\n"
-        "Cache-Control: no-store\r\n"  # the next response may differ
     )
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
         head += f"Allow: {b', '.join(sorted(METHODS)).decode()}\r\n"
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         head += "Retry-After: 5\r\n"  # seconds
-    return head.encode(), body
+    return head.encode() + _NOT_KEPT, body
 
 
 def redirect(names: Sequence[bytes], query: bytes) -> tuple[bytes, bytes]:

@@ -51,6 +51,31 @@ def test_browser_loads_a_page_with_its_style_sheet_script_and_images(
     assert "loaded: 64,64 7px" in page
 
 
+APPLICATION = """<!DOCTYPE html>
+<body>
+<script>
+const statuses = [["/api", "application/json"], ["/x.js", "*/*"], ["/y", "*/*"]].map(
+  ([path, accept]) => {
+    const request = new XMLHttpRequest();
+    request.open("GET", path, false);
+    request.setRequestHeader("Accept", accept);
+    request.send();
+    return request.status;
+  });
+document.body.textContent = location.pathname + " shows " + statuses;
+</script>
+"""
+
+
+def test_browser_shows_an_application_at_each_of_its_addresses(
+    chromium: str, site: Path, tmp_path: Path
+) -> None:
+    (site / "app.html").write_text(APPLICATION)
+    with serving(site, spa="app.html") as (_, (host, port)):
+        page = browse(f"http://{host}:{port}/users/7", tmp_path / "profile")
+    assert "/users/7 shows 404,404,200" in page
+
+
 ORDERS = ["./", "?sort=-name", "?sort=size", "?sort=-size", "?sort=date", "?sort=-date"]
 SORTER = f"""<!DOCTYPE html>
 {"".join(f'<iframe src="../bare/{query}"></iframe>' for query in ORDERS)}

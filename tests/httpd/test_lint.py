@@ -11,7 +11,7 @@ import pytest
 from httplint import HttpRequestLinter, HttpResponseLinter
 from httplint.note import levels
 
-from tests.support.httpd import MODIFIED, Address, get, show_headers
+from tests.support.httpd import MODIFIED, Address, get, serving, show_headers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,3 +98,29 @@ def test_linter_finds_no_fault_with_any_response(
         os.utime(site / name, (MODIFIED, MODIFIED))
     method, target = request_line.split()
     assert lint(address, method, target, headers) == (status, set())
+
+
+@pytest.mark.parametrize(
+    ("request_line", "headers", "status"),
+    [
+        ("GET /users", {}, 200),
+        ("HEAD /users", {"Accept": "text/html"}, 200),
+        ("GET /users", {"Accept_Encoding": "gzip"}, 200),
+        ("GET /users", {"If_None_Match": "*"}, 304),
+        ("GET /users", {"Range": "bytes=1-5"}, 206),
+        ("GET /nothing.js", {}, 404),
+        ("HEAD /nothing.js", {}, 404),
+        ("GET /nothing.js", {"Accept_Encoding": "gzip"}, 404),
+        ("GET /nothing.js", {"Range": "bytes=1-5", "If_None_Match": "*"}, 404),
+    ],
+    ids=show_headers,
+)
+def test_linter_finds_no_fault_with_pages_for_what_is_not_there(
+    site: Path, request_line: str, headers: dict[str, str], status: int
+) -> None:
+    for name in ("index.html", "404.html"):
+        (site / name).write_bytes(TEXT)
+        os.utime(site / name, (MODIFIED, MODIFIED))
+    method, target = request_line.split()
+    with serving(site, spa="index.html") as (_, address):
+        assert lint(address, method, target, headers) == (status, set())

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from iobatch.httpd.cache import FileCache
 from iobatch.httpd.conditions import file_tag
 from iobatch.httpd.connection import DEFERRED, Connection
+from iobatch.httpd.fallbacks import page_names
 from iobatch.httpd.files import Files
 from iobatch.httpd.listeners import listen
 from iobatch.httpd.server import Server
@@ -54,6 +55,7 @@ def new_server(
     clean_urls: bool = False,
     follow_links: bool = False,
     dot_files: bool = False,
+    spa: str = "",
     **settings: Any,
 ) -> Iterator[tuple[Server, Address, socket.socket]]:
     """Yield a server that does not run, its address, and the socket whose bytes stop it."""
@@ -65,7 +67,7 @@ def new_server(
         follow_links=follow_links,
         dot_files=dot_files,
     )
-    files = FileCache(served)
+    files = FileCache(served, page_names(served, spa) if spa else ())
     listener = listen("127.0.0.1", 0)
     ours, stop = socket.socketpair()
     server = Server(listener, files, Settings(**settings), stop)
