@@ -91,7 +91,14 @@ class Connection:
             self._tls = new_tls(settings.tls, self._throttle)
         log = None if settings.log is None else ConnectionLog(settings.log, self._peer_address)
         tls = None if self._tls is None else self._tls.filter
-        self._responses = ResponseQueue(self.sock, self._files, log, tls, self._throttle)
+        self._responses = ResponseQueue(
+            self.sock,
+            self._files,
+            log,
+            tls,
+            self._throttle,
+            settings.header_fields,
+        )
 
     def close(self) -> None:
         """Close the socket, and drop unsent bytes.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from typing import TYPE_CHECKING
 
+from iobatch.httpd.headerfields import parse_rule
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -113,6 +115,14 @@ def parse_args() -> Namespace:
         "--dot-files",
         action="store_true",
         help="serve and list names that begin with a dot; they often hold secrets",
+    )
+    files.add_argument(
+        "--header",
+        metavar="FIELD",
+        action="append",
+        type=parse_rule,
+        help="add a header field to responses: 'NAME: VALUE' for every path, or '/PATTERN NAME: "
+        "VALUE'; can be repeated, and the last one for a name counts",
     )
     output = parser.add_argument_group("output")
     output.add_argument(

@@ -11,6 +11,7 @@ from iobatch.httpd.accesslog import AccessLog
 from iobatch.httpd.cache import FileCache
 from iobatch.httpd.fallbacks import page_names
 from iobatch.httpd.files import Files
+from iobatch.httpd.headerfields import HeaderFields
 from iobatch.httpd.listeners import listen, listen_unix, unlink_unix, url
 from iobatch.httpd.options import parse_args
 from iobatch.httpd.output import STDERR, Output, report
@@ -73,6 +74,7 @@ def _run(args: Namespace) -> int:
         grace=args.grace,
         tls=context,
         log=AccessLog(1, args.log == "combined") if args.log else None,
+        header_fields=HeaderFields(args.header) if args.header else None,
     )
 
     def new_server(listener: socket.socket, stop: socket.socket) -> Server:

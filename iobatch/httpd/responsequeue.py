@@ -10,6 +10,7 @@ from attrs import define, field
 from iobatch import IOBatch
 from iobatch.httpd import responses
 from iobatch.httpd.codings import CODINGS
+from iobatch.httpd.cors import is_preflight, preflight_lines
 from iobatch.httpd.errors import status_of
 from iobatch.httpd.fallbacks import find_fallback
 from iobatch.httpd.sink import ResponseSink, can_encode
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from iobatch.httpd.accesslog import ConnectionLog
     from iobatch.httpd.cache import FileCache
     from iobatch.httpd.files import ServedFile
+    from iobatch.httpd.headerfields import HeaderFields
     from iobatch.httpd.requests import Request
     from iobatch.httpd.throttle import Throttle
 
@@ -44,6 +46,8 @@ class ResponseQueue:
     _tls: Filter | None = None
     # None: the rate is not limited.
     _throttle: Throttle | None = None
+    # None: responses have only the server's own header fields.
+    _fields: HeaderFields | None = None
     batch: IOBatch = field(init=False, factory=IOBatch)
     # None: the batch goes to the socket by iob_send.
     sink: ResponseSink | None = field(init=False, default=None)
@@ -104,7 +108,7 @@ class ResponseQueue:
             if request.refused:
                 head, body = responses.error(request.refused)
             elif request.method == b"OPTIONS":
-                head, body = responses.OPTIONS, b""
+                head, body = self._options_head(request), b""
             else:
                 file = self._files.get(request.target, now, request.headers)
                 if file is None:
@@ -123,10 +127,20 @@ class ResponseQueue:
         requests.popleft()
         if request.method == b"HEAD":
             body = b""
+        if self._fields is not None:
+            head = self._fields.find(request.target).add_to(head)
         head += head_end
         self.batch.addbuf(head + body)
         self._add_to_log(request, head, len(body))
         return True
+
+    def _options_head(self, request: Request) -> bytes:
+        """Return the head of the response to OPTIONS, without what head_end adds."""
+        if self._fields is not None:
+            fields = self._fields.find(request.target)
+            if is_preflight(request, fields):
+                return responses.OPTIONS + preflight_lines(request.headers, fields)
+        return responses.OPTIONS
 
     def _add_file(self, request: Request, file: ServedFile, head_end: bytes) -> bool:
         """Add a response with a file; return as _answer does."""
@@ -139,7 +153,10 @@ class ResponseQueue:
         if request.is_conditional and (reply := responses.conditional(request, file, coding)):
             self._add_reply(request, reply, head_end, file)
             return True
-        head = (file.heads.get(coding) or responses.file_head(file, coding)) + head_end
+        head = file.heads.get(coding) or responses.file_head(file, coding)
+        if self._fields is not None:
+            head = self._fields.find(request.target).add_to(head)
+        head += head_end
         size: int | None = file.size
         if request.method == b"HEAD":
             batch.addbuf(head)
@@ -163,7 +180,10 @@ class ResponseQueue:
     ) -> None:
         """Add a response that has parts of a file, or no file at all."""
         batch = self.batch
-        head = reply.head + head_end
+        head = reply.head
+        if self._fields is not None:
+            head = self._fields.find(request.target).add_to(head)
+        head += head_end
         batch.addbuf(head)
         before = batch.bytesleft
         for lead, (offset, count) in reply.parts:

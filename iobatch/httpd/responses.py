@@ -28,6 +28,10 @@ OPTIONS = f"HTTP/1.1 204 No Content\r\nAllow: {b', '.join(sorted(METHODS)).decod
 # For caches: the next response may differ.
 _NOT_KEPT = b"Cache-Control: no-store\r\n"
 
+# Of a response that has a file. Caches keep it, and validate it before each use. Without the field
+# they would estimate its freshness from the file's age (RFC 9111 4.2.2).
+NO_CACHE = b"Cache-Control: no-cache\r\n"
+
 
 @define(eq=False)
 class Reply:
@@ -155,9 +159,7 @@ def etag(file: ServedFile, coding: str) -> str:
 
 def _validators(file: ServedFile, coding: str) -> bytes:
     """Return the header fields that a 304 response repeats."""
-    # Caches keep the response, and validate it before each use. Without the field they would
-    # estimate its freshness from the file's age (RFC 9111 4.2.2).
-    lines = f"ETag: {etag(file, coding)}\r\nCache-Control: no-cache\r\n"
+    lines = f"ETag: {etag(file, coding)}\r\n{NO_CACHE.decode()}"
     if file.vary:
         lines += f"Vary: {file.vary}\r\n"
     if file.modified is not None:

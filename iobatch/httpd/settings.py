@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ssl import SSLContext
 
     from iobatch.httpd.accesslog import AccessLog
+    from iobatch.httpd.headerfields import HeaderFields
 
 
 @define(frozen=True)
@@ -31,3 +32,5 @@ class Settings:
     # None: plain HTTP.
     tls: SSLContext | None = None
     log: AccessLog | None = None
+    # None: responses have only the server's own header fields.
+    header_fields: HeaderFields | None = None

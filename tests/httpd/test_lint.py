@@ -11,6 +11,7 @@ import pytest
 from httplint import HttpRequestLinter, HttpResponseLinter
 from httplint.note import levels
 
+from iobatch.httpd.headerfields import HeaderFields, Rule
 from tests.support.httpd import MODIFIED, Address, get, serving, show_headers
 
 if TYPE_CHECKING:
@@ -123,4 +124,55 @@ def test_linter_finds_no_fault_with_pages_for_what_is_not_there(
         os.utime(site / name, (MODIFIED, MODIFIED))
     method, target = request_line.split()
     with serving(site, spa="index.html") as (_, address):
+        assert lint(address, method, target, headers) == (status, set())
+
+
+# Header fields as people add them.
+FIELDS = HeaderFields(
+    [
+        Rule("", "Access-Control-Allow-Origin", "https://other.example"),
+        Rule("", "Access-Control-Allow-Credentials", "true"),
+        Rule("", "Content-Security-Policy", "default-src 'self'"),
+        Rule("", "Cross-Origin-Embedder-Policy", "require-corp"),
+        Rule("", "Cross-Origin-Opener-Policy", "same-origin"),
+        Rule("", "Referrer-Policy", "no-referrer"),
+        Rule("", "Vary", "Origin"),
+        Rule("", "X-Content-Type-Options", "nosniff"),
+        Rule("/1024", "Cache-Control", "max-age=31536000, immutable"),
+    ]
+)
+PREFLIGHT = {
+    "Origin": "https://other.example",
+    "Access_Control_Request_Method": "GET",
+    "Access_Control_Request_Headers": "authorization, range",
+}
+
+
+@pytest.mark.parametrize(
+    ("request_line", "headers", "status"),
+    [
+        ("GET /1024", {}, 200),
+        ("HEAD /1024", {}, 200),
+        ("OPTIONS /1024", {}, 204),
+        ("OPTIONS /1024", PREFLIGHT, 204),
+        ("POST /1024", {}, 405),
+        ("GET /1024", {"Range": "bytes=1-5"}, 206),
+        ("GET /1024", {"Range": "bytes=1-5,7-9"}, 206),
+        ("GET /1024", {"Range": "bytes=2000-"}, 416),
+        ("GET /1024", {"If_None_Match": "*"}, 304),
+        ("GET /text.txt", {"Accept_Encoding": "gzip"}, 200),
+        ("GET /text.txt", {"Accept_Encoding": "gzip", "If_None_Match": "*"}, 304),
+        ("GET /", {}, 200),
+        ("GET /bare/", {}, 200),
+        ("GET /bare", {}, 301),
+        ("GET /nothing", {}, 404),
+    ],
+    ids=show_headers,
+)
+def test_linter_finds_no_fault_with_responses_that_have_configured_fields(
+    site: Path, request_line: str, headers: dict[str, str], status: int
+) -> None:
+    (site / "text.txt").write_bytes(TEXT)
+    method, target = request_line.split()
+    with serving(site, header_fields=FIELDS) as (_, address):
         assert lint(address, method, target, headers) == (status, set())

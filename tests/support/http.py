@@ -9,6 +9,7 @@ class Response(NamedTuple):
     """A response, its body decoded from chunked coding."""
 
     status: int
+    # Fields of one name are joined (RFC 9110 5.3).
     headers: dict[str, str]
     body: bytes
 
@@ -20,7 +21,10 @@ def split(raw: bytes, *methods: str) -> list[Response]:
         head, end, raw = raw.partition(b"\r\n\r\n")
         assert end, f"the head is truncated: {head!r}"
         status, *lines = head.decode("latin-1").split("\r\n")
-        headers = dict(line.split(": ", 1) for line in lines)
+        headers: dict[str, str] = {}
+        for line in lines:
+            name, value = line.split(": ", 1)
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
         method = methods[len(found)] if len(found) < len(methods) else "GET"
         if method == "HEAD" or status.split()[1] in {"204", "304"}:
             body = b""
