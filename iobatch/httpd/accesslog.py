@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field
 
+from iobatch.httpd.authentication import parse_basic
 from iobatch.httpd.output import Output
 
 if TYPE_CHECKING:
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
 # PIPE_BUF of Linux, in bytes: a write of up to this size to a pipe is atomic, so the lines of
 # several workers don't mix.
 MAX_WRITE = 4096
-# The most bytes of each field that the client chooses: a line with three of them is one write.
-MAX_FIELD = 1200
+# The most bytes of each field that the client chooses: a line with four of them is one write.
+MAX_FIELD = 900
 
 # Bytes that could end a line or a field, or control a terminal.
 _UNSAFE = re.compile(rb'[\0-\x1f\x7f-\xff"\\]')
+# As above, for a field without quotes.
+_UNSAFE_WORD = re.compile(rb'[\0- \x7f-\xff"\\]')
 # An escape sequence that was cut.
 _CUT = re.compile(rb"\\.{0,2}\Z")
 
@@ -37,6 +40,8 @@ class AccessLog:
     _output: Output = field(converter=Output)
     # The Combined format adds the referrer and the user agent to the Common one.
     _combined: bool
+    # A request that is not refused has credentials that were verified, or none.
+    _authenticated: bool = False
     _lines: list[bytes] = field(init=False, factory=list[bytes])
     _size: int = field(init=False, default=0)
 
@@ -57,8 +62,12 @@ class AccessLog:
                 _escape(request.target),
                 request.version.encode(),
             )
-        entry = b'%s - - [%s] "%s" %s %s' % (
+        user = b""
+        if self._authenticated and not request.refused:
+            user = _user(request.headers.get(b"authorization", b""))
+        entry = b'%s - %s [%s] "%s" %s %s' % (
             peer or b"-",
+            user or b"-",
             _date(int(time())),
             request_line,
             status,
@@ -161,6 +170,12 @@ def _date(second: int) -> bytes:
     return strftime("%d/%b/%Y:%H:%M:%S +0000", gmtime(second)).encode()
 
 
-def _escape(value: bytes) -> bytes:
-    escaped = _UNSAFE.sub(lambda match: b"\\x%02x" % match[0][0], value)
+def _user(authorization: bytes) -> bytes:
+    """Return the user of Basic credentials as the log shows it; b"": there is none."""
+    user, _, _ = (parse_basic(authorization) or b"").partition(b":")
+    return _escape(user, _UNSAFE_WORD)
+
+
+def _escape(value: bytes, unsafe: re.Pattern[bytes] = _UNSAFE) -> bytes:
+    escaped = unsafe.sub(lambda match: b"\\x%02x" % match[0][0], value)
     return escaped if len(escaped) <= MAX_FIELD else _CUT.sub(b"", escaped[:MAX_FIELD])

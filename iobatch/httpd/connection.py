@@ -28,7 +28,7 @@ READ_SIZE = 16 * 1024
 # step() returns this if the connection is over. It and the next two are no events of epoll.
 CLOSE = -1
 # step() returns this if the connection waits, but not for its socket: it pauses to keep its rate
-# limit, or until a listing is made.
+# limit, or until a listing is made or a password verified.
 WAITING = -2
 # step() returns this before work that takes long: to code a body, or to shake hands. The next call
 # does a part of the work.
@@ -98,6 +98,7 @@ class Connection:
             tls,
             self._throttle,
             settings.header_fields,
+            settings.authentication,
         )
 
     def close(self) -> None:
@@ -249,7 +250,8 @@ class Connection:
             responses.fill(requests, now)
             sink = responses.sink
             if requests and not responses:
-                # A listing is being made, which is not counted against the client.
+                # A listing is being made, or a password verified, which is not counted against the
+                # client.
                 self._state = RESPONDING
                 self.deadline = now + self._settings.timeout
                 return WAITING

@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 from contextlib import suppress
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
 BACKLOG = 1024
@@ -88,6 +89,16 @@ def unlink_unix(path: str, created: int) -> None:
         if os.path.samestat(Path(path).stat(), os.fstat(created)):
             Path(path).unlink()
     os.close(created)
+
+
+def is_local(listener: socket.socket) -> bool:
+    """Return whether only clients on this machine can connect."""
+    if listener.family == socket.AF_UNIX:
+        return True
+    address = ip_address(listener.getsockname()[0])
+    if isinstance(address, IPv6Address):
+        address = address.ipv4_mapped or address
+    return address.is_loopback
 
 
 def url(listener: socket.socket, *, secure: bool) -> str:

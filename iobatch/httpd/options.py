@@ -6,6 +6,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from typing import TYPE_CHECKING
 
 from iobatch.httpd.headerfields import parse_rule
+from iobatch.httpd.users import parse_user, read_users
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +48,22 @@ def parse_args() -> Namespace:
         "--self-signed",
         action="store_true",
         help="serve over TLS, with a new certificate that browsers warn about",
+    )
+    access = parser.add_argument_group("access").add_mutually_exclusive_group()
+    access.add_argument(
+        "--auth",
+        dest="users",
+        metavar="USER:PASSWORD",
+        type=parse_user,
+        help="require this user's password, which the list of processes shows",
+    )
+    access.add_argument(
+        "--auth-file",
+        dest="users",
+        metavar="FILE",
+        type=read_users,
+        help="require the password of a user in this file of lines USER:HASH; "
+        "'python -m iobatch.httpd.password USER' makes a line",
     )
     limits = parser.add_argument_group("limits")
     limits.add_argument(

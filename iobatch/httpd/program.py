@@ -8,11 +8,12 @@ import sys
 from typing import TYPE_CHECKING
 
 from iobatch.httpd.accesslog import AccessLog
+from iobatch.httpd.authentication import Authentication
 from iobatch.httpd.cache import FileCache
 from iobatch.httpd.fallbacks import page_names
 from iobatch.httpd.files import Files
 from iobatch.httpd.headerfields import HeaderFields
-from iobatch.httpd.listeners import listen, listen_unix, unlink_unix, url
+from iobatch.httpd.listeners import is_local, listen, listen_unix, unlink_unix, url
 from iobatch.httpd.options import parse_args
 from iobatch.httpd.output import STDERR, Output, report
 from iobatch.httpd.process import prepare_process
@@ -73,8 +74,9 @@ def _run(args: Namespace) -> int:
         rate=args.limit_rate,
         grace=args.grace,
         tls=context,
-        log=AccessLog(1, args.log == "combined") if args.log else None,
+        log=AccessLog(1, args.log == "combined", args.users is not None) if args.log else None,
         header_fields=HeaderFields(args.header) if args.header else None,
+        authentication=Authentication(args.users) if args.users else None,
     )
 
     def new_server(listener: socket.socket, stop: socket.socket) -> Server:
@@ -91,6 +93,9 @@ def _run(args: Namespace) -> int:
     except OSError as exc:
         address = args.unix or f"{args.bind} port {args.port}"
         return _fail(f"{address}: {exc.strerror or exc}", status=1)
+    if args.users and context is None and not is_local(listeners[0]):
+        report("warning: passwords go over plain HTTP, which others can read; see --tls")
+        STDERR.finish()  # workers are forked without a thread
     if not args.quiet:
         address = url(listeners[0], secure=context is not None)
         # A file's name may have bytes that the output's encoding can't represent.

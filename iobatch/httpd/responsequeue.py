@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import time
 from typing import TYPE_CHECKING
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from iobatch import IOBatch
 from iobatch.httpd import responses
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from iobatch.filters import Filter
     from iobatch.httpd.accesslog import ConnectionLog
+    from iobatch.httpd.authentication import Authentication
     from iobatch.httpd.cache import FileCache
     from iobatch.httpd.files import ServedFile
     from iobatch.httpd.headerfields import HeaderFields
@@ -48,6 +49,8 @@ class ResponseQueue:
     _throttle: Throttle | None = None
     # None: responses have only the server's own header fields.
     _fields: HeaderFields | None = None
+    # None: requests need no credentials.
+    _authentication: Authentication | None = None
     batch: IOBatch = field(init=False, factory=IOBatch)
     # None: the batch goes to the socket by iob_send.
     sink: ResponseSink | None = field(init=False, default=None)
@@ -82,8 +85,8 @@ class ResponseQueue:
         Call it when the batch is sent, and no coded body is left.
 
         Args:
-            requests: those that are answered are removed. If the first must wait for a listing,
-                none is.
+            requests: those that are answered are removed. If the first must wait for a listing, or
+                for its password to be verified, none is.
             now: time.monotonic().
 
         """
@@ -103,6 +106,12 @@ class ResponseQueue:
     def _answer(self, requests: deque[Request], now: float) -> bool:
         """Add the response to the first request; return whether another may follow it."""
         request = requests[0]
+        if self._authentication is not None and not request.refused:
+            status = self._verify(self._authentication, request)
+            if status is None:
+                return False
+            if status:
+                request = evolve(request, refused=status)
         head_end = responses.head_end(int(time()), request.version, request.keep_alive)
         try:
             if request.refused:
@@ -133,6 +142,18 @@ class ResponseQueue:
         self.batch.addbuf(head + body)
         self._add_to_log(request, head, len(body))
         return True
+
+    def _verify(self, authentication: Authentication, request: Request) -> int | None:
+        """Return the status that refuses a request for its credentials, or 0; None: it must wait.
+
+        Browsers send preflights without credentials. With credentials the log has their user.
+        """
+        authorization = request.headers.get(b"authorization")
+        if authorization is not None:
+            return authentication.check(authorization)
+        fields = self._fields
+        is_exempt = fields is not None and is_preflight(request, fields.find(request.target))
+        return 0 if is_exempt else 401
 
     def _options_head(self, request: Request) -> bytes:
         """Return the head of the response to OPTIONS, without what head_end adds."""

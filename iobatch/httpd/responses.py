@@ -198,6 +198,8 @@ def error(status: int) -> tuple[bytes, bytes]:
         f"Content-Type: text/{kind}; charset=utf-8\r\n"
         f"Content-Length: {len(body)}\r\n"
     )
+    if status == HTTPStatus.UNAUTHORIZED:
+        head += 'WWW-Authenticate: Basic realm="files", charset="UTF-8"\r\n'
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
         head += f"Allow: {b', '.join(sorted(METHODS)).decode()}\r\n"
     if status == HTTPStatus.SERVICE_UNAVAILABLE:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ssl import SSLContext
 
     from iobatch.httpd.accesslog import AccessLog
+    from iobatch.httpd.authentication import Authentication
     from iobatch.httpd.headerfields import HeaderFields
 
 
@@ -34,3 +35,5 @@ class Settings:
     log: AccessLog | None = None
     # None: responses have only the server's own header fields.
     header_fields: HeaderFields | None = None
+    # None: requests need no credentials.
+    authentication: Authentication | None = None

@@ -11,7 +11,9 @@ import pytest
 from httplint import HttpRequestLinter, HttpResponseLinter
 from httplint.note import levels
 
+from iobatch.httpd.authentication import Authentication
 from iobatch.httpd.headerfields import HeaderFields, Rule
+from iobatch.httpd.scrypt import new_hash
 from tests.support.httpd import MODIFIED, Address, get, serving, show_headers
 
 if TYPE_CHECKING:
@@ -175,4 +177,28 @@ def test_linter_finds_no_fault_with_responses_that_have_configured_fields(
     (site / "text.txt").write_bytes(TEXT)
     method, target = request_line.split()
     with serving(site, header_fields=FIELDS) as (_, address):
+        assert lint(address, method, target, headers) == (status, set())
+
+
+@pytest.mark.parametrize(
+    ("request_line", "headers", "status"),
+    [
+        ("GET /1024", {}, 401),
+        ("HEAD /1024", {}, 401),
+        ("OPTIONS /1024", {}, 401),
+        ("OPTIONS /1024", PREFLIGHT, 204),
+        ("GET /1024", {"Authorization": "Basic dTpx"}, 401),
+        ("GET /1024", {"Authorization": "Basic dTpw"}, 200),
+        ("GET /text.txt", {"Authorization": "Basic dTpw"}, 200),
+        ("GET /nothing", {"Authorization": "Basic dTpw"}, 404),
+    ],
+    ids=show_headers,
+)
+def test_linter_finds_no_fault_with_responses_where_a_password_is_needed(
+    site: Path, request_line: str, headers: dict[str, str], status: int
+) -> None:
+    (site / "text.txt").write_bytes(TEXT)
+    method, target = request_line.split()
+    checker = Authentication({b"u": new_hash(b"p")})
+    with serving(site, authentication=checker, header_fields=FIELDS) as (_, address):
         assert lint(address, method, target, headers) == (status, set())

@@ -6,6 +6,8 @@ import importlib
 import os
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.support.httpd import run_httpd
 from tests.support.programs import environment, run_python
 
@@ -41,6 +43,7 @@ def test_library_loads_neither_the_server_nor_httptools() -> None:
     assert (result.stdout, result.stderr) == ("\n", "")
 
 
-def test_importing_the_main_module_runs_nothing() -> None:
+@pytest.mark.parametrize("name", ["__main__", "password"])
+def test_importing_the_module_of_a_program_runs_nothing(name: str) -> None:
     """Tools for documentation import each module of a package."""
-    importlib.import_module("iobatch.httpd.__main__")
+    importlib.import_module(f"iobatch.httpd.{name}")
