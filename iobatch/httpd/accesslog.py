@@ -114,9 +114,6 @@ class ConnectionLog:
         init=False, factory=list[tuple["Request", bytes, "int | None"]]
     )
 
-    def __bool__(self) -> bool:
-        return bool(self._waiting)
-
     def add(self, request: Request, head: bytes, size: int | None) -> None:
         """Add a response.
 
