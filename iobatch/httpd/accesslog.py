@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from attrs import define, field
 
 from iobatch.httpd.authentication import parse_basic
-from iobatch.httpd.output import Output
 
 if TYPE_CHECKING:
+    from iobatch.httpd.output import Output
+    from iobatch.httpd.proxies import TrustedProxies
     from iobatch.httpd.requests import Request
 
 # PIPE_BUF of Linux, in bytes: a write of up to this size to a pipe is atomic, so the lines of
@@ -36,20 +37,21 @@ class AccessLog:
     Writing never waits: a reader that stops reading must not stop the server, and loses lines.
     """
 
-    # Made from a descriptor.
-    _output: Output = field(converter=Output)
+    _output: Output
     # The Combined format adds the referrer and the user agent to the Common one.
     _combined: bool
     # A request that is not refused has credentials that were verified, or none.
     _authenticated: bool = False
+    # None: the log shows the peers' addresses.
+    proxies: TrustedProxies | None = None
     _lines: list[bytes] = field(init=False, factory=list[bytes])
     _size: int = field(init=False, default=0)
 
-    def add(self, peer: bytes, request: Request, status: bytes, size: int) -> None:
+    def add(self, client: bytes, request: Request, status: bytes, size: int) -> None:
         """Add a line for a response.
 
         Args:
-            peer: the client's address.
+            client: its address.
             request: the request that it answers.
             status: the three digits of the status line.
             size: the bytes of the body that were sent.
@@ -66,7 +68,7 @@ class AccessLog:
         if self._authenticated and not request.refused:
             user = _user(request.headers.get(b"authorization", b""))
         entry = b'%s - %s [%s] "%s" %s %s' % (
-            peer or b"-",
+            client or b"-",
             user or b"-",
             _date(int(time())),
             request_line,
@@ -89,6 +91,11 @@ class AccessLog:
         self._end_write()
         self._output.resume()
 
+    def reopen(self) -> None:
+        """Open the log's file anew, after all lines that were added are written."""
+        self._end_write()
+        self._output.reopen()
+
     def close(self) -> None:
         """Write all lines, if their reader takes them in time."""
         self._end_write()
@@ -106,13 +113,20 @@ class ConnectionLog:
     """Logs the responses of one connection when they are sent or cut off."""
 
     _log: AccessLog
-    # The client's address.
+    # The peer's address.
     _peer: bytes
+    # None: the peer is the client, and not a trusted proxy.
+    _proxies: TrustedProxies | None = field(init=False, default=None)
     # The responses that are not logged: the request, the head, and the size of the body in bytes.
     # None: the body is coded, so its size is unknown; such a response is the last.
     _waiting: list[tuple[Request, bytes, int | None]] = field(
         init=False, factory=list[tuple["Request", bytes, "int | None"]]
     )
+
+    def __attrs_post_init__(self) -> None:
+        proxies = self._log.proxies
+        if proxies is not None and proxies.trusts(self._peer):
+            self._proxies = proxies
 
     def add(self, request: Request, head: bytes, size: int | None) -> None:
         """Add a response.
@@ -133,7 +147,7 @@ class ConnectionLog:
 
         """
         for request, head, size in self._waiting:
-            self._log.add(self._peer, request, _status(head), coded if size is None else size)
+            self._write(request, _status(head), coded if size is None else size)
         self._waiting.clear()
 
     def write_cut_off(self, left: int, held: int, coded: int) -> None:
@@ -154,8 +168,14 @@ class ConnectionLog:
             if size is not None or coded:  # else neither the head is in `held`
                 unsent = max(0, unsent - whole - len(head))
         for request, status, size in reversed(lines):
-            self._log.add(self._peer, request, status, size)
+            self._write(request, status, size)
         self._waiting.clear()
+
+    def _write(self, request: Request, status: bytes, size: int) -> None:
+        client = self._peer
+        if self._proxies is not None:
+            client = self._proxies.client_of(request.headers, client)
+        self._log.add(client, request, status, size)
 
 
 def _status(head: bytes) -> bytes:

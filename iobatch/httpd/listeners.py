@@ -9,7 +9,31 @@ from contextlib import suppress
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
+from iobatch.httpd.addresses import network_addresses
+
 BACKLOG = 1024
+
+
+def listen_for_workers(host: str, port: int, workers: int) -> list[socket.socket]:
+    """Return a socket for each worker, as `listen` does.
+
+    Raises:
+        OSError: the address does not exist or is in use.
+
+    """
+    if workers > 1:
+        # SO_REUSEPORT would share the port with the workers of another server, without an error.
+        listen(host, port).close()
+    listeners: list[socket.socket] = []
+    for _ in range(workers):
+        listeners.append(listen(host, port, shared=workers > 1))
+        port = listeners[0].getsockname()[1]
+    return listeners
+
+
+def share(listener: socket.socket, workers: int) -> list[socket.socket]:
+    """Return a listening socket for each worker; they have one backlog."""
+    return [listener, *(listener.dup() for _ in range(workers - 1))]
 
 
 def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
@@ -101,17 +125,20 @@ def is_local(listener: socket.socket) -> bool:
     return address.is_loopback
 
 
-def url(listener: socket.socket, *, secure: bool) -> str:
-    """Return the URL to open in a browser."""
+def urls(listener: socket.socket, *, secure: bool) -> list[str]:
+    """Return the URLs to open in a browser; those after the first are for other machines."""
     scheme = "https" if secure else "http"
     if listener.family == socket.AF_UNIX:
-        return f"{scheme}+unix:{listener.getsockname()}"
+        name = listener.getsockname()
+        path = name if isinstance(name, str) else "@" + os.fsdecode(name[1:])  # an abstract one
+        return [f"{scheme}+unix:{path}"]
     host, port, *more = listener.getsockname()
+    hosts = [host]
     if host in {"0.0.0.0", "::"}:  # noqa: S104  # a comparison: nothing is bound here
-        host = "localhost"
-    if more and more[1]:
-        host += f"%25{_zone(more[1])}"  # RFC 6874
-    return f"{scheme}://[{host}]:{port}/" if ":" in host else f"{scheme}://{host}:{port}/"
+        hosts = ["localhost", *network_addresses(ipv6=host == "::")]
+    elif more and more[1]:
+        hosts = [f"{host}%25{_zone(more[1])}"]  # RFC 6874
+    return [f"{scheme}://{f'[{each}]' if ':' in each else each}:{port}/" for each in hosts]
 
 
 def _zone(number: int) -> str:

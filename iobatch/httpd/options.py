@@ -2,41 +2,88 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+import re
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from typing import TYPE_CHECKING
 
 from iobatch.httpd.headerfields import parse_rule
+from iobatch.httpd.proxies import parse_proxy
 from iobatch.httpd.users import parse_user, read_users
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from iobatch.httpd.proxies import Proxy
+
+DEFAULT_ADDRESS = "127.0.0.1"
+DEFAULT_PORT = 8000
+# The decimal units are those of listings.
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+_EXAMPLES = """\
+examples:
+  Show the current directory to the local network:
+    python -m iobatch.httpd -b ::
+  Serve a site over TLS by two processes, with a log:
+    python -m iobatch.httpd --tls chain.pem key.pem -b :: -p 443 --workers 2 \\
+        --log-file access.log /srv/site
+"""
+
 
 def parse_args() -> Namespace:
-    """Return the command line's arguments, or exit with a message."""
+    """Return the command line's arguments, or exit with a message.
+
+    `address_options` has the names of the options given that choose the address.
+    """
     parser = ArgumentParser(
-        prog="python -m iobatch.httpd", description="Serve the files of a directory over HTTP."
+        prog="python -m iobatch.httpd",
+        usage="%(prog)s [OPTION]... [DIRECTORY]",
+        description="Serve the files of a directory over HTTP.",
+        epilog=_EXAMPLES,
+        formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "directory", type=_path, help="the directory to serve; nothing outside it is served"
+        "directory",
+        metavar="DIRECTORY",
+        nargs="?",
+        default=".",
+        type=_path,
+        help="what to serve, and nothing outside it (the current directory)",
     )
+    for add in (_add_address, _add_tls, _add_access, _add_limits, _add_files, _add_output):
+        add(parser)
+    args = parser.parse_args()
+    if args.log == "none" and args.log_file:
+        parser.error("argument --log: none is not allowed with --log-file")
+    address_options = ("bind", "port", "unix")
+    args.address_options = [f"--{each}" for each in address_options if vars(args)[each] is not None]
+    if args.bind is None:
+        args.bind = DEFAULT_ADDRESS
+    if args.port is None:
+        args.port = DEFAULT_PORT
+    return args
+
+
+def _add_address(parser: ArgumentParser) -> None:
     address = parser.add_argument_group("address")
     address.add_argument(
+        "-b",
         "--bind",
         metavar="ADDR",
-        default="127.0.0.1",
-        help="the address to listen on (%(default)s); :: means all addresses",
+        help=f"the address to listen on ({DEFAULT_ADDRESS}); :: means all",
     )
     address.add_argument(
+        "-p",
         "--port",
         metavar="N",
         type=_number(0, 0xFFFF),
-        default=8000,
-        help="the port to listen on (%(default)s); 0 means any free port",
+        help=f"the port to listen on ({DEFAULT_PORT}); 0 means any free port",
     )
     address.add_argument(
         "--unix", metavar="PATH", type=_path, help="listen on a Unix socket instead"
     )
+
+
+def _add_tls(parser: ArgumentParser) -> None:
     tls = parser.add_argument_group("TLS").add_mutually_exclusive_group()
     tls.add_argument(
         "--tls",
@@ -49,6 +96,9 @@ def parse_args() -> Namespace:
         action="store_true",
         help="serve over TLS, with a new certificate that browsers warn about",
     )
+
+
+def _add_access(parser: ArgumentParser) -> None:
     access = parser.add_argument_group("access").add_mutually_exclusive_group()
     access.add_argument(
         "--auth",
@@ -65,6 +115,9 @@ def parse_args() -> Namespace:
         help="require the password of a user in this file of lines USER:HASH; "
         "'python -m iobatch.httpd.password USER' makes a line",
     )
+
+
+def _add_limits(parser: ArgumentParser) -> None:
     limits = parser.add_argument_group("limits")
     limits.add_argument(
         "--workers",
@@ -78,24 +131,25 @@ def parse_args() -> Namespace:
         metavar="N",
         type=_number(1, 10**6),
         default=10_000,
-        help="connections of each worker; for a further one the longest idle connection is closed, "
-        "and if none is idle it gets 503, or is closed if it uses TLS "
-        "(%(default)s, at most half of the worker's descriptors)",
+        help="connections of each worker (%(default)s); a further one takes the place of an idle "
+        "one, or gets 503",
     )
     limits.add_argument(
         "--limit-rate",
         metavar="BYTES",
-        type=_number(1, 10**12),
-        help="bytes per second on a connection (no limit)",
+        type=_size(1, 10**12),
+        help="bytes per second on a connection, such as 10k, 2M or 1Gi (no limit)",
     )
     limits.add_argument(
         "--grace",
         metavar="SECONDS",
         type=_number(0, 10**6),
         default=10,
-        help="time to finish responses after SIGINT or SIGTERM (%(default)s); a second signal "
-        "cuts them off",
+        help="time to finish responses after Ctrl-C or SIGTERM (%(default)s)",
     )
+
+
+def _add_files(parser: ArgumentParser) -> None:
     files = parser.add_argument_group("files")
     files.add_argument(
         "--no-compress",
@@ -115,8 +169,8 @@ def parse_args() -> Namespace:
         metavar="FILE",
         type=_path,
         const="index.html",
-        help="send this file of the directory (%(const)s) for pages that are not there, as a "
-        "single-page application needs it",
+        help="send this file (%(const)s) in place of pages that are not there, for single-page "
+        "applications",
     )
     files.add_argument(
         "--clean-urls",
@@ -141,15 +195,33 @@ def parse_args() -> Namespace:
         help="add a header field to responses: 'NAME: VALUE' for every path, or '/PATTERN NAME: "
         "VALUE'; can be repeated, and the last one for a name counts",
     )
+
+
+def _add_output(parser: ArgumentParser) -> None:
     output = parser.add_argument_group("output")
     output.add_argument(
         "--log",
-        choices=("common", "combined"),
-        help="write a line for each response to the standard output, in this format; the server's "
-        "URL then goes to the standard error output",
+        metavar="FORMAT",
+        choices=("common", "combined", "none"),
+        help="write a line for each response to the standard output: common or combined; none: "
+        "not even to a terminal",
     )
-    output.add_argument("--quiet", action="store_true", help="don't print the server's URL")
-    return parser.parse_args()
+    output.add_argument(
+        "--log-file",
+        metavar="FILE",
+        type=_path,
+        help="append the log to this file, and open it anew at SIGHUP",
+    )
+    output.add_argument(
+        "--trusted-proxy",
+        metavar="ADDR",
+        type=_proxy,
+        action="append",
+        help="log the client that this proxy names: an address, a network, or unix; repeatable",
+    )
+    output.add_argument(
+        "--quiet", action="store_true", help="print no URL, and no log on a terminal"
+    )
 
 
 def _number(least: int, most: int) -> Callable[[str], int]:
@@ -167,3 +239,25 @@ def _path(text: str) -> str:
     if not text:
         raise ArgumentTypeError("must not be empty")
     return text
+
+
+def _size(least: int, most: int) -> Callable[[str], int]:
+    """Return the type of an option that is a number of bytes, which may have a unit."""
+
+    def parse(text: str) -> int:
+        found = re.fullmatch(r"(\d{1,20})([kMG]|[KMG]i)?", text, re.ASCII)
+        size = int(found[1]) * _UNITS[found[2] or ""] if found else -1
+        if not least <= size <= most:
+            raise ArgumentTypeError(
+                f"must be a number from {least} to {most}, which may end with k, M, G, Ki, Mi or Gi"
+            )
+        return size
+
+    return parse
+
+
+def _proxy(text: str) -> Proxy:
+    try:
+        return parse_proxy(text)
+    except ValueError as exc:
+        raise ArgumentTypeError(f"must be an address, a network or unix: {text}") from exc

@@ -20,6 +20,8 @@ MAX_HELD = 64
 RETRY_DELAY = 0.05
 # Seconds that a process waits at its end for what is unwritten.
 PATIENCE_AT_END = 1.0
+# Among the pieces: the file is opened anew here.
+_REOPEN = b""
 
 
 @define(eq=False)
@@ -34,14 +36,19 @@ class Output:
     """
 
     _fd: int
-    # Each is the data of one write, or the rest of a partial write. Only the thread removes any.
+    # The file's path, if it can be opened anew.
+    _path: str = ""
+    # Each is the data of one write, the rest of a partial write, or _REOPEN. Only the thread
+    # removes any.
     _pieces: deque[bytes] = field(init=False, factory=deque[bytes])
     # A part of the first piece is written.
     _begun: bool = field(init=False, default=False)
+    # A diagnostic of the thread, which resume() reports. So the diagnostics have one writer.
+    _failure: str = field(init=False, default="")
     _thread: Thread = field(init=False, factory=Thread)
 
     def __bool__(self) -> bool:
-        return bool(self._pieces)
+        return bool(self._pieces or self._failure)
 
     def write(self, piece: bytes) -> None:
         """Add a piece. It is lost if too many wait already, or if the write fails."""
@@ -50,8 +57,17 @@ class Output:
         if len(self._pieces) > MAX_HELD:
             self.resume()
 
+    def reopen(self) -> None:
+        """Open the file anew for what is added from now on, and close the old one.
+
+        If that fails, a later call of resume() or finish() reports it, and the old file stays.
+        """
+        self._pieces.append(_REOPEN)  # also beyond MAX_WAITING: only lines may be lost
+        self.resume()
+
     def resume(self) -> None:
         """Write all pieces, in the thread."""
+        self._report_failure()
         if self._pieces and not self._thread.is_alive():
             self._thread = Thread(target=self._run, daemon=True)
             with suppress(RuntimeError):  # the system has no room for a thread
@@ -62,25 +78,65 @@ class Output:
         self.resume()
         if self._thread.is_alive():
             self._thread.join(PATIENCE_AT_END)
+        self._report_failure()
+
+    def _report_failure(self) -> None:
+        if self._failure:
+            failure, self._failure = self._failure, ""
+            report(failure)
 
     def _run(self) -> None:
         pieces = self._pieces
         while pieces:
+            if pieces[0] == _REOPEN:
+                self._open_anew()
+                pieces.popleft()
+                continue
             try:
                 rest = pieces[0][os.write(self._fd, pieces[0]) :]
             except BlockingIOError:
                 sleep(RETRY_DELAY)
             except OSError:
-                # The rest of a piece stays: without it the next line would continue a cut one.
-                while len(pieces) > self._begun:
-                    pieces.pop()
-                return
+                if not self._lose():
+                    return
             else:
                 self._begun = bool(rest)
                 if rest:
                     pieces[0] = rest
                 else:
                     pieces.popleft()
+
+    def _lose(self) -> bool:
+        """Remove the pieces that can't be written; return whether another file follows them."""
+        pieces, begun = self._pieces, self._begun
+        while len(pieces) > begun and pieces[begun] != _REOPEN:
+            del pieces[begun]
+        if len(pieces) == begun:
+            # The rest of a piece stays: without it the next line would continue a cut one.
+            return False
+        if begun:
+            pieces.popleft()
+            self._begun = False
+        return True
+
+    def _open_anew(self) -> None:
+        try:
+            fd = open_log(self._path)
+        except OSError as exc:
+            self._failure = f"{self._path}: {exc.strerror}; the log goes on in the old file"
+            return
+        os.dup2(fd, self._fd, inheritable=False)
+        os.close(fd)
+
+
+def open_log(path: str) -> int:
+    """Return a descriptor that appends to a file, which is created if it is missing.
+
+    Raises:
+        OSError: the file can't be opened.
+
+    """
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
 
 STDERR = Output(2)

@@ -15,6 +15,8 @@ from attrs import define, field
 from iobatch.httpd.connection import CLOSE, DEFERRED, WAITING, Connection
 from iobatch.httpd.idle import IdleConnections
 from iobatch.httpd.output import report
+from iobatch.httpd.signals import count_stops, has_hangup
+from iobatch.httpd.systemd import notify
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,9 +48,10 @@ class Server:
     _listener: socket.socket
     _files: FileCache
     _settings: Settings
-    # The first byte from this socket, or its end of stream, asks the server to finish the responses
-    # in flight and stop. Anything after that stops the server at once.
-    _stop: socket.socket
+    # Each byte from this socket is the number of a signal. The first one to stop, or the end of
+    # stream, asks the server to finish the responses in flight and stop. The next one stops the
+    # server at once.
+    _signals: socket.socket
     # Without the selectors module, which makes an object for each event.
     _epoll: epoll = field(init=False, factory=epoll)
     _connections: set[Connection] = field(init=False, factory=set["Connection"])
@@ -71,7 +74,7 @@ class Server:
     def __attrs_post_init__(self) -> None:
         self._idle = IdleConnections(self._connections, self._settings.timeout)
         self._epoll.register(self._listener, EPOLLIN)
-        self._epoll.register(self._stop, EPOLLIN)
+        self._epoll.register(self._signals, EPOLLIN)
 
     def close(self) -> None:
         """Close all sockets and the log. Responses that are being sent are cut off."""
@@ -81,7 +84,7 @@ class Server:
             self._settings.log.close()
         self._epoll.close()
         self._listener.close()
-        self._stop.close()
+        self._signals.close()
 
     def run(self) -> None:
         """Serve until asked to stop; then send responses in flight, for the grace time at most."""
@@ -96,7 +99,7 @@ class Server:
                     self._step(watched[fd], now)
                 elif fd == listener:
                     accepting = True
-                elif self._handle_stop(now):
+                elif self._handle_signals(now):
                     return
                 else:
                     break  # connections in `ready` may be closed now
@@ -265,15 +268,24 @@ class Server:
         self._waiting.discard(connection)
         self._unwatch(connection)
 
-    def _handle_stop(self, now: float) -> bool:
-        """Read from the stop socket; return whether responses in flight must be cut off."""
-        again = self._stop_at is not None
-        received = self._stop.recv(16)
-        if again or len(received) > 1:
+    def _handle_signals(self, now: float) -> bool:
+        """Act on signals; return whether responses in flight must be cut off."""
+        received = self._signals.recv(16)
+        if has_hangup(received) and self._settings.log is not None:
+            self._settings.log.reopen()
+        stops = count_stops(received)
+        if stops > 1 or (stops and self._stop_at is not None):
             return True
+        if stops:
+            if not received:
+                self._epoll.unregister(self._signals)
+            self._begin_stop(now)
+        return False
+
+    def _begin_stop(self, now: float) -> None:
+        """Accept no more connections and requests."""
         self._stop_at = now + self._settings.grace
-        if not received:
-            self._epoll.unregister(self._stop)
+        notify("STOPPING=1")
         if not self._paused:
             self._epoll.unregister(self._listener)
         self._paused = False
@@ -286,7 +298,6 @@ class Server:
                 f"waiting for {clients} client{'s' * (clients > 1)}, at most "
                 f"{self._settings.grace:g} seconds; Ctrl-C again cuts them off"
             )
-        return False
 
     def _tick(self, now: float) -> None:
         """Do what is due once a second."""

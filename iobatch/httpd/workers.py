@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import traceback
 from contextlib import suppress
@@ -14,36 +13,19 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 from attrs import define, field
 
 from iobatch.httpd.output import STDERR, report
+from iobatch.httpd.signals import count_stops, has_hangup, ignore_signals
+from iobatch.httpd.systemd import leave_notifying, notify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from types import FrameType
 
+    from iobatch.httpd.accesslog import AccessLog
     from iobatch.httpd.server import Server
 
     NewServer = Callable[[socket.socket, socket.socket], Server]
 
 # Seconds before a dead worker is replaced, or a failed start is tried again.
 RESPAWN_DELAY = 1.0
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-def stop_socket() -> socket.socket:
-    """Return a socket that receives a byte for each SIGINT and SIGTERM."""
-    ours, theirs = socket.socketpair()
-    theirs.setblocking(False)
-    # Python writes the byte for signals that have a handler, so each gets one that does nothing.
-    # This also undoes an inherited SIG_IGN.
-    signal.set_wakeup_fd(theirs.detach())
-    for number in STOP_SIGNALS:
-        signal.signal(number, _do_nothing)
-    # They may be blocked in the process that started this one.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    return ours
-
-
-def _do_nothing(_number: int, _frame: FrameType | None) -> None:
-    """Handle a signal."""
 
 
 class _Worker(NamedTuple):
@@ -57,11 +39,13 @@ class Supervisor:
 
     # One for each worker. While a worker is replaced, clients wait in its backlog.
     _listeners: Sequence[socket.socket]
-    # Each byte that it receives is passed on to each worker.
-    _stop: socket.socket
+    # Each byte that it receives, the number of a signal, is passed on to each worker.
+    _signals: socket.socket
     # Makes a worker's server. Its arguments are the worker's listening socket, and a socket that
-    # receives the bytes of `_stop` and ends when the supervisor's process does.
+    # receives the bytes of `_signals` and ends when the supervisor's process does.
     _new_server: NewServer
+    # The log of the workers that are started later.
+    _log: AccessLog | None
     _selector: DefaultSelector = field(init=False, factory=DefaultSelector)
     # By the socket that leads to each; it becomes readable when the worker ends.
     _workers: dict[socket.socket, _Worker] = field(init=False, factory=dict[socket.socket, _Worker])
@@ -73,12 +57,12 @@ class Supervisor:
 
     def __attrs_post_init__(self) -> None:
         self._vacant = list(self._listeners)
-        self._selector.register(self._stop, EVENT_READ)
+        self._selector.register(self._signals, EVENT_READ)
 
     def close(self) -> None:
         """Close what the supervisor waits with."""
         self._selector.close()
-        self._stop.close()
+        self._signals.close()
 
     def run(self) -> None:
         """Run the workers until all have stopped."""
@@ -87,8 +71,8 @@ class Supervisor:
                 self._fill_vacancies()
             timeout = self._start_at - monotonic() if self._vacant else None
             for key, _ in self._selector.select(timeout):
-                if key.fileobj is self._stop:
-                    self._pass_on_stop()
+                if key.fileobj is self._signals:
+                    self._pass_on_signals()
                 else:
                     self._replace(key.data)
 
@@ -114,16 +98,21 @@ class Supervisor:
                 raise
             if not pid:
                 others = [each for each in self._listeners if each is not listener]
-                unused = [ours, self._stop, *self._workers, *others]
+                unused = [ours, self._signals, *self._workers, *others]
                 _run_worker(self._new_server, listener, theirs, unused)
         self._workers[ours] = _Worker(pid, listener)
 
-    def _pass_on_stop(self) -> None:
-        self._stopping = True
-        self._vacant.clear()
-        received = self._stop.recv(16)
-        for listener in self._listeners:
-            listener.close()  # new clients are refused at once, instead of waiting for nothing
+    def _pass_on_signals(self) -> None:
+        received = self._signals.recv(16)
+        if has_hangup(received) and self._log is not None:
+            self._log.reopen()
+            self._log.close()  # a thread opens it, and a process without threads can fork
+        if count_stops(received):
+            self._stopping = True
+            notify("STOPPING=1")
+            self._vacant.clear()
+            for listener in self._listeners:
+                listener.close()  # new clients are refused at once, instead of waiting for nothing
         for sock in self._workers:
             with suppress(OSError):  # the worker may have just ended
                 sock.send(received, socket.MSG_NOSIGNAL)
@@ -143,19 +132,18 @@ class Supervisor:
 def _run_worker(
     new_server: NewServer,
     listener: socket.socket,
-    stop: socket.socket,
+    signals: socket.socket,
     unused: list[socket.socket],
 ) -> NoReturn:
     """Serve in a process that was just forked, and exit."""
     status = 1
     try:
-        signal.set_wakeup_fd(-1)
         # A terminal sends SIGINT to every process; the supervisor passes it on.
-        for number in STOP_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
+        ignore_signals()
+        leave_notifying()
         for sock in unused:
             sock.close()
-        server = new_server(listener, stop)
+        server = new_server(listener, signals)
         server.run()
         server.close()
         status = 0

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from iobatch.httpd.accesslog import MAX_WRITE, AccessLog
+from iobatch.httpd.output import Output
 from iobatch.httpd.pages import error_page
 from iobatch.httpd.requests import Request
 from iobatch.httpd.sink import RECORD
@@ -112,7 +113,7 @@ def test_log_contains_only_printable_ascii() -> None:
     """The parser may accept other bytes, which could control a terminal."""
     reading, writing = os.pipe()
     every = bytes(range(256))
-    log = AccessLog(writing, combined=True)
+    log = AccessLog(Output(writing), combined=True)
     headers = {b"referer": every, b"user-agent": every}
     log.add(b"::1", Request(b"GET", every, "1.1", headers, keep_alive=True), b"200", 0)
     log.close()
@@ -126,7 +127,7 @@ def test_log_contains_only_printable_ascii() -> None:
 def test_lines_are_joined_up_to_the_size_of_an_atomic_write(writes: list[Write]) -> None:
     """PIPE_BUF bytes: so the lines of several workers don't mix."""
     reading, writing = os.pipe()
-    log = AccessLog(writing, combined=False)
+    log = AccessLog(Output(writing), combined=False)
     request = Request(b"GET", b"/" + b"x" * 500, "1.1", {}, keep_alive=True)
     for _ in range(20):
         log.add(b"127.0.0.1", request, b"200", 1)
@@ -144,7 +145,7 @@ def test_lines_are_joined_up_to_the_size_of_an_atomic_write(writes: list[Write])
 def test_lines_are_dropped_when_the_reader_is_gone() -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    log = AccessLog(writing, combined=False)
+    log = AccessLog(Output(writing), combined=False)
     log.add(b"", Request(b"", b"", "1.1", {}, keep_alive=False), b"400", 0)
     log.close()
     assert not log
@@ -154,7 +155,7 @@ def test_lines_are_dropped_when_the_reader_is_gone() -> None:
 @pytest.mark.parametrize("value", [b"x", b'"', b"xx\\"])
 def test_line_of_a_long_request_is_one_write_and_its_fields_are_closed(value: bytes) -> None:
     reading, writing = os.pipe()
-    log = AccessLog(writing, combined=True)
+    log = AccessLog(Output(writing), combined=True)
     for i in range(4):
         long = b"y" * i + value * 8000
         headers = {b"referer": long, b"user-agent": long}
@@ -173,7 +174,7 @@ def test_line_of_a_long_request_is_one_write_and_its_fields_are_closed(value: by
 def recorded_log() -> Iterator[tuple[AccessLog, list[int]]]:
     """Yield a log, and a list that collects the sizes in its lines when the block ends."""
     reading, writing = os.pipe()
-    log = AccessLog(writing, combined=False)
+    log = AccessLog(Output(writing), combined=False)
     sizes: list[int] = []
     yield log, sizes
     log.close()

@@ -8,6 +8,7 @@ import socket
 import subprocess
 from base64 import b64encode
 from contextlib import ExitStack
+from signal import SIGTERM
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
@@ -298,7 +299,7 @@ def test_server_that_is_stopped_answers_a_request_that_waits(site: Path, gated: 
             sock.sendall(request("u0:secret"))
             while not server._waiting:
                 os.sched_yield()
-            stop.send(b"\0")
+            stop.send(bytes([SIGTERM]))
             while server._stop_at is None:
                 os.sched_yield()
             gated.gate.set()
@@ -383,7 +384,7 @@ def test_log_has_the_user_of_a_request_whose_password_was_right(site: Path) -> N
 @pytest.mark.parametrize("authenticated", [False, True])
 def test_name_of_a_user_in_the_log_is_one_field_of_printable_ascii(*, authenticated: bool) -> None:
     reading, writing = os.pipe()
-    log = AccessLog(writing, combined=True, authenticated=authenticated)
+    log = AccessLog(Output(writing), combined=True, authenticated=authenticated)
     name = bytes(range(256)).replace(b":", b"") * 9
     headers = {
         b"authorization": b"Basic " + b64encode(name + b":p"),

@@ -10,6 +10,7 @@ from collections import Counter
 from contextlib import ExitStack, suppress
 from itertools import pairwise
 from select import EPOLLIN, EPOLLOUT
+from signal import SIGTERM
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
@@ -127,7 +128,7 @@ def test_one_body_is_coded_in_a_turn_whose_time_is_over_and_connections_take_tur
         thread = Thread(target=server.run)
         thread.start()
         stack.callback(thread.join, PATIENCE)
-        stack.callback(ours.send, b"\0\0")
+        stack.callback(ours.send, bytes([SIGTERM, SIGTERM]))
         receive_head(clients[-1])
         assert len(receive(clients[-1], 1)) == 1
         for each in clients[:-1]:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from iobatch.httpd.listeners import listen, url
+from iobatch.httpd import listeners
+from iobatch.httpd.listeners import listen, urls
 from tests.support.batches import data
 from tests.support.httpd import LARGE, SMALL, address_of, children, get, program, run_httpd
 from tests.support.sockets import PATIENCE, receive
@@ -34,7 +35,34 @@ def ipv6() -> None:
 def test_url_names_an_address_that_a_browser_can_open() -> None:
     for host, shown in (("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "localhost")):
         with listen(host, 0) as sock:
-            assert url(sock, secure=False) == f"http://{shown}:{sock.getsockname()[1]}/"
+            port = sock.getsockname()[1]
+            assert urls(sock, secure=False)[0] == f"http://{shown}:{port}/"
+
+
+def test_urls_of_all_addresses_are_those_of_the_local_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def found(*, ipv6: bool) -> list[str]:
+        return ["192.0.2.2", "fd00::2"] if ipv6 else ["192.0.2.2"]
+
+    monkeypatch.setattr(listeners, "network_addresses", found)
+    with listen("127.0.0.1", 0) as sock:
+        assert len(urls(sock, secure=False)) == 1
+    with listen("0.0.0.0", 0) as sock:
+        port = sock.getsockname()[1]
+        assert urls(sock, secure=True)[1:] == [f"https://192.0.2.2:{port}/"]
+
+    class AllOfIPv6:
+        family = socket.AF_INET6
+
+        def getsockname(self) -> tuple[str, int, int, int]:
+            return "::", 8000, 0, 0
+
+    assert urls(AllOfIPv6(), secure=False) == [
+        "http://localhost:8000/",
+        "http://192.0.2.2:8000/",
+        "http://[fd00::2]:8000/",
+    ]
 
 
 def test_url_names_the_zone_of_an_ipv6_address(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,13 +75,13 @@ def test_url_names_the_zone_of_an_ipv6_address(monkeypatch: pytest.MonkeyPatch) 
             return "fe80::1", 8000, 0, 1
 
     name = socket.if_indextoname(1)
-    assert url(LinkLocal(), secure=False) == f"http://[fe80::1%25{name}]:8000/"
+    assert urls(LinkLocal(), secure=False) == [f"http://[fe80::1%25{name}]:8000/"]
 
     def no_interface(number: int) -> str:
         raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
 
     monkeypatch.setattr(socket, "if_indextoname", no_interface)
-    assert url(LinkLocal(), secure=True) == "https://[fe80::1%251]:8000/"
+    assert urls(LinkLocal(), secure=True) == ["https://[fe80::1%251]:8000/"]
 
 
 @pytest.mark.usefixtures("ipv6")

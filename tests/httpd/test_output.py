@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from iobatch.httpd import output
-from iobatch.httpd.output import MAX_WAITING, Output, report
+from iobatch.httpd.output import MAX_WAITING, Output, open_log, report
 from tests.support.httpd import SMALL, address_of, children, exchange, get, program
 from tests.support.sockets import PATIENCE, receive, receive_all
 
@@ -129,6 +129,65 @@ def test_unwritable_output_loses_what_waits_and_takes_what_comes_later(
     os.close(writing)
     assert receive(reading, 47) == b"a line that is cut and completed\nthe next line\n"
     os.close(reading)
+
+
+@pytest.mark.parametrize("accepted", [0, 3])
+def test_reopened_output_loses_only_what_the_old_file_does_not_take(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, accepted: int
+) -> None:
+    """The rest of a line that is cut in the old file is not written to the new one."""
+    write = os.write
+    path = tmp_path / "log"
+    full = True
+
+    def scripted(fd: int, content: bytes) -> int:
+        if full:
+            if content.startswith(b"cut") and accepted:
+                return write(fd, content[:accepted])
+            raise OSError(errno.ENOSPC, "")
+        return write(fd, content)
+
+    monkeypatch.setattr(os, "write", scripted)
+    out = Output(open_log(os.fspath(path)), os.fspath(path))
+    out.write(b"cut line\n")
+    out.finish()
+    out.write(b"lost\n")
+    path.rename(tmp_path / "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(Thread, "start", lambda self: None)  # nothing is written before the last line
+        out.reopen()
+        out.write(b"new\n")
+    opened = open_log
+
+    def make_room(path: str) -> int:
+        nonlocal full
+        full = False
+        return opened(path)
+
+    monkeypatch.setattr(output, "open_log", make_room)
+    wait_until_written(out)
+    assert (tmp_path / "old").read_bytes() == b"cut"[:accepted]
+    assert path.read_bytes() == b"new\n"
+    os.close(out._fd)
+
+
+def test_output_that_cannot_be_opened_anew_keeps_its_file(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    path = os.fspath(folder / "log")
+    out = Output(open_log(path), path)
+    out.write(b"before\n")
+    folder.rename(tmp_path / "renamed")
+    out.reopen()
+    out.write(b"after\n")
+    wait_until_written(out)
+    assert (tmp_path / "renamed" / "log").read_bytes() == b"before\nafter\n"
+    wait_until_written(output.STDERR)
+    reason = "No such file or directory; the log goes on in the old file"
+    assert capfd.readouterr().err == f"iobatch.httpd: {path}: {reason}\n"
+    os.close(out._fd)
 
 
 def test_slow_reader_gets_what_waits_in_order_and_the_rest_is_lost() -> None:

@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 NO_DESCRIPTOR_LEFT = """
 import os, resource, runpy
 from iobatch.httpd import program
-stop_socket = program.stop_socket
-def last():
-    stop = stop_socket()
+signal_socket = program.signal_socket
+def last(numbers):
+    stop = signal_socket(numbers)
     free = os.dup(0)
     os.close(free)
     resource.setrlimit(resource.RLIMIT_NOFILE, (free, free))
     return stop
-program.stop_socket = last
+program.signal_socket = last
 runpy.run_module("iobatch.httpd", run_name="__main__", alter_sys=True)
 """
 
@@ -157,6 +157,22 @@ def test_log_without_an_output_is_refused(site: Path) -> None:
         2,
         b"iobatch.httpd: --log: the standard output is closed\n",
     )
+
+
+def test_quiet_program_writes_nothing_to_a_terminal(site: Path, tmp_path: Path) -> None:
+    reading, writing = os.openpty()
+    with subprocess.Popen(
+        [*COMMAND, site, "--quiet", "--unix", tmp_path / "socket"], stdout=writing, stderr=writing
+    ) as process:
+        with connect_to_program(process, tmp_path / "socket") as client:
+            client.sendall(SMALL)
+            receive_head(client)
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+    os.write(writing, b"end")
+    os.close(writing)
+    assert os.read(reading, 100) == b"end"
+    os.close(reading)
 
 
 def test_quiet_program_prints_no_url(site: Path, tmp_path: Path) -> None:

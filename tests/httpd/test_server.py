@@ -175,7 +175,7 @@ def test_throttled_connection_is_closed_at_its_deadline(site: Path) -> None:
 def test_server_that_accepts_nothing_for_a_while_can_be_stopped(site: Path) -> None:
     with new_server(site) as (server, _, stop):
         server._pause()
-        stop.send(b"\0")
+        stop.send(bytes([signal.SIGTERM]))
         server.run()
 
 
@@ -192,7 +192,7 @@ def test_connection_that_a_stop_closes_is_not_run_in_the_same_turn(
         StopFirst(server)
         server._accept(0.0)
         sock.sendall(SMALL)
-        stop.send(b"\0")
+        stop.send(bytes([signal.SIGTERM]))
         server.run()
         assert not server._connections
 

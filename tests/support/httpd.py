@@ -10,6 +10,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from signal import SIGTERM
 from threading import Thread
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,7 @@ def new_server(
     spa: str = "",
     **settings: Any,
 ) -> Iterator[tuple[Server, Address, socket.socket]]:
-    """Yield a server that does not run, its address, and the socket whose bytes stop it."""
+    """Yield a server that does not run, its address, and the socket that signals it."""
     served = Files(
         directory,
         listing=listing,
@@ -88,7 +89,7 @@ def serving(directory: Path, **settings: Any) -> Iterator[tuple[Server, Address]
         try:
             yield server, address
         finally:
-            ours.send(b"\0\0")  # two bytes stop the server at once
+            ours.send(bytes([SIGTERM, SIGTERM]))  # the second one stops the server at once
             thread.join(PATIENCE)
             assert not thread.is_alive()
 
@@ -166,16 +167,17 @@ def program(
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Run the server as a program; yield its process and the URL that it prints.
 
-    With a log, which is the standard output then, the URL is on the standard error output.
+    If the standard output is the log, the URL is on the standard error output.
     """
     streams = {"stdout": subprocess.PIPE}
-    if "--log" in options:
+    log_is_output = "--log" in options and not {"none", "--log-file"} & {*options}
+    if log_is_output:
         streams["stderr"] = subprocess.PIPE
     with subprocess.Popen(
         [*COMMAND, directory, "--port", "0", *options], text=True, **{**streams, **kwargs}
     ) as process:
         try:
-            output = process.stderr if "--log" in options else process.stdout
+            output = process.stderr if log_is_output else process.stdout
             assert output is not None
             match = re.search(r" on (\S+) \(", output.readline())
             assert match
