@@ -165,7 +165,7 @@ def test_log_names_the_client_that_nginx_passes_on_to_a_unix_socket(
     site: Path, tmp_path: Path
 ) -> None:
     """The client pretends to be a proxy itself."""
-    nginx = tool("nginx", "nginx")
+    nginx = tool("nginx", "nginx-light")
     options = "--unix", str(tmp_path / "socket"), "--trusted-proxy", "unix", "--log", "common"
     with (
         program(site, *options) as (process, _),
