@@ -112,8 +112,8 @@ def _add_access(parser: ArgumentParser) -> None:
         dest="users",
         metavar="FILE",
         type=read_users,
-        help="require the password of a user in this file of lines USER:HASH; "
-        "'python -m iobatch.httpd.password USER' makes a line",
+        help="require the password of a user in this file; its lines are made by "
+        "python -m iobatch.httpd.password USER",
     )
 
 
@@ -192,8 +192,8 @@ def _add_files(parser: ArgumentParser) -> None:
         metavar="FIELD",
         action="append",
         type=parse_rule,
-        help="add a header field to responses: 'NAME: VALUE' for every path, or '/PATTERN NAME: "
-        "VALUE'; can be repeated, and the last one for a name counts",
+        help="add a header field: 'NAME: VALUE' for every path, or '/PATTERN NAME: VALUE'; "
+        "repeatable; the last counts",
     )
 
 

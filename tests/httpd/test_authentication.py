@@ -19,7 +19,7 @@ from iobatch.httpd.accesslog import MAX_WRITE, AccessLog
 from iobatch.httpd.authentication import MAX_PENDING, Authentication, parse_basic
 from iobatch.httpd.connection import WAITING
 from iobatch.httpd.headerfields import HeaderFields, Rule
-from iobatch.httpd.output import STDERR
+from iobatch.httpd.output import STDERR, Output
 from iobatch.httpd.requests import Request
 from iobatch.httpd.server import WAIT_TICK
 from tests.support.batches import data
