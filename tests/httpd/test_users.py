@@ -241,7 +241,8 @@ def test_command_asks_twice_on_a_terminal_without_echo(
     """What is typed is Ctrl-D or Ctrl-C in two cases."""
     reading, writing = os.openpty()
     code = (
-        "import fcntl, runpy, sys, termios\n"
+        "import fcntl, runpy, signal, sys, termios\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell may ignore it
         "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
         "runpy.run_module('iobatch.httpd.password', run_name='__main__', alter_sys=True)"
     )
