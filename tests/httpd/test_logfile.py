@@ -148,9 +148,13 @@ def test_log_file_that_cannot_be_opened_is_reported_before_the_address_is_used(
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_sighup_ends_a_program_without_a_log_file(site: Path, workers: str) -> None:
-    with program(site, "--workers", workers) as (process, _):
-        process.send_signal(signal.SIGHUP)
-        assert process.wait(PATIENCE) == -signal.SIGHUP
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the program inherits it; nohup(1)
+    try:
+        with program(site, "--workers", workers) as (process, _):
+            process.send_signal(signal.SIGHUP)
+            assert process.wait(PATIENCE) == -signal.SIGHUP
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def lines_on_terminal(site: Path, *options: str) -> list[str]:
