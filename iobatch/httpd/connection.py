@@ -246,7 +246,7 @@ class Connection:
             self._state = RESPONDING
             return WAITING
         sink = responses.sink
-        if not responses.batch and (sink is None or not sink.has_coded_body):
+        if not (responses.batch if sink is None else sink):
             responses.fill(requests, now)
             sink = responses.sink
             if requests and not responses:

@@ -82,7 +82,7 @@ class ResponseQueue:
     def fill(self, requests: deque[Request], now: float) -> None:
         """Answer requests, up to MAX_RESPONSES or the first whose response no other may follow.
 
-        Call it when the batch is sent, and no coded body is left.
+        Call it when the queue is false.
 
         Args:
             requests: those that are answered are removed. If the first must wait for a listing, or

@@ -250,6 +250,26 @@ def test_size_of_a_tls_response_that_was_cut_off_is_what_was_sent(site: Path, ke
     assert len(body) - 1000 < sizes[1] <= len(body) + RECORD
 
 
+def test_response_that_a_filter_holds_is_not_logged_as_sent(site: Path, keys: Keys) -> None:
+    """TLS takes the whole file at once, and the rate limit lets a part of it leave."""
+    (site / "file").write_bytes(bytes(2 * RECORD))
+    context = tls_context(str(keys.certificate), str(keys.key))
+    received = bytearray()
+    with recorded_log() as (log, sizes), socket.socket() as sock:
+        sock.settimeout(PATIENCE)
+        with serving(site, tls=context, log=log, rate=100_000) as (_, address):
+            sock.connect(address)
+            client = keys.client.wrap_socket(
+                sock, server_hostname="127.0.0.1", suppress_ragged_eofs=False
+            )
+            client.sendall(b"GET /file HTTP/1.1\r\nHost: x\r\n\r\n")
+            while len(received) < RECORD:
+                received += client.recv(RECORD)
+        client.close()
+    [size] = sizes
+    assert size < 2 * RECORD
+
+
 @pytest.mark.parametrize("coding", ["identity", "gzip"])
 @pytest.mark.parametrize("secure", [False, True])
 def test_size_of_a_complete_response_is_that_of_its_coded_body(
