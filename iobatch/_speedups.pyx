@@ -1055,12 +1055,16 @@ cdef long long send_whole(CoreState core, object sock) except RAISED:
 
 # Files
 
+cdef long long TIME_LIMIT = 9223372036  # in seconds
+
+
 def file_version(int fd):
     cdef file_status status
     cdef int failed
     with nogil:
         failed = c_fstat(fd, &status)
-    if failed:
+    # In nanoseconds, 64 bits have no room for years before 1678 and after 2261.
+    if failed or not -TIME_LIMIT < status.st_mtim.tv_sec < TIME_LIMIT:
         return twin_file_version(fd)
     return (
         status.st_size,

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from tests.support.batches import MakeFile
 
 
-@pytest.mark.parametrize("mtime", [0, 1, -1_500_000_001, 2_000_000_000_123_456_789])
+@pytest.mark.parametrize("mtime", [0, 1, -1_500_000_001, 2_000_000_000_123_456_789, 2**63 + 1])
 def test_version_is_the_size_and_both_times_in_nanoseconds(mtime: int, make_file: MakeFile) -> None:
+    """The last time is in the year 2262, and needs more than 63 bits."""
     fd = make_file(data(12_345))
     os.utime(fd, ns=(0, mtime))
     expected = (12_345, mtime, os.fstat(fd).st_ctime_ns)
