@@ -101,12 +101,16 @@ class _Trail:
         self._fds = [root]
         # Links may end outside the root.
         self._may_leave = may_leave
-        self._root = os.fstat(root)
         # The root's position in the trail; -1: the trail is outside the root.
         self._root_at = 0
         # The name by which the last part was reached.
         self._name = b"."
         self._links = 0
+        try:
+            self._root = os.fstat(root)
+        except OSError:  # a network file system has lost the root
+            self.close()
+            raise
 
     @property
     def end(self) -> Place:

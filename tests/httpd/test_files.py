@@ -7,7 +7,6 @@ import http.client
 import os
 import socket
 from email.utils import formatdate, parsedate_to_datetime
-from fcntl import F_GETFL, fcntl
 from pathlib import Path
 
 import pytest
@@ -208,18 +207,20 @@ def test_file_that_grows_while_opened_has_the_size_that_it_had(
     assert (response.headers["Content-Length"], response.body) == ("1", data(1, seed=1))
 
 
-def test_file_that_a_network_file_system_loses_right_after_its_open_leaves_no_descriptor_open(
-    site: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("call", range(4), ids=["root", "walk", "open", "file"])
+def test_file_that_a_network_file_system_loses_leaves_no_descriptor_open(
+    site: Path, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
-    """The walk opens with O_PATH, and only the file itself without."""
     examine = os.fstat
+    left = iter([True] * call)
 
     def lose(fd: int) -> os.stat_result:
-        if fcntl(fd, F_GETFL) & os.O_PATH:
+        if next(left, False):
             return examine(fd)
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
+    served = files.Files(site)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fstat", lose)
         with pytest.raises(OSError, match=os.strerror(errno.ESTALE)):
-            files.Files(site).open([b"1024"])
+            served.open([b"1024"])
