@@ -21,18 +21,21 @@ from iobatch.httpd.tls import new_tls
 
 if TYPE_CHECKING:
     from iobatch.httpd.cache import FileCache
+    from iobatch.httpd.directories import Names
     from iobatch.httpd.settings import Settings
     from iobatch.httpd.tls import ConnectionTLS
 
 READ_SIZE = 16 * 1024
-# step() returns this if the connection is over. It and the next two are no events of epoll.
+# step() returns this if the connection is over. It and the next three are no events of epoll.
 CLOSE = -1
-# step() returns this if the connection waits, but not for its socket: it pauses to keep its rate
-# limit, or until a listing is made or a password verified.
+# step() returns this if the connection pauses to keep its rate limit, or until a password is
+# verified.
 WAITING = -2
 # step() returns this before work that takes long: to code a body, or to shake hands. The next call
 # does a part of the work.
 DEFERRED = -3
+# step() returns this if the connection waits until a page of the listing `awaited` is made.
+BUILDING = -4
 # After the last response, input is read and discarded: closing at once would reset the connection,
 # and the client could lose the response (RFC 9112 9.6). This is the most that is discarded, in
 # bytes.
@@ -129,8 +132,8 @@ class Connection:
             now: time.monotonic().
 
         Returns:
-            What to wait for: EPOLLIN, EPOLLOUT, WAITING or DEFERRED. CLOSE: the connection is
-            over.
+            What to wait for: EPOLLIN, EPOLLOUT, WAITING, DEFERRED or BUILDING. CLOSE: the
+            connection is over.
 
         """
         if self._state is RESPONDING:
@@ -166,6 +169,11 @@ class Connection:
         """Accept no more requests; return whether the connection can be closed at once."""
         self._parser.ended = True
         return self._state is READING
+
+    @property
+    def awaited(self) -> Names | None:
+        """The directory whose listing the last step waited for, if it returned BUILDING."""
+        return self._responses.awaited
 
     @property
     def is_idle(self) -> bool:
@@ -254,7 +262,7 @@ class Connection:
                 # client.
                 self._state = RESPONDING
                 self.deadline = now + self._settings.timeout
-                return WAITING
+                return WAITING if responses.awaited is None else BUILDING
         if sink is not None and sink.has_coded_body and self._defer():
             self._state = RESPONDING
             return DEFERRED

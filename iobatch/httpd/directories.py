@@ -118,14 +118,16 @@ class Listings:
         if listing is not None:
             if listing.error is not None:
                 raise copy(listing.error)
+            # Clients may ask for any number of pages that don't exist.
+            view = view.within(listing.directory.count)
             if view in listing.pages:
                 return listing.pages[view]
         if names not in self.builds:
             self.builds[names] = _Build(self._steps(names, view, listing))
         return None
 
-    def build(self, now: float) -> bool:
-        """Work on a page for SLICE seconds; return whether it is made.
+    def build(self, now: float) -> Names | None:
+        """Work on a page for SLICE seconds; return its directory if it is made.
 
         Args:
             now: time.monotonic().
@@ -144,20 +146,21 @@ class Listings:
         else:
             build.spent += monotonic() - begun
             self.builds[names] = build  # the last: the other builds come first
-            return False
+            return None
         if not listing.fresh_until:
             build.spent += monotonic() - begun
             listing.fresh_until = now + max(FRESH, REUSE * build.spent)
         self._made.pop(names, None)
         _make_room(self._made, MAX_LISTINGS)
         self._made[names] = listing
-        return True
+        return names
 
     def _steps(
         self, names: Names, view: View, listing: _Listing | None
     ) -> Generator[None, None, _Listing]:
         if listing is None:
             listing = _Listing((yield from read_directory(self._root, names)))
+        view = view.within(listing.directory.count)
         content = yield from _PAGES[view.content_type](names, listing.directory, view)
         made = self._in_memory(content, view)
         if self._compress and len(content) >= MIN_CODED:

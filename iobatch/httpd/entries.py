@@ -60,6 +60,11 @@ class Directory:
     # Of all files.
     size: int = field(init=False, default=0)
 
+    @property
+    def count(self) -> int:
+        """The number of entries."""
+        return len(self.orders["name"])
+
     def sort(self, column: str) -> Generator[None, None, None]:
         """Add an order."""
         if column not in self.orders:

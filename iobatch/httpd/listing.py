@@ -34,7 +34,7 @@ def html_page(
     page = yield from find_page(directory, view)
     title = "/".join(("", *map(_text, names), ""))
     parts = [page_start(title, STYLE), f"<h1>{_crumbs(names)}</h1>\n<main>\n"]
-    count = len(directory.orders["name"])
+    count = directory.count
     if count:
         pages = _pages(page.view, page.last)
         parts += [

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from iobatch.httpd.accesslog import ConnectionLog
     from iobatch.httpd.authentication import Authentication
     from iobatch.httpd.cache import FileCache
+    from iobatch.httpd.directories import Names
     from iobatch.httpd.files import ServedFile
     from iobatch.httpd.headerfields import HeaderFields
     from iobatch.httpd.requests import Request
@@ -52,6 +53,9 @@ class ResponseQueue:
     # None: requests need no credentials.
     _authentication: Authentication | None = None
     batch: IOBatch = field(init=False, factory=IOBatch)
+    # The directory whose listing the first request waited for when `fill` returned last; None: it
+    # waited for its password to be verified, or for nothing.
+    awaited: Names | None = field(init=False, default=None)
     # None: the batch goes to the socket by iob_send.
     sink: ResponseSink | None = field(init=False, default=None)
     # The files whose descriptors the batch refers to.
@@ -109,6 +113,7 @@ class ResponseQueue:
         if self._authentication is not None and not request.refused:
             status = self._verify(self._authentication, request)
             if status is None:
+                self.awaited = None
                 return False
             if status:
                 request = evolve(request, refused=status)
@@ -121,6 +126,8 @@ class ResponseQueue:
             else:
                 file = self._files.get(request.target, now, request.headers)
                 if file is None:
+                    path, _ = split_target(request.target)
+                    self.awaited = tuple(split_path(path)[:-1])
                     return False
                 requests.popleft()
                 return self._add_file(request, file, head_end)

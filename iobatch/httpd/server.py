@@ -12,21 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
 
-from iobatch.httpd.connection import CLOSE, DEFERRED, WAITING, Connection
+from iobatch.httpd.connection import BUILDING, CLOSE, DEFERRED, WAITING, Connection
 from iobatch.httpd.idle import IdleConnections
 from iobatch.httpd.output import report
 from iobatch.httpd.signals import count_stops, has_hangup
 from iobatch.httpd.systemd import notify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from iobatch.httpd.cache import FileCache
+    from iobatch.httpd.directories import Names
     from iobatch.httpd.settings import Settings
 
 # Seconds between two checks of the deadlines.
 TICK = 1.0
-# Seconds between two attempts to resume the waiting connections.
+# Seconds between two attempts to resume the connections that pause.
 WAIT_TICK = 0.05
 # Seconds of deferred work, and of closing late connections, before those that are ready run.
 SLICE = 0.002
@@ -57,8 +58,14 @@ class Server:
     _connections: set[Connection] = field(init=False, factory=set["Connection"])
     # Connections in the epoll set, by their descriptors.
     _watched: dict[int, Connection] = field(init=False, factory=dict[int, "Connection"])
-    # Connections that wait for nothing from their sockets. They are not in the epoll set.
+    # Connections that pause to keep their rate limits, or until a password is verified. They are not
+    # in the epoll set.
     _waiting: set[Connection] = field(init=False, factory=set["Connection"])
+    # Connections that wait for a listing, by its directory. They are not in the epoll set. Only
+    # those whose listing is made resume: the others could be thousands.
+    _building: dict[Names, set[Connection]] = field(
+        init=False, factory=dict["Names", "set[Connection]"]
+    )
     # Connections whose next step takes long, in the order of their turns; True: the deadline has
     # passed, and the connection is closed instead. They are not in the epoll set.
     _deferred: dict[Connection, bool] = field(init=False, factory=dict["Connection", bool])
@@ -105,8 +112,11 @@ class Server:
                     break  # connections in `ready` may be closed now
             if self._deferred:
                 self._step_deferred(now)
-            if listings.builds and listings.build(now):
-                self._resume_at = now
+            if listings.builds and (made := listings.build(now)) is not None:
+                self._resume_sending(self._building.pop(made, ()))
+            if self._building and not listings.builds:  # dropped where no descriptor was left
+                self._resume_sending(set[Connection]().union(*self._building.values()))
+                self._building.clear()
             # Last, because idle connections may be closed for new ones.
             if accepting and self._stop_at is None:
                 self._accept(now)
@@ -158,12 +168,14 @@ class Server:
         """
         if events == CLOSE:
             self._drop(connection)
-        elif events in {WAITING, DEFERRED}:
+        elif events in {WAITING, DEFERRED, BUILDING}:
             self._unwatch(connection)
             if events == WAITING:
                 self._waiting.add(connection)
-            else:
+            elif events == DEFERRED:
                 self._deferred[connection] = False
+            else:
+                self._building.setdefault(connection.awaited or (), set()).add(connection)
         else:
             self._watch(connection, events)
 
@@ -195,7 +207,10 @@ class Server:
         self._resume_at = now + WAIT_TICK
         waiting = list(self._waiting)
         self._waiting.clear()
-        for connection in waiting:
+        self._resume_sending(waiting)
+
+    def _resume_sending(self, connections: Iterable[Connection]) -> None:
+        for connection in connections:
             self._watch(connection, EPOLLOUT)
 
     def _accept(self, now: float) -> None:
@@ -266,6 +281,11 @@ class Server:
     def _stop_waiting(self, connection: Connection) -> None:
         """Run a connection no more, unless it is deferred."""
         self._waiting.discard(connection)
+        if connection.awaited in self._building:
+            waiting = self._building[connection.awaited]
+            waiting.discard(connection)
+            if not waiting:
+                del self._building[connection.awaited]
         self._unwatch(connection)
 
     def _handle_signals(self, now: float) -> bool:
@@ -301,6 +321,10 @@ class Server:
 
     def _tick(self, now: float) -> None:
         """Do what is due once a second."""
+        for waiting in self._building.values():
+            for connection in waiting:
+                # The time of a listing is not counted against the client.
+                connection.deadline = now + self._settings.timeout
         for connection in self._connections:
             if connection.deadline <= now:
                 # Closing may free megabytes, and many connections may be late at the same time.

@@ -41,6 +41,14 @@ class View(NamedTuple):
             parts.append(f"page={self.number}")
         return "?" + "&".join(parts) if parts else "./"
 
+    def within(self, count: int) -> View:
+        """Return the view of a number of entries: its last page if this page is after it."""
+        return self._replace(number=min(self.number, _last_page(count)))
+
+
+def _last_page(count: int) -> int:
+    return max(1, -(-count // PAGE))
+
 
 class Page(NamedTuple):
     """What a view shows."""
@@ -85,8 +93,7 @@ def find_page(directory: Directory, view: View) -> Generator[None, None, Page]:
     """Find the entries of a view in short steps. A page after the last is the last."""
     yield from directory.sort(view.column)
     entries, folders = directory.orders[view.column], directory.folders
-    last = max(1, -(-len(entries) // PAGE))
-    view = view._replace(number=min(view.number, last))
+    last, view = _last_page(len(entries)), view.within(len(entries))
     indexes = range((view.number - 1) * PAGE, min(view.number * PAGE, len(entries)))
     if view.descending:
         # Directories are first in this order too. Files have indexes from -1 downward.

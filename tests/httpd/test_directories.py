@@ -5,9 +5,13 @@ from __future__ import annotations
 import errno
 import gzip
 import os
+import socket
 import weakref
+from collections import Counter
+from contextlib import ExitStack
 from select import EPOLLIN, EPOLLOUT
 from threading import Event, Thread
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +19,7 @@ import pytest
 from iobatch.httpd import directories
 from iobatch.httpd.cache import FileCache
 from iobatch.httpd.codings import AVAILABLE
-from iobatch.httpd.connection import WAITING, Connection
+from iobatch.httpd.connection import BUILDING, Connection
 from iobatch.httpd.directories import FRESH, MAX_LISTINGS, MAX_PAGES, REUSE, SLICE
 from iobatch.httpd.files import Files
 from iobatch.httpd.settings import Settings
@@ -26,6 +30,7 @@ from tests.support.httpd import (
     exchange,
     get,
     listing_of,
+    new_server,
     open_connection,
     receive_head,
     serving,
@@ -114,7 +119,7 @@ def test_work_on_a_listing_ends_after_a_slice(files: FileCache, clock: Clock) ->
     """Each entry is read, merged and shown in a step, and a slice has 9 steps."""
     assert files.get(b"/bare/", 0.0) is None
     slices = 1
-    while not files.listings.build(0.0):
+    while files.listings.build(0.0) is None:
         slices += 1
         looks = clock.looks
     assert 300 / 9 < slices < 330 / 9
@@ -128,7 +133,7 @@ def test_small_directory_is_not_behind_a_large_one(
     (site / "sub" / "deep" / "inner").mkdir()
     for target in (b"/bare/", b"/sub/deep/"):
         assert files.get(target, 0.0) is None
-    while not files.listings.build(0.0):
+    while files.listings.build(0.0) is None:
         pass
     assert files.get(b"/sub/deep/", 0.0) is not None
     assert files.get(b"/bare/", 0.0) is None
@@ -196,7 +201,7 @@ def test_connection_frees_its_page_when_it_is_closed(site: Path) -> None:
         ours.setblocking(False)
         connection = Connection(ours, files, Settings(), 60.0)
         theirs.sendall(LISTING)
-        assert connection.step(0.0) == WAITING
+        assert connection.step(0.0) == BUILDING
         page = weakref.ref(listing_of(files, b"/bare/", 0.0))
         assert connection.step(0.0) == EPOLLOUT
         files.close()
@@ -236,7 +241,7 @@ def test_client_that_waits_for_a_listing_is_not_late(site: Path) -> None:
     with open_connection(site, timeout=60.0) as (connection, theirs):
         theirs.sendall(LISTING)
         for now in (0.0, 50.0, 100.0):
-            assert connection.step(now) == WAITING
+            assert connection.step(now) == BUILDING
             assert connection.deadline == now + 60.0
         listing_of(connection._files, b"/bare/", 100.0)
         assert connection.step(100.0) == EPOLLIN
@@ -253,7 +258,7 @@ def test_failure_to_read_a_directory_answers_all_who_wait(
     with monkeypatch.context() as patch:
         patch.setattr(os, "scandir", failing)
         assert files.get(b"/bare/", 0.0) is None
-        assert files.listings.build(0.0)
+        assert files.listings.build(0.0) == (b"bare",)
         errors = []
         for _ in "12":
             with pytest.raises(OSError) as caught:
@@ -265,7 +270,60 @@ def test_failure_to_read_a_directory_answers_all_who_wait(
     assert listing_of(files, b"/bare/", FRESH).size > 0
 
 
-def test_few_listings_and_pages_are_kept(files: FileCache, site: Path, reads: list[Any]) -> None:
+def test_pages_after_the_last_are_one_page(files: FileCache) -> None:
+    """Clients may ask for a thousand million of them, and each page is work."""
+    last = listing_of(files, b"/bare/?page=2", 0.0)
+    assert files.get(b"/bare/?page=3", 0.0) is last
+    assert files.get(b"/bare/", 0.0) is last, "the directory has one page"
+
+
+def test_listing_that_is_made_resumes_only_those_who_wait_for_it(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise n clients that ask for n directories would take a time of n squared."""
+    steps: Counter[Connection] = Counter()
+    step = Connection.step
+
+    def counted(connection: Connection, now: float) -> int:
+        steps[connection] += 1
+        return step(connection, now)
+
+    monkeypatch.setattr(Connection, "step", counted)
+    for i in range(20):
+        (site / f"d{i}").mkdir()
+    with serving(site) as (_, address), ExitStack() as stack:
+        socks = [stack.enter_context(socket.create_connection(address)) for _ in range(20)]
+        for i, sock in enumerate(socks):
+            sock.sendall(b"GET /d%d/ HTTP/1.1\r\nHost: x\r\n\r\n" % i)
+        for sock in socks:
+            sock.settimeout(PATIENCE)
+            assert receive_head(sock).startswith(b"HTTP/1.1 200 OK\r\n")
+        assert max(steps.values()) <= 3
+
+
+def test_clients_whose_listing_is_dropped_ask_for_it_again(site: Path) -> None:
+    """As it is where no descriptor is left."""
+    with new_server(site) as (server, address, stop), socket.create_connection(address) as sock:
+        sock.settimeout(PATIENCE)
+        sock.sendall(LISTING)
+        server._accept(monotonic())
+        [connection] = server._connections
+        server._step(connection, monotonic())
+        assert server._building == {(b"bare",): {connection}}
+        server._tick(connection.deadline)
+        assert not server._deferred, "the time of a listing is not counted against its client"
+        server._files.close()
+        thread = Thread(target=server.run)
+        thread.start()
+        assert receive_head(sock).startswith(b"HTTP/1.1 200 OK\r\n")
+        stop.send(b"\0\0")
+        thread.join(PATIENCE)
+
+
+def test_few_listings_and_pages_are_kept(
+    files: FileCache, site: Path, reads: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iobatch.httpd.listing.PAGE", 10)
     for i in range(MAX_LISTINGS + 1):
         (site / f"d{i}").mkdir()
         listing_of(files, b"/d%d/" % i, 0.0)
@@ -285,6 +343,6 @@ def test_end_of_the_server_ends_unfinished_work(site: Path, clock: Clock) -> Non
     for i in range(50):
         (site / "bare" / f"{i}").touch()
     assert files.get(b"/bare/", 0.0) is None
-    assert not files.listings.build(0.0)
+    assert files.listings.build(0.0) is None
     files.close()
     assert fd_count() == before
