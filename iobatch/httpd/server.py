@@ -58,8 +58,8 @@ class Server:
     _connections: set[Connection] = field(init=False, factory=set["Connection"])
     # Connections in the epoll set, by their descriptors.
     _watched: dict[int, Connection] = field(init=False, factory=dict[int, "Connection"])
-    # Connections that pause to keep their rate limits, or until a password is verified. They are not
-    # in the epoll set.
+    # Connections that pause to keep their rate limits, or until a password is verified. They are
+    # not in the epoll set.
     _waiting: set[Connection] = field(init=False, factory=set["Connection"])
     # Connections that wait for a listing, by its directory. They are not in the epoll set. Only
     # those whose listing is made resume: the others could be thousands.

@@ -10,6 +10,7 @@ import weakref
 from collections import Counter
 from contextlib import ExitStack
 from select import EPOLLIN, EPOLLOUT
+from signal import SIGTERM
 from threading import Event, Thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -316,14 +317,14 @@ def test_clients_whose_listing_is_dropped_ask_for_it_again(site: Path) -> None:
         thread = Thread(target=server.run)
         thread.start()
         assert receive_head(sock).startswith(b"HTTP/1.1 200 OK\r\n")
-        stop.send(b"\0\0")
+        stop.send(bytes([SIGTERM] * 2))
         thread.join(PATIENCE)
 
 
 def test_few_listings_and_pages_are_kept(
     files: FileCache, site: Path, reads: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("iobatch.httpd.listing.PAGE", 10)
+    monkeypatch.setattr("iobatch.httpd.views.PAGE", 10)
     for i in range(MAX_LISTINGS + 1):
         (site / f"d{i}").mkdir()
         listing_of(files, b"/d%d/" % i, 0.0)
