@@ -59,9 +59,8 @@ class AccessLog:
         """
         request_line = b"-"
         if request.target:
-            request_line = b"%s %s HTTP/%s" % (
-                request.method,
-                _escape(request.target),
+            request_line = b"%s HTTP/%s" % (
+                _escape(b"%s %s" % (request.method, request.target)),
                 request.version.encode(),
             )
         user = b""

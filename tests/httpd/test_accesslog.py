@@ -7,6 +7,7 @@ import re
 import select
 import socket
 import ssl
+from base64 import b64encode
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,8 @@ Write = tuple[int, int]
 # A request after which the server closes the connection.
 CLOSING = b"GET /1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 CODED = b"GET /text.txt HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n\r\n"
+# The longest address or name of a client.
+CLIENT = b"_" + b"x" * 63
 # The address and the time of a line.
 HEAD = r"127\.0\.0\.1 - - \[\d\d/[A-Z][a-z][a-z]/\d{4}:\d\d:\d\d:\d\d \+0000\] "
 
@@ -152,14 +155,18 @@ def test_lines_are_dropped_when_the_reader_is_gone() -> None:
     os.close(writing)
 
 
+@pytest.mark.parametrize("method", [b"OPTIONS", b"x" * 30_000], ids=["OPTIONS", "long"])
 @pytest.mark.parametrize("value", [b"x", b'"', b"xx\\"])
-def test_line_of_a_long_request_is_one_write_and_its_fields_are_closed(value: bytes) -> None:
+def test_line_of_a_long_request_is_one_write_and_its_fields_are_closed(
+    method: bytes, value: bytes
+) -> None:
     reading, writing = os.pipe()
-    log = AccessLog(Output(writing), combined=True)
+    log = AccessLog(Output(writing), combined=True, authenticated=True)
     for i in range(4):
         long = b"y" * i + value * 8000
-        headers = {b"referer": long, b"user-agent": long}
-        log.add(b"::1", Request(b"OPTIONS", long, "1.1", headers, keep_alive=True), b"200", 10**18)
+        user = b"Basic " + b64encode(long + b":password")
+        headers = {b"referer": long, b"user-agent": long, b"authorization": user}
+        log.add(CLIENT, Request(method, long, "1.1", headers, keep_alive=True), b"200", 10**18)
         log.flush()
         line = os.read(reading, 1 << 20)
         assert len(line) <= MAX_WRITE
