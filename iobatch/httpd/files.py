@@ -165,9 +165,10 @@ class Files:
 
     def _open_html(self, names: Sequence[bytes]) -> ServedFile | None:
         """Open the file whose suffix HTML a path leaves out; None: there is none."""
-        if self._clean_urls:
+        page = names[-1] + HTML
+        if self._clean_urls and not self.root.hides(page):  # .well-known.html is hidden
             try:
-                return self._open_regular([*names[:-1], names[-1] + HTML])
+                return self._open_regular([*names[:-1], page])
             except OSError as exc:
                 # A directory's name may leave no room for the suffix.
                 if exc.errno not in {errno.ENOENT, errno.ENAMETOOLONG}:

@@ -24,6 +24,7 @@ def serve_clean(site: Path) -> Iterator[Address]:
     (site / "bare.html").mkdir()
     (site / "out.html").symlink_to("../secret")
     (site / "deep.html").symlink_to("sub/deep/file")
+    (site / ".well-known.html").write_bytes(SECRET)
     (site / ("x" * 252)).mkdir()
     with serving(site, clean_urls=True) as (_, address):
         yield address
@@ -51,6 +52,7 @@ def serve_clean(site: Path) -> Iterator[Address]:
         ("/" + "y" * 252, 404, None),
         ("/out", 403, None),
         ("/.hidden", 404, None),
+        ("/.well-known", 404, None),
     ],
 )
 def test_file_comes_first_then_the_page_then_the_directory(
