@@ -80,6 +80,12 @@ class Output:
             self._thread.join(PATIENCE_AT_END)
         self._report_failure()
 
+    def drop(self) -> None:
+        """Drop what is unwritten. Its parent writes it, if this process was just forked."""
+        self._pieces.clear()
+        self._begun = False
+        self._failure = ""
+
     def _report_failure(self) -> None:
         if self._failure:
             failure, self._failure = self._failure, ""

@@ -141,6 +141,7 @@ def _run_worker(
         # A terminal sends SIGINT to every process; the supervisor passes it on.
         ignore_signals()
         leave_notifying()
+        STDERR.drop()
         for sock in unused:
             sock.close()
         server = new_server(listener, signals)

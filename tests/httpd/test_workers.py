@@ -8,11 +8,11 @@ import select
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from tests.support.batches import data
-from tests.support.httpd import address_of, children, get, program, run_httpd
+from tests.support.httpd import COMMAND, address_of, children, get, program, run_httpd
 from tests.support.sockets import PATIENCE
 
 # Runs the program in a process whose second and fourth fork fail.
@@ -62,6 +62,28 @@ def test_workers_share_a_port_and_a_killed_one_is_replaced(site: Path) -> None:
         process.terminate()
         assert process.wait(PATIENCE) == 0
         assert not any(Path(f"/proc/{pid}/cmdline").exists() for pid in before)
+
+
+def test_line_that_the_supervisor_has_not_written_is_written_once(site: Path) -> None:
+    """A reader that is slow, or a thread that has not had its turn, is no reason for a copy."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writing, b"x")
+    os.set_blocking(writing, True)
+    with subprocess.Popen(
+        [*COMMAND, site, "--port", "0", "--workers", "2", "--log", "common"],
+        stdout=subprocess.DEVNULL,
+        stderr=writing,
+    ) as process:
+        os.close(writing)
+        while len(children(process.pid)) < 2:
+            os.sched_yield()
+        process.terminate()
+        with os.fdopen(reading, "rb") as reader:
+            assert reader.read().count(b"Serving") == 1
+        assert process.wait(PATIENCE) == 0
 
 
 def test_worker_that_cannot_be_forked_is_tried_again_later(site: Path) -> None:
