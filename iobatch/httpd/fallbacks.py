@@ -61,12 +61,12 @@ def find_fallback(
         now: time.monotonic().
 
     """
+    if status_of(error) != HTTPStatus.NOT_FOUND:
+        return None
     file = None
-    if files.page and error.errno in {errno.ENOENT, errno.ENOTDIR} and _asks_for_page(request):
+    if files.page and _asks_for_page(request):
         file = files.get_fallback(files.page, HTTPStatus.OK, now)
-    if file is None and status_of(error) == HTTPStatus.NOT_FOUND:
-        file = files.get_fallback(NOT_FOUND_PAGE, HTTPStatus.NOT_FOUND, now)
-    return file
+    return file or files.get_fallback(NOT_FOUND_PAGE, HTTPStatus.NOT_FOUND, now)
 
 
 def _asks_for_page(request: Request) -> bool:
