@@ -73,7 +73,8 @@ class TrustedProxies:
         """Return whether a peer, as in the log, is one of them."""
         if peer == UNIX.encode():
             return UNIX in self._proxies
-        return self._has(_parse_node(peer).address)
+        address, _, _ = peer.partition(b"%")  # a link-local one has the zone after it
+        return self._has(_parse_node(address).address)
 
     def _has(self, address: Address | None) -> bool:
         return address is not None and any(

@@ -19,7 +19,9 @@ from tests.support.sockets import PATIENCE
 if TYPE_CHECKING:
     from pathlib import Path
 
-PROXIES = TrustedProxies([parse_proxy(each) for each in ("10.0.0.0/8", "2001:db8::1", "unix")])
+PROXIES = TrustedProxies(
+    [parse_proxy(each) for each in ("10.0.0.0/8", "2001:db8::1", "fe80::1", "unix")]
+)
 PEER = b"10.0.0.1"
 
 # Its workers keep the user, to whom the folder belongs.
@@ -54,6 +56,8 @@ http {{
         (b"11.0.0.1", False),
         (b"2001:db8::1", True),
         (b"2001:db8::2", False),
+        (b"fe80::1%eth0", True),
+        (b"fe80::2%eth0", False),
         (b"unix", True),
         (b"", False),
     ],
