@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import ArgumentParser
 from getpass import getpass
@@ -25,16 +26,20 @@ def main() -> None:
         )
     try:
         password = _read()
+        if not is_sendable(password):
+            parser.error("the password must not be empty, and be UTF-8 without control characters")
+        with os.fdopen(1, "wb", closefd=False) as output:
+            output.write(f"{user}:{new_hash(password.encode())}\n".encode())
     except (EOFError, KeyboardInterrupt):
         sys.exit("\niobatch.httpd.password: no password")
-    if not is_sendable(password):
-        parser.error("the password must not be empty, and be UTF-8 without control characters")
-    sys.stdout.buffer.write(f"{user}:{new_hash(password.encode())}\n".encode())
+    except OSError as exc:
+        sys.exit(f"iobatch.httpd.password: {exc.strerror}")
 
 
 def _read() -> str:
-    if not sys.stdin.isatty():
-        line = sys.stdin.buffer.readline().decode(errors="surrogateescape")
+    if not os.isatty(0):
+        with os.fdopen(0, "rb", closefd=False) as source:
+            line = source.readline().decode(errors="surrogateescape")
         return line.removesuffix("\n").removesuffix("\r")
     password = getpass("Password: ")
     if getpass("Again: ") != password:

@@ -227,6 +227,30 @@ def test_command_refuses_what_no_file_or_client_can_have(
 
 
 @pytest.mark.parametrize(
+    ("redirection", "reason"),
+    [
+        ("<&-", "Bad file descriptor"),
+        (">&-", "Bad file descriptor"),
+        (">/dev/full", "No space left on device"),
+    ],
+)
+def test_command_that_cannot_read_or_write_says_so_in_one_line(
+    redirection: str, reason: str
+) -> None:
+    result = subprocess.run(
+        ["/bin/sh", "-c", f'exec "$@" {redirection}', "sh", *COMMAND, "u"],
+        input="p\n",
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+        env=environment(),
+    )
+    assert result.returncode == 1
+    assert result.stderr == f"iobatch.httpd.password: {reason}\n"
+
+
+@pytest.mark.parametrize(
     ("typed", "output", "message"),
     [
         ((b"p q\n", b"p q\n"), b"u:$scrypt$ln=14,", b""),
