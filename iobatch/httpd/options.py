@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iobatch.httpd.headerfields import parse_rule
@@ -52,6 +53,9 @@ def parse_args() -> Namespace:
     for add in (_add_address, _add_tls, _add_access, _add_limits, _add_files, _add_output):
         add(parser)
     args = parser.parse_args()
+    directory: str = args.directory
+    if directory.isdecimal() and not Path(directory).exists():  # http.server takes a port here
+        parser.error(f"argument DIRECTORY: there is no {directory}; for the port use -p")
     if args.log == "none" and args.log_file:
         parser.error("argument --log: none is not allowed with --log-file")
     address_options = ("bind", "port", "unix")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
 from iobatch.httpd.options import parse_args
-from tests.support.httpd import run_httpd
+from tests.support.httpd import address_of, get, program, run_httpd
 from tests.support.programs import environment
 
 
@@ -17,6 +18,16 @@ def test_empty_path_is_refused(arguments: tuple[str, ...]) -> None:
     result = run_httpd(*arguments)
     assert result.returncode == 2
     assert result.stderr.endswith(": must not be empty\n")
+
+
+def test_number_in_place_of_the_directory_gets_advice_unless_it_is_one(tmp_path: Path) -> None:
+    result = run_httpd("8000", cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.endswith("argument DIRECTORY: there is no 8000; for the port use -p\n")
+    (tmp_path / "8000").mkdir()
+    (tmp_path / "8000" / "file").write_bytes(b"x")
+    with program(Path("8000"), cwd=tmp_path) as (_, url):
+        assert get(address_of(url), "/file").body == b"x"
 
 
 @pytest.mark.parametrize(
