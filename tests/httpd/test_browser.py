@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from iobatch.httpd.headerfields import HeaderFields, parse_rule
 from tests.support.httpd import MODIFIED, serving
 from tests.support.programs import browse, tool
 from tests.support.sockets import PATIENCE
@@ -109,6 +110,37 @@ def test_browser_shows_each_order_with_its_mark_and_all_blanks(
         'Dc1da  ba b" \u2191" / ""?sort=-size Da ba  bdc1" \u2193" / ""?sort=size '
         'Dc1da  ba b" \u2191" / ""?sort=-date Da ba  bdc1" \u2193" / ""?sort=date; wider: true'
     ) in result
+
+
+FRAME = """<!DOCTYPE html>
+<iframe src="../bare/"></iframe>
+<script>
+onload = () => {
+  const page = frames[0].document;
+  const shown = page.querySelector("[role=search]").offsetHeight > 0;
+  const style = getComputedStyle(page.querySelector("table")).borderCollapse;
+  document.body.textContent = `filter: ${shown}, style: ${style}`;
+};
+</script>
+"""
+# As the manual says.
+ENOUGH = "style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [("", "filter: false, style: separate"), (ENOUGH, "filter: true, style: collapse")],
+    ids=["self", "inline"],
+)
+def test_listing_needs_its_style_and_script_in_the_policy(
+    chromium: str, site: Path, tmp_path: Path, policy: str, expected: str
+) -> None:
+    (site / "bare" / "file").write_bytes(b"x")
+    (site / "sub" / "index.html").write_text(FRAME)
+    rule = parse_rule(f"/bare/* Content-Security-Policy: default-src 'self'; {policy}".rstrip())
+    with serving(site, header_fields=HeaderFields([rule])) as (_, (host, port)):
+        result = browse(f"http://{host}:{port}/sub/", tmp_path / "profile")
+    assert expected in result
 
 
 # The second frame runs no scripts; the third is as wide as a phone.
