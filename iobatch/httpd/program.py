@@ -107,9 +107,9 @@ def _run(args: Namespace) -> int:
             server = new_server(listeners[0], signals)
     if args.users and context is None and not is_local(listeners[0]):
         report("warning: passwords go over plain HTTP, which others can read; see --tls")
-        STDERR.finish()  # workers are forked without a thread
     if not args.quiet:
         _announce(args, urls(listeners[0], secure=context is not None))
+    STDERR.finish()  # workers are forked without a thread
     notify("READY=1")
     server.run()
     server.close()
@@ -164,7 +164,7 @@ def _announce(args: Namespace, addresses: list[str]) -> None:
     output = STDERR if _logs_to_stdout(args) else Output(1)
     # A file's name may have bytes that the output's encoding can't represent.
     output.write(os.fsencode("".join(lines)))
-    output.resume()
+    output.finish()
 
 
 @contextmanager

@@ -11,6 +11,8 @@ import sys
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import pytest
+
 from tests.support.batches import data
 from tests.support.httpd import COMMAND, address_of, children, get, program, run_httpd
 from tests.support.sockets import PATIENCE
@@ -42,6 +44,24 @@ Server.run = failing
 runpy.run_module("iobatch.httpd", run_name="__main__", alter_sys=True)
 """
 
+# Runs the program with threads that do nothing until one is waited for, and reports the number of
+# threads at each fork.
+LATE_THREADS = """
+import os, runpy, sys, threading
+waited, fork, join, run = threading.Event(), os.fork, threading.Thread.join, threading.Thread.run
+def reporting_fork():
+    print("threads:", threading.active_count(), file=sys.stderr, flush=True)
+    return fork()
+def late_run(self):
+    waited.wait(5)
+    run(self)
+def setting_join(self, timeout=None):
+    waited.set()
+    join(self, timeout)
+os.fork, threading.Thread.run, threading.Thread.join = reporting_fork, late_run, setting_join
+runpy.run_module("iobatch.httpd", run_name="__main__", alter_sys=True)
+"""
+
 DIED = "iobatch.httpd: a worker died; starting another one\n"
 
 
@@ -62,6 +82,27 @@ def test_workers_share_a_port_and_a_killed_one_is_replaced(site: Path) -> None:
         process.terminate()
         assert process.wait(PATIENCE) == 0
         assert not any(Path(f"/proc/{pid}/cmdline").exists() for pid in before)
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("--log", "common"), ("--bind", "::", "--auth", "u:p", "--quiet")], ids=" ".join
+)
+def test_workers_are_forked_when_the_first_lines_are_written(
+    site: Path, options: tuple[str, ...]
+) -> None:
+    """A process with threads can't fork safely."""
+    with subprocess.Popen(
+        [sys.executable, "-c", LATE_THREADS, site, "--port", "0", "--workers", "2", *options],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        lines = [process.stderr.readline() for _ in range(3 if options else 2)]
+        process.terminate()
+        process.stderr.read()
+        assert process.wait(PATIENCE) == 0
+    assert lines[-2:] == ["threads: 1\n"] * 2
 
 
 def test_line_that_the_supervisor_has_not_written_is_written_once(site: Path) -> None:
