@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from threading import Thread
+from threading import Event, Thread
 from typing import TYPE_CHECKING
 
 import pytest
@@ -212,12 +212,14 @@ def test_terminal_that_another_program_made_non_blocking_gets_everything(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It accepts writes in part."""
-    monkeypatch.setattr(output, "RETRY_DELAY", 0)
+    full = Event()
+    monkeypatch.setattr(output, "sleep", lambda _: full.set())
     reading, writing = os.openpty()
     os.set_blocking(writing, False)
     out = Output(writing)
     for i in range(100):
         out.write(b"%01000d\n" % i)
+    assert full.wait(PATIENCE)
     received = receive(reading, 100 * 1002)
     wait_until_written(out)
     os.close(writing)
