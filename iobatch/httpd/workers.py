@@ -114,8 +114,9 @@ class Supervisor:
             for listener in self._listeners:
                 listener.close()  # new clients are refused at once, instead of waiting for nothing
         for sock in self._workers:
-            with suppress(OSError):  # the worker may have just ended
-                sock.send(received, socket.MSG_NOSIGNAL)
+            # The worker may have just ended, or be stopped and have read none of hundreds.
+            with suppress(OSError):
+                sock.send(received, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 
     def _replace(self, sock: socket.socket) -> None:
         """Replace a worker that has ended, unless all are stopping."""

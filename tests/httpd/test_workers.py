@@ -6,6 +6,7 @@ import os
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import ExitStack, suppress
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from iobatch.httpd.workers import Supervisor, _Worker
 from tests.support.batches import data
 from tests.support.httpd import COMMAND, address_of, children, get, program, run_httpd
 from tests.support.sockets import PATIENCE
@@ -125,6 +127,24 @@ def test_line_that_the_supervisor_has_not_written_is_written_once(site: Path) ->
         with os.fdopen(reading, "rb") as reader:
             assert reader.read().count(b"Serving") == 1
         assert process.wait(PATIENCE) == 0
+
+
+def test_signals_reach_a_worker_although_another_one_reads_none() -> None:
+    signals, sender = socket.socketpair()
+    supervisor = Supervisor([], signals, lambda *_: pytest.fail("a worker starts"), None)
+    with sender, ExitStack() as stack:
+        pairs = [socket.socketpair() for _ in range(2)]
+        for ours, theirs in pairs:
+            stack.enter_context(ours)
+            stack.enter_context(theirs).settimeout(PATIENCE)
+            supervisor._workers[ours] = _Worker(0, theirs)
+        with suppress(BlockingIOError):
+            while True:
+                pairs[0][0].send(b"x", socket.MSG_DONTWAIT)
+        sender.send(bytes([signal.SIGTERM]))
+        supervisor._pass_on_signals()
+        assert pairs[1][1].recv(9) == bytes([signal.SIGTERM])
+    supervisor.close()
 
 
 def test_worker_that_cannot_be_forked_is_tried_again_later(site: Path) -> None:
