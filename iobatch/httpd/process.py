@@ -5,7 +5,13 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import sys
 from contextlib import suppress
+
+# Seconds after which a thread that waits for the interpreter asks for it. While a listing is made,
+# the loop releases the interpreter for a moment every 2 ms, and a thread that is patient for longer
+# never gets it: the log would not be written, and no password verified.
+SWITCH_INTERVAL = 0.0005
 
 
 def prepare_process() -> int:
@@ -14,6 +20,7 @@ def prepare_process() -> int:
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(fd)
+    sys.setswitchinterval(SWITCH_INTERVAL)
     # Where it is ignored, the exit status of a child is lost.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

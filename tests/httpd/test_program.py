@@ -16,7 +16,7 @@ import pytest
 
 from iobatch.httpd.program import MIN_DESCRIPTORS
 from tests.support.httpd import COMMAND, SMALL, program, receive_head, run_httpd
-from tests.support.programs import environment
+from tests.support.programs import environment, run_python
 from tests.support.sockets import PATIENCE, receive
 
 if TYPE_CHECKING:
@@ -188,3 +188,14 @@ def test_quiet_program_prints_no_url(site: Path, tmp_path: Path) -> None:
         process.terminate()
         assert process.stdout.readline().startswith(b"unix - - ")
         assert process.stdout.read() == b""
+
+
+def test_threads_ask_for_the_interpreter_within_a_slice_of_the_loop() -> None:
+    """So the log is written, and passwords are verified, while a listing is made."""
+    code = """
+import sys
+from iobatch.httpd import directories, process
+process.prepare_process()
+print(sys.getswitchinterval() < directories.SLICE)
+"""
+    assert run_python(code).stdout == "True\n"

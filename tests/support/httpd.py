@@ -21,6 +21,7 @@ from iobatch.httpd.connection import DEFERRED, Connection
 from iobatch.httpd.fallbacks import page_names
 from iobatch.httpd.files import Files
 from iobatch.httpd.listeners import listen
+from iobatch.httpd.process import SWITCH_INTERVAL
 from iobatch.httpd.server import Server
 from iobatch.httpd.settings import Settings
 from tests.support.http import Response, split
@@ -84,11 +85,14 @@ def new_server(
 def serving(directory: Path, **settings: Any) -> Iterator[tuple[Server, Address]]:
     """Run a server in a thread; yield the server and its address. Arguments: as for new_server."""
     with new_server(directory, **settings) as (server, address, ours):
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_INTERVAL)
         thread = Thread(target=server.run)
         thread.start()
         try:
             yield server, address
         finally:
+            sys.setswitchinterval(interval)
             ours.send(bytes([SIGTERM, SIGTERM]))  # the second one stops the server at once
             thread.join(PATIENCE)
             assert not thread.is_alive()
