@@ -38,7 +38,8 @@ def read_users(path: str) -> dict[bytes, ScryptHash]:
 
     """
     try:
-        lines = Path(path).read_bytes().splitlines()
+        # Some editors begin a file with the byte order mark.
+        lines = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
     except OSError as exc:
         raise ArgumentTypeError(f"{path}: {exc.strerror}") from exc
     users: dict[bytes, ScryptHash] = {}

@@ -122,7 +122,7 @@ def test_argument_is_split_at_the_first_colon() -> None:
 
 def test_file_has_a_user_on_each_line_that_is_neither_empty_nor_a_comment(tmp_path: Path) -> None:
     other = hash_with("ln=4,r=1,p=2")
-    text = f"# users\n\n \nb b:{other}\r\n#x:{other}\n\xfc#:{PASSLIB}  "
+    text = f"\ufeff# users\n\n \nb b:{other}\r\n#x:{other}\n\xfc#:{PASSLIB}  "
     (tmp_path / "users").write_bytes(text.encode())
     users = read_users(str(tmp_path / "users"))
     assert users == {b"b b": parse_hash(other), "\xfc#".encode(): parse_hash(PASSLIB)}
