@@ -302,6 +302,22 @@ def test_listing_that_is_made_resumes_only_those_who_wait_for_it(
         assert max(steps.values()) <= 3
 
 
+def test_connection_that_waits_for_a_listing_can_be_closed(site: Path) -> None:
+    """The others that wait for it go on."""
+    with new_server(site) as (server, address, _), ExitStack() as stack:
+        for _ in range(2):
+            sock = stack.enter_context(socket.create_connection(address))
+            sock.sendall(LISTING)
+        server._accept(monotonic())
+        first, second = server._connections
+        for connection in (first, second):
+            server._step(connection, monotonic())
+        server._drop(first)
+        assert server._building == {(b"bare",): {second}}
+        server._drop(second)
+        assert not server._building
+
+
 def test_clients_whose_listing_is_dropped_ask_for_it_again(site: Path) -> None:
     """As it is where no descriptor is left."""
     with new_server(site) as (server, address, stop), socket.create_connection(address) as sock:
