@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import http.client
+import socket
 import zlib
 from typing import TYPE_CHECKING
 
@@ -33,12 +34,14 @@ if TYPE_CHECKING:
 
 @pytest.fixture(name="address")
 def serve_text(site: Path) -> Iterator[Address]:
-    """Serve the directory, with text files in it."""
+    """Serve the directory, with text files in it; the largest does not fit into a send buffer."""
     for size in (0, MIN_CODED - 1, MIN_CODED, 100_000, 3 << 20):
         (site / f"{size}.txt").write_bytes(prose(size, seed=size))
     (site / "100000.png").write_bytes(prose(100_000))
     (site / "100000.svg").write_bytes(prose(100_000))
-    with serving(site) as (_, address):
+    with serving(site) as (server, address):
+        # Accepted sockets inherit it.
+        server._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
         yield address
 
 
