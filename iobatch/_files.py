@@ -41,7 +41,11 @@ def file_version(fd: int) -> tuple[int, int, int]:
         OSError: fstat(2) failed.
 
     """
-    status = os.fstat(fd)
+    return version_of(os.fstat(fd))
+
+
+def version_of(status: os.stat_result) -> tuple[int, int, int]:
+    """Return the part of a file's status that file_version returns."""
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 

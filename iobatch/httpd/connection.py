@@ -138,7 +138,7 @@ class Connection:
         """
         if self._state is RESPONDING:
             return self._send(now)
-        if self._tls is not None and not self._tls.is_established and self._defer():
+        if self._tls is not None and not self._tls.is_established and self._postpone():
             return DEFERRED
         try:
             data = self.sock.recv(READ_SIZE)
@@ -196,8 +196,8 @@ class Connection:
             pass
         return True
 
-    def _defer(self) -> bool:
-        """Return whether work that takes long must not be done in this step, but in the next."""
+    def _postpone(self) -> bool:
+        """Postpone work that takes long: return True in one step, and False in the next."""
         self._deferred = not self._deferred
         return self._deferred
 
@@ -263,7 +263,7 @@ class Connection:
                 self._state = RESPONDING
                 self.deadline = now + self._settings.timeout
                 return WAITING if responses.awaited is None else BUILDING
-        if sink is not None and sink.has_coded_body and self._defer():
+        if sink is not None and sink.has_coded_body and self._postpone():
             self._state = RESPONDING
             return DEFERRED
         if self._send_some(now) == IOB_ERROR:

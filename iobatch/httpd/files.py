@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from attrs import Factory, define, field
 
-from iobatch._files import file_version
+from iobatch._files import file_version, version_of
 from iobatch.httpd.codings import MIN_CODED, compressible
 from iobatch.httpd.conditions import content_tag, file_tag
 from iobatch.httpd.errors import os_error
@@ -217,7 +217,7 @@ def _describe(fd: int, names: Sequence[bytes]) -> ServedFile:
     modified = min(status.st_mtime_ns, status.st_ctime_ns) // 10**9
     file = ServedFile(
         fd,
-        (status.st_size, status.st_mtime_ns, status.st_ctime_ns),
+        version_of(status),
         content_type(names[-1]),
         file_tag(status),
         max(modified, 0) if modified <= now else None,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from attrs import define, field
 
+from iobatch.httpd.controls import has_controls
 from iobatch.httpd.responses import NO_CACHE
 from iobatch.httpd.targets import split_path, split_target
 
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 MAX_TARGETS = 256
 # A token (RFC 9110 5.6.2).
 NAME_FORM = "[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-# Control characters (RFC 9110 5.5 allows a tab, which no field needs), and what stands for bytes of
-# the command line that are not UTF-8.
-_FORBIDDEN = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff]")
 # Fields that describe a response or its connection. A second line, or another value, would make
 # the response wrong.
 _OWN = frozenset(
@@ -114,7 +112,7 @@ def parse_rule(argument: str) -> Rule:
         reason = "must be 'NAME: VALUE' or '/PATTERN NAME: VALUE'"
     elif name.lower() in _OWN:
         reason = f"the server makes {name} itself"
-    elif _FORBIDDEN.search(value):
+    elif has_controls(value):  # RFC 9110 5.5 allows a tab, which no field needs
         reason = "the value has a control character, or is not UTF-8"
     elif value != value.strip(" "):
         reason = "the value has a space at its beginning or end"

@@ -143,9 +143,7 @@ class ResponseQueue:
         requests.popleft()
         if request.method == b"HEAD":
             body = b""
-        if self._fields is not None:
-            head = self._fields.find(request.target).add_to(head)
-        head += head_end
+        head = self._whole_head(request, head, head_end)
         self.batch.addbuf(head + body)
         self._add_to_log(request, head, len(body))
         return True
@@ -182,9 +180,7 @@ class ResponseQueue:
             self._add_reply(request, reply, head_end, file)
             return True
         head = file.heads.get(coding) or responses.file_head(file, coding)
-        if self._fields is not None:
-            head = self._fields.find(request.target).add_to(head)
-        head += head_end
+        head = self._whole_head(request, head, head_end)
         size: int | None = file.size
         if request.method == b"HEAD":
             batch.addbuf(head)
@@ -208,10 +204,7 @@ class ResponseQueue:
     ) -> None:
         """Add a response that has parts of a file, or no file at all."""
         batch = self.batch
-        head = reply.head
-        if self._fields is not None:
-            head = self._fields.find(request.target).add_to(head)
-        head += head_end
+        head = self._whole_head(request, reply.head, head_end)
         batch.addbuf(head)
         before = batch.bytesleft
         for lead, (offset, count) in reply.parts:
@@ -229,6 +222,12 @@ class ResponseQueue:
         body = IOBatch()
         body.addfile(file, 0, file.size)
         self.sink.encode(head, body, CODINGS[coding]())
+
+    def _whole_head(self, request: Request, head: bytes, head_end: bytes) -> bytes:
+        """Return a head with the configured fields and what head_end adds."""
+        if self._fields is not None:
+            head = self._fields.find(request.target).add_to(head)
+        return head + head_end
 
     def _add_to_log(self, request: Request, head: bytes, size: int) -> None:
         if self._log is not None:

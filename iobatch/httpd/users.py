@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from argparse import ArgumentTypeError
 from pathlib import Path
 
+from iobatch.httpd.controls import has_controls
 from iobatch.httpd.scrypt import ScryptHash, new_hash, parse_hash
-
-# Control characters (RFC 7617 2), and what stands for bytes that are not UTF-8.
-_FORBIDDEN = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def is_sendable(text: str) -> bool:
     """Return whether a text may be a password, or a user if it has no colon."""
-    return bool(text) and not _FORBIDDEN.search(text)
+    return bool(text) and not has_controls(text)  # RFC 7617 2
 
 
 def parse_user(text: str) -> dict[bytes, ScryptHash]:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from attrs import define, field
 
 from iobatch.httpd.errors import os_error
-from iobatch.httpd.hidden import is_hidden
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -65,8 +64,13 @@ class Root:
         return os.open(self.path + b"/.", os.O_PATH | os.O_DIRECTORY)
 
     def hides(self, name: bytes) -> bool:
-        """Return whether a file or directory of this name is neither served nor listed."""
-        return not self._dot_files and is_hidden(name)
+        """Return whether a file or directory of this name is neither served nor listed.
+
+        Names that begin with a dot are not, except ".well-known", which exists to be found
+        (RFC 8615). A symbolic link with a visible name is served even if its target is hidden:
+        whoever made the link made it visible.
+        """
+        return not self._dot_files and name.startswith(b".") and name != b".well-known"
 
     @contextmanager
     def walk(self, names: Sequence[bytes]) -> Generator[Place]:
