@@ -6,12 +6,16 @@ import os
 import re
 import signal
 import subprocess
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.httpd import address_of, children, get, program, run_httpd
+from tests.support.programs import open_files
 from tests.support.sockets import PATIENCE
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def numbers(*paths: Path) -> list[int]:
@@ -30,11 +34,7 @@ def rotate(process: subprocess.Popen[str], log: Path, old: Path) -> None:
 
 def opened(process: subprocess.Popen[str], path: Path) -> int:
     """Return how many of a program's processes have a file open."""
-    count = 0
-    for pid in (process.pid, *children(process.pid)):
-        links = (fd.readlink() for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink())
-        count += path in links
-    return count
+    return sum(path in open_files(pid) for pid in (process.pid, *children(process.pid)))
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,19 @@ def tool(name: str, package: str) -> str:
     if path is None:
         pytest.skip(f"{name} is missing: install it (Debian: apt-get install {package})")
     return path
+
+
+def open_files(pid: int) -> list[Path]:
+    """Return what the open descriptors of a running process refer to.
+
+    One that is closed meanwhile is left out, and so is all of a process that ends.
+    """
+    files = []
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError, ProcessLookupError):
+                files.append(link.readlink())
+    return files
 
 
 def browse(url: str, home: Path, **changes: str) -> str:

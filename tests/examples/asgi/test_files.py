@@ -7,8 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from contextlib import suppress
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -30,8 +29,11 @@ from tests.support.batches import data
 from tests.support.examples import EXAMPLES
 from tests.support.http import split
 from tests.support.httpd import children, exchange, receive_head, slow_client
-from tests.support.programs import environment, tool
+from tests.support.programs import environment, open_files, tool
 from tests.support.sockets import PATIENCE, receive_all
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.parametrize("size", [0, 1, 10_000, 8_000_000])
@@ -147,21 +149,14 @@ def test_fifo_is_no_file_to_send_and_is_not_waited_for(folder: Path) -> None:
 
 
 def test_file_is_closed_when_it_is_sent_and_when_its_client_has_left(folder: Path) -> None:
-    def is_open(pid: int) -> bool:
-        links = []
-        for link in Path(f"/proc/{pid}/fd").iterdir():
-            with suppress(FileNotFoundError):  # a socket that was closed meanwhile
-                links.append(link.readlink())
-        return folder / "large" in links
-
     request = script(start(), pathsend(folder / "large"))
     with serving("asgi_raw") as (process, port):
         exchange((HOST, port), request * 5)
-        assert not is_open(process.pid)
+        assert folder / "large" not in open_files(process.pid)
         with slow_client((HOST, port)) as sock:
             sock.sendall(request)
             receive_head(sock)
-            assert is_open(process.pid)
+            assert folder / "large" in open_files(process.pid)
         assert process.stderr is not None
         assert process.stderr.readline().startswith("call ended: ")
-        assert not is_open(process.pid)
+        assert folder / "large" not in open_files(process.pid)
