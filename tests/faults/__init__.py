@@ -1,0 +1,1 @@
+"""Every fault once, at every system call: see __main__.py."""

@@ -1,0 +1,1 @@
+"""The scenarios: each module here is loaded, and registers its own."""
