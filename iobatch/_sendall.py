@@ -169,13 +169,16 @@ def _check_reader(callback: Any) -> None:
 def _nonblocking(sock: Any) -> Generator[None]:
     """Make a socket or descriptor non-blocking, and restore its mode at the end."""
     if hasattr(sock, "gettimeout"):
+        change = sock.setblocking
         restore = partial(sock.settimeout, sock.gettimeout())
-        sock.setblocking(False)
     else:
         fd = fileno(sock)
-        restore = partial(os.set_blocking, fd, os.get_blocking(fd))
-        os.set_blocking(fd, False)
+        change = partial(os.set_blocking, fd)
+        restore = partial(change, os.get_blocking(fd))
     try:
+        # Inside the block: a call that fails, or after which a signal handler raises, may have
+        # changed the timeout of a socket object.
+        change(False)
         yield
     finally:
         # A socket that was closed meanwhile has no mode to restore.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -141,6 +142,22 @@ def test_blocking_mode_is_restored_after_an_error_or_exception(cause: str) -> No
             assert batch.bytessent == 5
             check_invariants(batch)
         assert one.gettimeout() == 7.0
+
+
+def test_timeout_of_a_socket_is_restored_if_its_mode_cannot_be_changed() -> None:
+    """A socket object has the new timeout even if ioctl(2) fails or a signal handler raises."""
+
+    class Refusing(socket.socket):
+        def setblocking(self, *flag: bool) -> None:
+            super().setblocking(*flag)
+            raise OSError(errno.EIO, "refused")
+
+    with Refusing() as sock:
+        sock.settimeout(7.0)
+        batch = batch_of(b"hello")
+        with pytest.raises(OSError, match="refused"):
+            iob_sendall(sock, batch, timeout=5)
+        assert (sock.gettimeout(), batch.bytesleft) == (7.0, 5)
 
 
 def test_socket_is_nonblocking_only_during_a_call_with_a_timeout() -> None:
