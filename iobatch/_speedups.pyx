@@ -18,6 +18,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetObject
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EAGAIN, EINTR, EINVAL, ENOSYS, EOPNOTSUPP, EOVERFLOW, errno
@@ -97,14 +98,14 @@ cdef enum:  # the states of aio/_sender.py
 cdef enum:  # what the functions that send return instead of a number of bytes
     AGAIN = -1
     FAILED = -3
-    UNUSUAL = -5000  # not done, and nothing has changed: the twin does it
+    UNUSUAL = -5000  # not done, and nothing was sent: Python code does it
     RAISED = -9999
 
 cdef enum:
     # The most buffers of one sendmsg(2), IOV_MAX.
     MOST_BUFFERS = 1024
-    # The most views in one call: each needs a Py_buffer on the stack.
-    MOST_VIEWS = 16
+    # The most views in one call whose exports are on the stack: each is a Py_buffer.
+    FEW_VIEWS = 16
     # Buffers up to this total are joined on the stack.
     STACK_LIMIT = 16384
     # Slots that an empty queue keeps for its next entries.
@@ -486,8 +487,6 @@ cdef int measure(CoreState core, long long most, Stage *stage) except -1:
             stage.size += len(entry)
             stage.buffers += 1
             stage.views += 1
-            if stage.views > MOST_VIEWS:
-                break  # the twin sends them
         stage.entries += 1
         if stage.size >= most:
             stage.size = most
@@ -609,13 +608,18 @@ cdef long long send_gathered(CoreState core, object sock, Stage *stage, int flag
     cdef EntryQueue queue = core.queue
     cdef iovec pieces[MOST_BUFFERS]
     cdef PyObject *held[MOST_BUFFERS]
-    cdef Py_buffer exports[MOST_VIEWS]
+    cdef Py_buffer on_stack[FEW_VIEWS]
+    cdef Py_buffer *exports = on_stack
     cdef msghdr message
     cdef object entry
     cdef char *data
     cdef long long size = stage.size, position = 0, length
     cdef ssize_t nbytes
     cdef int fd, index, count = 0, views = 0, number = 0
+    if stage.views > FEW_VIEWS:
+        exports = <Py_buffer *>PyMem_Malloc(stage.views * sizeof(Py_buffer))
+        if exports is NULL:
+            raise MemoryError
     try:
         for index in range(stage.entries):
             entry = queue.slots[queue.head + index]
@@ -629,7 +633,7 @@ cdef long long send_gathered(CoreState core, object sock, Stage *stage, int flag
             if type(entry) is bytes:
                 data = PyBytes_AS_STRING(entry)
                 length = PyBytes_GET_SIZE(entry)
-            elif type(entry) is memoryview and views < MOST_VIEWS:
+            elif type(entry) is memoryview and views < stage.views:
                 PyObject_GetBuffer(entry, &exports[views], PyBUF_SIMPLE)
                 data = <char *>exports[views].buf
                 length = exports[views].len
@@ -663,6 +667,8 @@ cdef long long send_gathered(CoreState core, object sock, Stage *stage, int flag
     finally:
         for index in range(views):
             PyBuffer_Release(&exports[index])
+        if exports != on_stack:
+            PyMem_Free(exports)
         for index in range(count):
             Py_DECREF(<object>held[index])
 
@@ -700,17 +706,16 @@ cdef long long send_steps(CoreState core, object sock, long long limit) except R
     """Do what _send_in_steps of _send.py does; the caller has stored SENDING."""
     cdef Stage stage
     cdef tuple entry
-    cdef long long sent = 0, nbytes, most
-    cdef bint more, more_pending = False
+    cdef long long sent = 0, nbytes, most, staged = 0
+    cdef bint more, more_pending = False, removed
     cdef int flags
+    cdef object corked = None, code
     core.pinned = 0
     try:
         while True:
             most = min(limit, MAX_CALL_BYTES)
-            measure(core, most, &stage)
-            if stage.views > MOST_VIEWS:
-                nbytes = UNUSUAL
-            elif stage.buffers:
+            measure(core, staged or most, &stage)
+            if stage.buffers:
                 more = stage.size < core.left and stage.size < limit
                 flags = MSG_NOSIGNAL | (MSG_MORE if more else 0)
                 if stage.buffers > 1 and not stage.views and (
@@ -719,28 +724,40 @@ cdef long long send_steps(CoreState core, object sock, long long limit) except R
                     nbytes = send_joined(core, sock, &stage, flags)
                 else:
                     nbytes = send_gathered(core, sock, &stage, flags)
+                if nbytes == UNUSUAL:  # a read was short or has failed
+                    try:
+                        # The next turn sends the buffers that this makes.
+                        _, staged = core.stage(most, COPY_LIMIT)
+                    except BaseException as exc:
+                        code = core.call_raised(exc)
+                        if code is None:
+                            raise
+                        return sent or code
+                    continue
+                staged = 0
                 if nbytes >= 0:
                     more_pending = more
+            elif send_names["getsignal"](SIGPIPE) != SIG_IGN:
+                core.refuse_sendfile()  # sendfile could raise the signal
+                continue
             else:
                 entry = core.queue[0]
                 stage.size = min(<long long>entry[2], most)
                 more = stage.size < core.left and stage.size < limit
-                # A cork is needed if more follows; without SIG_IGN the range is read.
-                if more or send_names["getsignal"](SIGPIPE) != SIG_IGN:
-                    nbytes = UNUSUAL
-                else:
-                    nbytes = send_range(entry, sock, stage.size)
-                    if nbytes in (-EINVAL, -ENOSYS, -EOPNOTSUPP, -EOVERFLOW):
-                        core.refuse_sendfile()
-                        continue
-                    if nbytes >= 0:
-                        more_pending = False
-            if nbytes == UNUSUAL:
-                nbytes = send_names["_send_in_steps"](sock, core, 0, limit)
-                if nbytes > 0:
+                if more and corked is None:
+                    # Stored before the option is set, so that it is removed in any case.
+                    corked = send_names["can_cork"](sock)
+                    if corked:
+                        send_names["cork"](sock)
+                nbytes = send_range(entry, sock, stage.size)
+                if nbytes in (-EINVAL, -ENOSYS, -EOPNOTSUPP, -EOVERFLOW):
+                    core.refuse_sendfile()
+                    continue
+                if nbytes == UNUSUAL:  # the file has ended
+                    code = core.call_raised(send_names["TruncatedFileError"](*entry[:3]))
+                    return sent or code
+                if nbytes >= 0:
                     more_pending = False
-                    return sent + nbytes
-                return sent or nbytes
             if nbytes < 0:
                 nbytes = account_error(core, -nbytes)
                 return sent or nbytes
@@ -751,8 +768,14 @@ cdef long long send_steps(CoreState core, object sock, long long limit) except R
             if not more:
                 return sent or AGAIN
     finally:
-        if more_pending:
-            send_names["uncork"](sock, corked=False)
+        if more_pending or corked:
+            removed = False
+            try:
+                removed = send_names["uncork"](sock, corked=bool(corked))
+            finally:
+                # As in the twin: a cork that stays is taken for the caller's by the next call.
+                if not removed:
+                    send_names["uncork"](sock, corked=bool(corked))
 
 
 def iob_send(sock, batch, *, flags=0, limit=_UNSET):

@@ -14,6 +14,7 @@ from attrs import define
 from iobatch import COMPILED, IOBatch, iob_send
 from iobatch.aio import WriteOperation, WriteStatus
 from tests.support.batches import batch_of, check_invariants, data
+from tests.support.forms import is_compiled
 from tests.support.interruptions import LARGE, SMALL, STEPS, handler_at, send_all
 from tests.support.loops import both_loops, read, scripted_writer, writer_pair
 from tests.support.sockets import stream_pair
@@ -111,7 +112,7 @@ def test_handler_that_uses_the_interrupted_batch_loses_and_repeats_nothing(
             assert {"one", "view", "three"} <= set(hooks)
         if not reached:
             break
-    assert point > 50
+    assert point > (20 if step is iob_send and is_compiled(step) else 50)
 
 
 @both_loops

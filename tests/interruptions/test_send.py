@@ -15,7 +15,7 @@ import pytest
 from iobatch import IOB_AGAIN, IOB_DONE, IOB_ERROR, IOBatch, iob_send, iob_sendmsg, iob_write
 from tests.support.batches import batch_of, check_invariants, data, take
 from tests.support.fakes import patch_os
-from tests.support.forms import pure
+from tests.support.forms import is_compiled, pure
 from tests.support.interruptions import (
     KINDS,
     LARGE,
@@ -91,8 +91,10 @@ def test_interrupted_send_repeats_no_byte_no_hook_and_no_close(
             )
         if not raised:
             break
-    assert point > 50
-    assert failed > 0
+    # iob_send in its compiled form counts in the step of the system call, with no point between.
+    exact = step is iob_send and is_compiled(step)
+    assert point > (25 if exact else 50)
+    assert (failed > 0) is not exact
 
 
 def test_entry_accepted_before_an_interruption_is_not_sent_with_later_entries() -> None:
@@ -190,7 +192,7 @@ def test_interruption_leaves_no_cork(make_file: MakeFile) -> None:
             assert get_cork(sock) == 0
         if not raised:
             break
-    assert point > 30
+    assert point > (15 if is_compiled(iob_send) else 30)
 
 
 def at_depth(room: int, call: Callable[[], object]) -> None:

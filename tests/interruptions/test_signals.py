@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from iobatch import IOB_ERROR, IOBatch, iob_send, iob_sendall
+from iobatch import COPY_LIMIT, IOB_ERROR, IOBatch, iob_send, iob_sendall
 from iobatch._core import COUNT_UNKNOWN
 from tests.support.batches import data, take
 from tests.support.forms import forms, is_compiled, name_of_form
 from tests.support.interruptions import KINDS, alarm
-from tests.support.sockets import PATIENCE, clog, receive, stream_pair
+from tests.support.sockets import PATIENCE, clog, receive, receive_all, stream_pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from tests.support.batches import MakeFile
 
 
 @pytest.mark.parametrize("error", [*KINDS, KeyboardInterrupt], ids=lambda error: error.__name__)
@@ -56,6 +58,40 @@ def test_deadline_raised_by_a_handler_leaves_iob_sendall(
             assert take(batch) == content[len(received) :]
         else:
             assert len(received) >= batch.bytessent
+
+
+@pytest.mark.parametrize("entries", ["range and buffer", "views"])
+@pytest.mark.parametrize("send", forms(iob_send), ids=name_of_form)
+def test_count_is_unknown_or_exact_whatever_the_batch_holds(
+    send: Callable[..., int], entries: str, make_file: MakeFile
+) -> None:
+    """A buffer after a large range needs a cork; many views need memory for their exports."""
+    content = data(8_000_000)
+    pieces = 40 if entries == "views" else 1
+    size = len(content) // pieces
+
+    def handler(_number: int, _frame: object) -> None:
+        raise ZeroDivisionError
+
+    with stream_pair("tcp4", buffers=1 << 16) as (sock, peer):
+        batch = IOBatch()
+        start = 0
+        if entries == "range and buffer":
+            start = COPY_LIMIT + 1
+            batch.addfile(make_file(content[:start]), 0, start)
+        for offset in range(start, len(content), size):
+            batch.addbuf(memoryview(content)[offset : offset + size])
+        with pytest.raises(ZeroDivisionError), alarm(handler):
+            send(sock, batch, limit=None)
+        sock.shutdown(socket.SHUT_WR)
+        received = receive_all(peer)
+        assert received == content[: len(received)]
+        if is_compiled(send):
+            assert batch.error is None
+            assert len(received) == batch.bytessent
+            assert take(batch) == content[len(received) :]
+        else:
+            assert "unknown" in str(batch.error)
 
 
 @pytest.mark.parametrize("send", forms(iob_send), ids=name_of_form)

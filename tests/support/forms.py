@@ -6,8 +6,9 @@ Each test runs in the form that iobatch has, and most facts are true of both for
   step of a send. The compiled form does not. A test that replaces one calls pure(function). The
   system calls and COPY_LIMIT can be replaced in both forms: see patch_os() and copy_limit().
 - If a signal handler raises an exception after a system call, the pure form may not know how many
-  bytes were sent, and the batch fails. The compiled form always knows. A test of such exceptions
-  runs for each of forms(function), and is_compiled(function) says what it expects.
+  bytes were sent, and the batch fails. The compiled form of iob_send always knows, except where
+  it leaves the call to the pure form: descriptors, flags, sockets with a timeout. A test of such
+  exceptions runs for each of forms(function), and is_compiled(function) says what it expects.
 """
 
 from __future__ import annotations
