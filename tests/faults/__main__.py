@@ -2,8 +2,10 @@
 
     python -m tests.faults [SCENARIO[/CALL:NTH:KIND] ...]
 
-It prints a table, and each failure as an argument that repeats it alone. It exits with 1 if there
-is one. harness.py says what is checked after each run.
+shim.c makes the nth call of a name fail with an errno, return short, or end with a signal whose
+handler raises. The program runs each scenario with each fault that it can meet, proves by counting
+that the fault was met, and prints a table, and each failure as an argument that repeats it alone.
+It exits with 1 if there is one. harness.py and delivery.py say what is checked after each run.
 """
 
 from __future__ import annotations
@@ -23,11 +25,13 @@ class Report(NamedTuple):
     """What a process with the shim reported.
 
     Attributes:
+        compiled: whether the process used the compiled form.
         rows: the scenario, the number of calls, of combinations, and of faults that were met.
         failures: the argument that repeats a run, and why it failed.
 
     """
 
+    compiled: bool
     rows: list[tuple[str, int, int, int]]
     failures: list[tuple[str, str]]
 
@@ -42,7 +46,9 @@ def run(shim: Path, chosen: list[str], *, ends: bool = False, **changes: str) ->
         changes: of the environment.
 
     """
-    report = Report([], [])
+    compiled = False
+    rows: list[tuple[str, int, int, int]] = []
+    failures: list[tuple[str, str]] = []
     last = ""
     # A ResourceWarning is reported as unraisable.
     arguments = ["-W", "error", "-m", "tests.faults.child", "ends" if ends else "all", *chosen]
@@ -57,18 +63,19 @@ def run(shim: Path, chosen: list[str], *, ends: bool = False, **changes: str) ->
         with process:
             assert process.stdout is not None
             for line in process.stdout:
-                event, name, *rest = json.loads(line)
-                if event == "at":
-                    last = f"{name}/{rest[0]}"
+                event, value, *rest = json.loads(line)
+                if event == "form":
+                    compiled = value
+                elif event == "at":
+                    last = f"{value}/{rest[0]}"
                 else:
-                    calls, combinations, met, failures = rest
-                    report.rows.append((name, calls, combinations, met))
-                    report.failures.extend((f"{name}/{fault}", why) for fault, why in failures)
+                    calls, combinations, met, failed = rest
+                    rows.append((value, calls, combinations, met))
+                    failures.extend((f"{value}/{fault}", why) for fault, why in failed)
         if process.returncode:
             errors.seek(0)
-            why = f"the process ended with {process.returncode}:\n{errors.read()}"
-            report.failures.append((last, why))
-    return report
+            failures.append((last, f"ended the process, {process.returncode}:\n{errors.read()}"))
+    return Report(compiled, rows, failures)
 
 
 def main() -> int:
@@ -77,8 +84,9 @@ def main() -> int:
         shim = build(Path(folder))
         print(f"{'scenario':40} {'form':8} {'calls':>6} {'combinations':>12} {'met':>6}")
         total = [0, 0]
-        for form, value in (("compiled", ""), ("pure", "1")):
-            report = run(shim, sys.argv[1:], IOBATCH_PURE=value)
+        for pure in ("", "1"):
+            report = run(shim, sys.argv[1:], IOBATCH_PURE=pure)
+            form = "compiled" if report.compiled else "pure"
             for name, calls, combinations, met in report.rows:
                 print(f"{name:40} {form:8} {calls:6} {combinations:12} {met:6}")
                 total = [total[0] + combinations, total[1] + met]

@@ -1,7 +1,7 @@
 """The process with the shim: it runs scenarios, and writes a line of JSON for each event.
 
-The lines are ["at", scenario, fault] before each run, and ["result", scenario, calls, combinations,
-met, failures] after the last one of a scenario.
+The lines are ["form", whether iobatch is compiled] at first; ["at", scenario, fault] before each
+run; and ["result", scenario, calls, combinations, met, failures] after the last one of a scenario.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+from iobatch import COMPILED
 from tests.faults.harness import Runner, load_scenarios
 from tests.faults.shim import Fault
 
 # The seconds after which a run hangs.
-PATIENCE = 60
+PATIENCE = 30
 
 
 def report(*event: object) -> None:
@@ -29,10 +30,11 @@ def started(name: str, fault: str) -> None:
     report("at", name, fault)
 
 
-def main(ends: bool, chosen: list[str]) -> None:
+def main(chosen: list[str], *, ends: bool) -> None:
     """Run the chosen scenarios, given as in `python -m tests.faults`."""
     faulthandler.enable()
     scenarios = load_scenarios()
+    report("form", COMPILED)
     with tempfile.TemporaryDirectory() as folder:
         runner = Runner(Path(folder), started)
         for each in chosen or scenarios:
@@ -43,4 +45,4 @@ def main(ends: bool, chosen: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] == "ends", sys.argv[2:])
+    main(sys.argv[2:], ends=sys.argv[1] == "ends")

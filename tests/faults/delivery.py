@@ -19,7 +19,8 @@ import os
 import select
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from ssl import SSLError
+from typing import TYPE_CHECKING, Any, Protocol
 
 from iobatch import COMPILED, IOB_AGAIN, IOB_DONE, IOB_ERROR, IOBatch
 from tests.faults.harness import Interrupted
@@ -27,27 +28,56 @@ from tests.support.batches import check_invariants, data, take
 from tests.support.sockets import PATIENCE
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
     from tests.faults.harness import Run
+    from tests.faults.shim import Fault
 
-# A failure of these calls must not matter: options and advice are not needed to send, and
-# sys.unraisablehook reports that a file can't be closed.
-HARMLESS_CALLS = frozenset(("setsockopt", "getsockopt", "posix_fadvise", "close"))
+# A failure of these calls is the batch's error, unless the kind of the fault is in PASSING.
+SENDS = frozenset(("send", "sendto", "sendmsg", "sendfile", "write", "writev"))
+# A failure of these may be its error: some are repeated in another way.
+READS = frozenset(("pread", "preadv2", "poll"))
 # These faults must not matter, whatever the call.
-HARMLESS_KINDS = frozenset(("EAGAIN", "EINTR", "short", "signal", "signal+EINTR", "signal+short"))
+PASSING = frozenset(("EAGAIN", "EINTR", "short", "signal", "signal+EINTR", "signal+short"))
 # After these errors of sendfile(2) the range is read.
 SENDFILE_REFUSED = frozenset(("EINVAL", "ENOSYS"))
-# The compiled form leaves a range that it can't read to the pure form, which reads it again.
-READS = frozenset(("pread", "preadv2"))
+
+
+class End(Protocol):
+    """A socket, or a file object of a pipe or file."""
+
+    def fileno(self) -> int: ...
+    def close(self) -> None: ...
 
 
 class Delivery:
-    """A batch and its content."""
+    """A batch and its content.
 
-    def __init__(self, run: Run) -> None:
+    Attributes:
+        exact: whether the count is known after the exception of a signal handler.
+        decode: makes content of the bytes that arrive; it keeps incomplete input.
+        raw: the number of bytes that arrived.
+        reads: the calls other than SENDS whose failure may be the error of the batch.
+        openssl: whether OpenSSL sends: its errors have no errno, and a call that fails in a later
+            record does not count the records before.
+
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        exact: bool = COMPILED,
+        decode: Callable[[bytes], bytes] = bytes,
+        reads: frozenset[str] = READS,
+        openssl: bool = False,
+    ) -> None:
         self.run = run
+        self.exact = exact
+        self.decode = decode
+        self.reads = reads
+        self.openssl = openssl
+        self.raw = 0
         self.batch = IOBatch()
         self.content = bytearray()
         self.received = bytearray()
@@ -62,15 +92,20 @@ class Delivery:
         content = self._next(size)
         self.batch.addbuf(kind(content), on_release=self._hook() if hook else None)
 
-    def file(self, size: int, *, owned: bool = False) -> None:
+    def file(self, size: int, *, owned: bool = False, hook: bool = True) -> None:
         """Add a range that starts in the middle of a file."""
         fd = os.open(self.path(size + 7), os.O_RDONLY)
         self.content += data(size + 7, seed=size + 7)[7:]
         if owned:
             self.batch.addfile_close(fd, 7, size)
         else:
-            self.batch.addfile(fd, 7, size, on_release=self._hook())
+            self.batch.addfile(fd, 7, size, on_release=self._hook() if hook else None)
             self.fds.append(fd)
+
+    def path_file(self, size: int) -> None:
+        """Add a file by its path."""
+        self.batch.addfile(self.path(size), on_release=self._hook())
+        self.content += data(size, seed=size)
 
     def path(self, size: int) -> str:
         """Return the path of a file of random content, seeded by its size."""
@@ -90,21 +125,23 @@ class Delivery:
 
     # Sending
 
-    def send(self, step: Callable[[], int], sock: int, peer: int) -> None:
-        """Call `step` until the batch is empty or has failed; end the stream, and check all.
+    def send(self, step: Callable[[], int], sock: End, peer: End) -> None:
+        """Do drive(), then finish()."""
+        self.drive(step, sock, peer)
+        self.finish(sock, peer)
+
+    def drive(self, step: Callable[[], int], sock: End, peer: End) -> None:
+        """Call `step` until the batch is empty or has failed.
 
         Args:
             step: sends once, and returns as iob_send.
-            sock: the descriptor that it sends to, which is non-blocking.
-            peer: the non-blocking descriptor that it arrives at.
+            sock: where it sends to.
+            peer: where it arrives, non-blocking.
 
         """
         code = self.step(step)
         while code not in {IOB_DONE, IOB_ERROR}:
-            self.read(peer)
-            if code == IOB_AGAIN:
-                while not select.select([peer], [sock], [], PATIENCE)[1]:
-                    self.read(peer)
+            self.await_writable(sock, peer, wait=code == IOB_AGAIN)
             code = self.step(step)
         assert (code == IOB_ERROR) == (self.batch.error is not None)
 
@@ -124,16 +161,23 @@ class Delivery:
         assert self.batch.bytesleft + self.batch.bytessent == len(self.content)
         return code
 
+    def await_writable(self, sock: End, peer: End, *, wait: bool) -> None:
+        """Read what has arrived, and if `wait`, until the socket is writable."""
+        self.read(peer.fileno())
+        while wait and not select.select([peer], [sock], [], PATIENCE)[1]:
+            self.read(peer.fileno())
+
     def read(self, peer: int) -> None:
         """Read what has arrived."""
         with suppress(BlockingIOError):
             while piece := os.read(peer, 1 << 20):
-                self.received += piece
+                self.raw += len(piece)
+                self.received += self.decode(piece)
 
-    def finish(self, sock: socket.socket, peer: socket.socket) -> None:
+    def finish(self, sock: End, peer: End) -> None:
         """End the stream, read the rest, and check everything."""
         sock.close()
-        peer.setblocking(True)
+        os.set_blocking(peer.fileno(), True)
         with suppress(ConnectionResetError):
             self.read(peer.fileno())
         self.check()
@@ -144,7 +188,7 @@ class Delivery:
         error = batch.error
         self.check_error(error)
         assert received == content[: len(received)], "what arrived is no prefix of the content"
-        if self.is_count_unknown(error):
+        if self.is_count_unknown(error) or (error is not None and self.openssl):
             assert len(received) >= batch.bytessent
         else:
             assert len(received) == batch.bytessent
@@ -153,6 +197,10 @@ class Delivery:
             rest.extend(batch)
             assert received + take(rest) == content, "the batch does not hold exactly the rest"
         batch.reset()
+        self.check_released()
+
+    def check_released(self) -> None:
+        """Check that each hook has run once, in order, and close the borrowed files."""
         assert self.released == list(range(1, self.hooks + 1)), f"hooks ran: {self.released}"
         for fd in self.fds:
             os.close(fd)
@@ -164,26 +212,24 @@ class Delivery:
             error is not None
             and fault is not None
             and fault.signal
-            and not COMPILED
+            and not self.exact
             and error.errno == errno.EIO
-            and "unknown" in str(error)
+            and ("unknown" in str(error) or "the filter failed" in str(error))
         )
 
     def check_error(self, error: OSError | None) -> None:
         """Check the error of the batch, or that there is none."""
-        fault = self.run.fault
-        if fault is None or is_harmless(fault.call, fault.kind):
-            assert error is None or self.is_count_unknown(error), f"the batch failed: {error!r}"
-        elif error is None:
-            assert fault.call in READS, "the batch must have failed"
-        else:
-            assert self.run.is_fault(error), f"the batch failed by something else: {error!r}"
+        failing = self.run.fault if self.run.fault and is_permanent(self.run.fault) else None
+        if error is None:
+            assert failing is None or failing.call not in SENDS, "the batch has no error"
+        elif not self.is_count_unknown(error):
+            assert failing is not None, f"the batch failed: {error!r}"
+            assert failing.call in SENDS | self.reads, f"the batch failed: {error!r}"
+            is_openssl = self.openssl and isinstance(error, SSLError)
+            assert is_openssl or self.run.is_fault(error), f"the batch failed: {error!r}"
 
 
-def is_harmless(call: str, kind: str) -> bool:
-    """Return whether a batch must be sent in spite of a fault."""
-    return (
-        call in HARMLESS_CALLS
-        or kind in HARMLESS_KINDS
-        or (call == "sendfile" and kind in SENDFILE_REFUSED)
-    )
+def is_permanent(fault: Fault) -> bool:
+    """Return whether a failed call to send or read must not be repeated."""
+    refused = fault.call == "sendfile" and fault.kind in SENDFILE_REFUSED
+    return not refused and fault.kind not in PASSING
