@@ -8,7 +8,7 @@ After each step `bytesleft` and `bytessent` add up to the length of the content.
 - the error of a failed batch is that of the fault, and a fault that must not matter made none.
 
 After the exception of a signal handler all of this holds too, and the batch can go on, unless it
-reports that the count is unknown, which only the pure form may do: then at least the counted bytes
+reports that the count is unknown, which it may do unless `exact`: then at least the counted bytes
 have arrived.
 """
 
