@@ -7,7 +7,7 @@ is the public API of a core. This module uses no sockets, and a class in C with 
 replace BatchCore.
 
 Re-entrancy. Other code runs during the calls of this library: a hook, which a core calls; a
-callback of iob_write; a signal handler; a finalizer. Such code may
+callback of iob_write; a signal handler; a finalizer; another thread. Such code may
 
 - add entries at the end, except to a batch that is being garbage-collected;
 - prepend, except while a call is sending the batch (its hooks may), and except after a callback has
@@ -24,9 +24,10 @@ callback of iob_write; a signal handler; a finalizer. Such code may
 
 CPython runs signal handlers at the start of a function, after a call, and at the jump back of each
 loop: before the next item of a `for` loop; before or after the test of a `while` loop, depending on
-the version. It runs finalizers at these points, where memory is allocated, and where the
-last reference to an object is dropped. Statements without any of these points are one step: no
-handler or finalizer sees such a step half done. The library keeps five rules about steps:
+the version. It switches threads at these points, and in calls that wait. It runs finalizers at
+these points, where memory is allocated, and where the last reference to an object is dropped.
+Statements without any of these points are one step: no handler, thread or finalizer sees such a
+step half done. The library keeps five rules about steps:
 
 1. The counts and the queue change in one step. Work that takes several steps (removing accepted
    entries and running their hooks) is driven by state in the core, not by local variables. If an
@@ -46,7 +47,8 @@ handler or finalizer sees such a step half done. The library keeps five rules ab
    takes the snapshot second. Other code can only append to a locked queue, so the copy stays equal
    to the first entries of the queue until the function itself changes the queue.
 5. release_entries() never runs inside itself: work that is added meanwhile is done by the call in
-   progress.
+   progress. Only the function that sends a batch removes entries while it does so; other code, in
+   another thread too, only runs the hooks of empty entries that it adds.
 """
 
 from __future__ import annotations
@@ -217,16 +219,17 @@ class BatchCore(CoreState):
             OverflowError: as for append().
 
         """
+        count = len(entry)
+        releasable = len(releases) + (type(entry) is memoryview)
+        entries = (*releases, entry)
         if self.release_pending:
             self.release_entries()
+        # Until the entry is in the queue, no point follows at which another thread can send.
         if self.pinned or self._to_remove or self.activity == SENDING:
             raise RuntimeError(
                 "the first bytes of the batch are being sent or removed, or must be offered to the "
                 "callback again"
             )
-        count = len(entry)
-        releasable = len(releases) + (type(entry) is memoryview)
-        entries = (*releases, entry)
         left = self.left + count
         if left > MAX_BYTES:
             raise _too_long(entries)
@@ -446,7 +449,7 @@ class BatchCore(CoreState):
         self._to_remove += nbytes
         self.error = None  # the counts are complete: each sum could have raised a MemoryError
         self.release_pending = True
-        self.release_entries()
+        self.release_entries(SENDING)
 
     def call_raised(self, exc: BaseException) -> int | None:
         """Account for a call that raised an exception.
@@ -519,27 +522,33 @@ class BatchCore(CoreState):
         if self.release_pending:
             self.release_entries()
 
-    def release_entries(self) -> None:
+    def release_entries(self, caller: int = IDLE) -> None:
         """Remove the entries that were accepted or dropped, then run their hooks.
 
         A call after an exception resumes where the exception stopped the last call. A call inside
         another one does nothing (rule 5).
+
+        Args:
+            caller: the activity of the caller: SENDING for the function that sends the batch.
+
         """
         activity = self.activity
-        if activity == RELEASING:
-            return  # the call in progress does this work
+        if activity != caller:
+            if activity == SENDING:
+                self._run_due_releases()
+                # Other work is left to the function that sends.
+                is_hook = self.queue and type(self.queue[0]) is Release
+                if not (is_hook or self._to_remove or self._due_releases):
+                    self.release_pending = False
+            return
         self.activity = RELEASING
         try:
-            while True:
-                self._remove_entries()
-                if self._due_releases:
-                    self._run_due_releases()
-                # Another thread may have ended its send meanwhile.
-                if not (self._due_releases or (self._to_remove and self.queue)):
-                    break
+            self._remove_entries()
+            # Other code may add an empty entry just before this call returns.
+            while self._due_releases:
+                self._run_due_releases()
         finally:
-            if self.activity == RELEASING:
-                self.activity = activity
+            self.activity = activity
         self.release_pending = False
 
     # The members below are private to this class.
@@ -580,7 +589,8 @@ class BatchCore(CoreState):
                 if isinstance(exc, KeyboardInterrupt) or is_from_handler(exc):
                     raise
                 report_unraisable(exc)
-            del due[0]
+            if due and due[0] is release:  # else another thread has removed it meanwhile
+                del due[0]
 
     def _shorten_head(self, spent: int) -> None:
         """Remove the first `spent` bytes of the head, which is longer than that."""

@@ -405,7 +405,7 @@ cdef int consume(CoreState core, long long nbytes) except -1:
     if core.releasable:
         core._to_remove += nbytes
         core.release_pending = True
-        core.release_entries()
+        core.release_entries(SENDING)
         return 0
     if not core.left:
         core.ranges = 0

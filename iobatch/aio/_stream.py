@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from iobatch._arguments import MAX_BYTES
 from iobatch._batch import IOBatch, core_of
 from iobatch._core import COUNT_UNKNOWN, IDLE, SENDING, STAGE_LIMIT
-from iobatch._errors import TruncatedFileError, copy_to_raise, is_interruption
+from iobatch._errors import TruncatedFileError, is_interruption
 from iobatch._pagecache import PageCacheProbe
 from iobatch._send import SEND_LIMIT
 from iobatch.aio._readahead import finish_read_ahead, start_read_ahead
@@ -59,12 +59,12 @@ async def send_to_stream(writer: asyncio.StreamWriter, batch: IOBatch) -> int:
     Source: StreamWriter.drain, loop.sendfile.
     """
     core = core_of(batch)
-    core.check_idle()
-    start = core.sent
     read_limit = READ_LIMIT
     is_tls = writer.get_extra_info("sslcontext") is not None
     probe = PageCacheProbe()
-    turn_start = start
+    while core.activity or core.release_pending:  # no call follows the last test: see rule 2
+        core.check_idle()
+    start = turn_start = core.sent
     core.activity = SENDING
     core.pinned = 0
     try:
@@ -99,8 +99,7 @@ async def send_to_stream(writer: asyncio.StreamWriter, batch: IOBatch) -> int:
         core.fail(exc)
     finally:
         core.activity = IDLE
-    if core.error is not None:
-        raise copy_to_raise(core.error)
+    batch.raise_for_error()
     return core.sent - start
 
 

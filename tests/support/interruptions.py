@@ -86,6 +86,17 @@ def handler_that_raises(point: int, kind: type[Exception]) -> Iterator[list[Exce
         yield raised
 
 
+@contextmanager
+def untraced() -> Iterator[None]:
+    """Stop a tracer, such as coverage's, which makes objects between any two lines."""
+    trace = sys.gettrace()
+    sys.settrace(None)
+    try:
+        yield
+    finally:
+        sys.settrace(trace)
+
+
 def is_in_finalizer(frame: FrameType | None) -> bool:
     """Return whether a finalizer is running: an exception never leaves a finalizer."""
     while frame is not None:
