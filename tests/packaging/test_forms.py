@@ -67,18 +67,3 @@ def test_module_of_a_source_tree_is_used_until_its_source_changes(
     source.write_bytes(b"another one")
     with pytest.warns(RuntimeWarning, match="install iobatch again"):
         assert _forms.load() is None
-
-
-def test_second_interpreter_of_a_process_uses_pure_python() -> None:
-    """The module has state that only one interpreter may use."""
-    result = run_python(
-        "try:\n"
-        "    import _interpreters as interpreters\n"
-        "except ImportError:\n"
-        "    import _xxsubinterpreters as interpreters\n"
-        f"{STATE}\n"
-        "other = interpreters.create()\n"
-        f"interpreters.run_string(other, {STATE!r})\n"
-        "interpreters.destroy(other)\n"
-    )
-    assert result.stdout == f"{COMPILED} {COMPILED}\nFalse False\n", result.stderr

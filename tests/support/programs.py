@@ -8,10 +8,14 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 import iobatch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,15 +25,25 @@ def environment(**changes: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(Path(iobatch.__file__).parent.parent), **changes}
 
 
-def run_python(code: str, *args: str) -> subprocess.CompletedProcess[str]:
-    """Run code in an interpreter of its own."""
+def run_python(
+    code: str, *args: str, options: Sequence[str] = (), **changes: str
+) -> subprocess.CompletedProcess[str]:
+    """Run code in an interpreter of its own.
+
+    Args:
+        code: the program.
+        args: its arguments.
+        options: the interpreter's own, before the program.
+        changes: of the environment.
+
+    """
     return subprocess.run(
-        [sys.executable, "-c", code, *args],
+        [sys.executable, *options, "-c", code, *args],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
-        env=environment(),
+        env=environment(**changes),
     )
 
 
