@@ -37,6 +37,29 @@ def table(page: str, title: str) -> list[list[str]]:
     return [row.split("\t") for row in rows]
 
 
+def departures() -> list[str]:
+    """Return the subjects of the table of departures in iobatch(7), as in the names of tests."""
+    _header, *rows = table("iobatch.7", "Departures from libowfat")
+    return [
+        re.sub(r"\W+", "_", subject.replace("-1", "minus_1")).strip("_").lower()
+        for subject, _libowfat, _iobatch in rows
+    ]
+
+
+def covered_departures(module: dict[str, Any]) -> list[str]:
+    """Return the subjects that a module's tests begin with, in the tests' order.
+
+    A test without a row stands for itself, so that a comparison shows it. The first test is left
+    out: it compares.
+    """
+    _compares, *tests = [name for name in module if name.startswith("test_")]
+    subjects = departures()
+    return [
+        next((subject for subject in subjects if test.startswith(f"test_{subject}_")), test)
+        for test in tests
+    ]
+
+
 def code(page: str, title: str) -> str:
     """Return the Python code in a section's literal displays, as a reader sees it."""
     shown = []
