@@ -26,12 +26,16 @@ def check_ours(plan: Plan, ours: Result) -> str | None:
         return "the stream is not what was added"
     if plan.way != "mixed" and ours.differing_retries:
         return "a retry differs"
+    if sum(code for code in ours.codes if code > 0) != ours.accepted:
+        return "the codes are not what left the batch"
     if plan.peer_ends and ours.code == -3 and ours.errno in LOST_PEER:
         return None
+    if ours.taken != ours.accepted:
+        return "what arrived is not what left the batch"
     if plan.fails_at is not None and plan.fails_at == ours.taken and ours.code == -3:
         return None
     ended = (-3, errno.EIO) if plan.truncated else (0, 0)
-    complete = ours.taken == len(plan.expected)
+    complete = ours.taken == ours.expected
     return None if complete and (ours.code, ours.errno) == ended else "the end is wrong"
 
 
@@ -43,7 +47,7 @@ def difference(plan: Plan, theirs: Theirs, ours: Result) -> str | None:
         # How much the kernel had taken depends on the system calls.
         same = {theirs.errno, ours.errno} <= LOST_PEER and theirs.taken == ours.taken
         return None if same and theirs.exact else "a lost peer"
-    for name in ("code", "errno", "left", "taken", "exact"):
+    for name in ("code", "errno", "left", "missing", "exact"):
         if getattr(theirs, name) != getattr(ours, name):
             return f"{name} {getattr(theirs, name)}, ours {getattr(ours, name)}"
     if steps_correspond(plan) and (theirs.codes, theirs.lefts) != (ours.codes, ours.lefts):
@@ -71,19 +75,19 @@ def departure(plan: Plan, theirs: Theirs, ours: Result) -> str | None:
     at = theirs.taken
     if not theirs.exact:
         # The rest of a mapped page is zeros.
-        zeros = writes and plan.truncated and at > len(plan.expected)
+        zeros = writes and plan.truncated and at > theirs.expected
         return "Files for a callback" if zeros else None
-    offered = run_of_buffers(plan, sum(code for code in theirs.codes if code > 0))
+    offered = run_of_buffers(plan, theirs.accepted)
     if theirs.code == -3 and theirs.errno == errno.EMSGSIZE and offered > IOV_MAX:
         return "More than IOV_MAX buffers"
     if theirs.code == -3 and theirs.errno == errno.ENOTSOCK and plan.kind == "pipe" and offered:
         return "Buffers to a pipe or tty"
-    if writes and half_dropped(plan, theirs):
+    if writes and half_dropped(theirs):
         return "iob_write, half written"
     if theirs.code == 0 and theirs.left > 0:
-        if plan.way == "mixed" and at < len(plan.expected):
+        if plan.way == "mixed" and at < theirs.expected:
             return "iob_write, then iob_send"
-        if plan.truncated and at == len(plan.expected) and (ours.code, ours.taken) == (-3, at):
+        if plan.truncated and at == theirs.expected and (ours.code, ours.taken) == (-3, at):
             return "A file that ends early"
     return None
 
@@ -106,10 +110,7 @@ def is_buffer(entry: Entry) -> bool:
     return not entry.is_file
 
 
-def half_dropped(plan: Plan, theirs: Result) -> bool:
+def half_dropped(theirs: Result) -> bool:
     """Return whether a call wrote half of what was left, and the rest is gone."""
-    lefts = [plan.total - sum(entry.count for entry in plan.added), *theirs.lefts]
-    return any(
-        code > 0 and code < before and after == 0
-        for code, before, after in zip(theirs.codes, lefts, theirs.lefts, strict=False)
-    )
+    steps = zip(theirs.befores, theirs.codes, theirs.lefts, strict=True)
+    return any(0 < code < before and not left for before, code, left in steps)

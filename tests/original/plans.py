@@ -63,7 +63,8 @@ class Plan:
         entries: of the batch.
         dropped: entries that are added first, and dropped by a reset.
         prefetch: how many bytes are prefetched at first; None: none.
-        added_at: the step before which `added` is added.
+        resets: whether the batch is reset after the first -1, and `added` is added then, or never.
+        added_at: the step before which `added` is added otherwise.
         added: more entries.
         peer_ends: how the peer ends: "close", "shutdown" or "reset" (TCP); None: it reads all.
         ends_after: the number of bytes that it reads before; -1: it reads none, and ends before
@@ -80,6 +81,7 @@ class Plan:
     entries: list[Entry] = Factory(list)
     dropped: list[Entry] = Factory(list)
     prefetch: int | None = None
+    resets: bool = False
     added_at: int = 1
     added: list[Entry] = Factory(list)
     peer_ends: str | None = None
@@ -95,15 +97,13 @@ class Plan:
     def total(self) -> int:
         return sum(entry.count for entry in self.all_entries)
 
-    @property
-    def expected(self) -> bytes:
-        """The stream, up to the first byte that doesn't exist."""
-        stream = bytearray()
-        for entry in self.all_entries:
-            stream += entry.piece
-            if entry.exists < entry.count:
-                break
-        return bytes(stream)
+    def expected(self, sent_before_reset: int | None) -> bytes:
+        """Return the stream, up to the first byte that doesn't exist."""
+        if self.resets and sent_before_reset is None:
+            return stream_of(self.entries)
+        if self.resets:
+            return stream_of(self.entries)[:sent_before_reset] + stream_of(self.added)
+        return stream_of(self.all_entries)
 
     @property
     def truncated(self) -> bool:
@@ -113,6 +113,15 @@ class Plan:
     def boundaries(self) -> list[int]:
         """The positions in the stream where entries end."""
         return list(accumulate(entry.count for entry in self.all_entries))
+
+
+def stream_of(entries: list[Entry]) -> bytes:
+    stream = bytearray()
+    for entry in entries:
+        stream += entry.piece
+        if entry.exists < entry.count:
+            break
+    return bytes(stream)
 
 
 class Draw(random.Random):
@@ -135,8 +144,9 @@ class Draw(random.Random):
         kind = self.choice(("addbuf", "addbuf", "adds", "addfile", "addfile_close"))
         count = self.randrange(60) if kind == "adds" else self.size()
         offset = self.randrange(FILE_SIZE - count)
-        if self.chance(20):
-            offset = max(offset // PAGE * PAGE + self.randrange(-1, 2), 0)
+        if self.chance(30):
+            border = self.choice((0, PAGE, offset // PAGE * PAGE, FILE_SIZE - count))
+            offset = min(max(border + self.randrange(-1, 2), 0), FILE_SIZE - count)
         return Entry(kind, offset, count)
 
     def entries(self) -> list[Entry]:
@@ -169,7 +179,7 @@ def plan(seed: int) -> Plan:
         made.prefetch = draw.choice((0, 1, PAGE, 100_000, 1 << 40))
     if draw.chance(30):
         made.added, made.added_at = draw.entries(), draw.randrange(4)
-    if draw.chance(5):
+    if draw.chance(8):
         end = draw.choice(made.entries or [draw.entry()])
         over = max(draw.size(), 1)
         made.entries.append(Entry("addfile", FILE_SIZE - end.count, end.count + over))
@@ -183,6 +193,8 @@ def plan(seed: int) -> Plan:
             made.entries.append(draw.range_of(SEND_LIMIT + draw.randrange(-1, 2)))
     elif made.way == "write":
         draw_stops(draw, made)
+    if made.way != "mixed" and not made.truncated and not made.peer_ends and draw.chance(25):
+        made.resets = max(len(made.entries), len(made.added)) < IOV_MAX
     return made
 
 

@@ -10,7 +10,7 @@ import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from attrs import Factory, define
+from attrs import define, field
 
 from tests.original.libraries import AGAIN, BROKEN
 from tests.original.plans import plan
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 MAX_STEPS = 20_000
 
 
+def shortened(values: list[object]) -> str:
+    return str(values[:30])
+
+
 @define
 class Result:
     """What came of a plan.
@@ -34,8 +38,10 @@ class Result:
         errno: the errno after a code of -3.
         left: the number of bytes left in the end.
         taken: how many bytes the peer or the callback got.
-        exact: whether these are the first bytes of the expected stream.
+        expected: how many bytes it should get, if nothing fails but the end of a file.
+        exact: whether what it got are the first bytes that it should get.
         codes: of all steps.
+        befores: the number of bytes left before each step.
         lefts: the number of bytes left after each step.
         agains: for each step that returned -1, the position in the stream and the bytes left.
         differing_retries: how often an offer after "again" was not the same as before.
@@ -46,11 +52,25 @@ class Result:
     errno: int = 0
     left: int = 0
     taken: int = 0
+    expected: int = 0
     exact: bool = True
-    codes: list[int] = Factory(list)
-    lefts: list[int] = Factory(list)
-    agains: list[tuple[int, int]] = Factory(list)
+    codes: list[int] = field(factory=list, repr=shortened)
+    befores: list[int] = field(factory=list, repr=shortened)
+    lefts: list[int] = field(factory=list, repr=shortened)
+    agains: list[tuple[int, int]] = field(factory=list, repr=shortened)
     differing_retries: int = 0
+
+    @property
+    def accepted(self) -> int:
+        """The number of bytes that all steps took from the batch.
+
+        The sum of the codes can be less: libowfat may return -1 after some bytes.
+        """
+        return sum(self.befores) - sum(self.lefts)
+
+    @property
+    def missing(self) -> int:
+        return self.expected - self.taken
 
 
 class Player:
@@ -64,6 +84,7 @@ class Player:
         self.stream = bytearray()
         self.refused: bytes | None = None  # an offer that the callback refused
         self.agains = dict.fromkeys(made.stops, 0)
+        self.sent_before_reset: int | None = None
         self.open = True  # whether the peer still reads
         self.batch = library.new()
         self.file = os.open(file, os.O_RDONLY)
@@ -109,23 +130,33 @@ class Player:
         result = self.result
         if self.plan.peer_ends and self.plan.ends_after < 0:
             self.end()
+        added_at = -1 if self.plan.resets else self.plan.added_at
         for number in range(MAX_STEPS):
-            if number == self.plan.added_at:
+            if number == added_at:
                 self.add(self.plan.added)
+            result.befores.append(self.library.bytesleft(self.batch))
             code = self.step(number)
             left = self.library.bytesleft(self.batch)
             result.codes.append(code)
             result.lefts.append(left)
-            more = number < self.plan.added_at and self.plan.added
+            more = number < added_at and self.plan.added
             if code == -3 or (code == 0 and (left or not more)):
                 break
             if code == -1:
                 result.agains.append((len(self.stream), left))
+                if self.plan.resets and self.sent_before_reset is None:
+                    self.reset()
                 self.read()
         else:
             raise AssertionError("the steps have no end")
         result.code, result.left = code, left
         result.errno = self.library.errno(self.batch) if code == -3 else 0
+
+    def reset(self) -> None:
+        self.sent_before_reset = self.result.accepted
+        self.refused = None
+        self.library.reset(self.batch)
+        self.add(self.plan.added)
 
     def step(self, number: int) -> int:
         way = self.plan.way
@@ -218,8 +249,10 @@ class Player:
                     self.out.shutdown(socket.SHUT_WR)
             while piece := os.read(self.peer.fileno(), 1 << 20):
                 self.stream += piece
+        expected = self.plan.expected(self.sent_before_reset)
         self.result.taken = len(self.stream)
-        self.result.exact = self.plan.expected.startswith(self.stream)
+        self.result.expected = len(expected)
+        self.result.exact = expected.startswith(self.stream)
 
 
 def play(library: Library, seed: int, file: Path) -> Result:

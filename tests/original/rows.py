@@ -61,9 +61,10 @@ def send(library: Library, out: Any, batch: Any, times: int) -> tuple[list[int],
     return [library.send(out, batch) for _ in range(times)], library.bytesleft(batch)
 
 
-def short_file(library: Library) -> Any:
+def short_file(library: Library, count: int) -> Any:
+    """Send a range of a file of 100 bytes."""
     batch = library.new()
-    library.addfile(batch, file_of(bytes(100)), 0, 1000)
+    library.addfile(batch, file_of(bytes(100)), 0, count)
     return send(library, connected(library)[0], batch, 3)
 
 
