@@ -47,7 +47,10 @@ def difference(plan: Plan, theirs: Theirs, ours: Result) -> str | None:
         # How much the kernel had taken depends on the system calls.
         same = {theirs.errno, ours.errno} <= LOST_PEER and theirs.taken == ours.taken
         return None if same and theirs.exact else "a lost peer"
-    for name in ("code", "errno", "left", "missing", "exact"):
+    names = ["code", "errno", "missing", "exact"]
+    if plan.fails_at is None or not plan.added:  # else one library may fail before they are added
+        names.append("left")
+    for name in names:
         if getattr(theirs, name) != getattr(ours, name):
             return f"{name} {getattr(theirs, name)}, ours {getattr(ours, name)}"
     if steps_correspond(plan) and (theirs.codes, theirs.lefts) != (ours.codes, ours.lefts):

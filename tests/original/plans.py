@@ -193,8 +193,9 @@ def plan(seed: int) -> Plan:
             made.entries.append(draw.range_of(SEND_LIMIT + draw.randrange(-1, 2)))
     elif made.way == "write":
         draw_stops(draw, made)
-    if made.way != "mixed" and not made.truncated and not made.peer_ends and draw.chance(25):
-        made.resets = max(len(made.entries), len(made.added)) < IOV_MAX
+    if draw.chance(25) and made.way != "mixed" and made.kind != "pipe" and not made.peer_ends:
+        long = max(len(made.entries), len(made.added)) >= IOV_MAX
+        made.resets = not made.truncated and not long
     return made
 
 
