@@ -44,6 +44,7 @@ from tests.bench.httpd_processes import HOST, TIMEOUT, Server, running
 from tests.bench.httpd_servers import create_certificate, httpd_program
 from tests.bench.reader import READER, child_process, pin_to_processor, raise_descriptor_limit
 from tests.bench.report import KIB, MIB, print_environment, print_table
+from tests.support.usage import descriptor_count, resident_bytes
 
 if TYPE_CHECKING:
     import socket
@@ -243,12 +244,10 @@ class Usage:
     @classmethod
     def of(cls, pid: int, key: str = "VmRSS") -> Usage:
         """Return the usage of a process."""
-        process = Path(f"/proc/{pid}")
-        status = dict(line.split(":") for line in (process / "status").read_text().splitlines())
         pages = re.search(r"TCP: .* mem (\d+)", Path("/proc/net/sockstat").read_text())
         return cls(
-            int(status[key].split()[0]) * KIB,
-            len(list((process / "fd").iterdir())),
+            resident_bytes(pid, key),
+            descriptor_count(pid),
             int(pages[1]) * resource.getpagesize() if pages else 0,
         )
 

@@ -10,7 +10,6 @@ import os
 import selectors
 import socket
 import ssl
-import struct
 from collections import deque
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPException
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING
 from attrs import define, field, frozen
 
 from tests.bench.httpd_processes import HOST, TIMEOUT
+from tests.support.sockets import reset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 KIB = 1024
 # The smallest receive buffer: the server's kernel holds what a slow client doesn't read.
 SMALL_BUFFER = 2 * KIB
-# A close with this option resets the connection.
-RESET = struct.pack("ii", 1, 0)
 # The depth of the directory that the links lead to.
 DEPTH = 30
 LINK_FOLDERS = 10
@@ -121,8 +119,8 @@ def slow_readers(target: Target, number: int, asked: bytes, size: int) -> None:
 def resets(target: Target) -> None:
     """Open connections and reset each at once."""
     while True:
-        with suppress(OSError), target.connect() as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        with suppress(OSError):
+            reset(target.connect())
             target.add()
 
 

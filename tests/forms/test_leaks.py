@@ -11,7 +11,6 @@ import socket
 import ssl
 import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,9 +19,11 @@ from iobatch import IOB_AGAIN, IOB_ERROR, IOBatch, iob_send, iob_sendmsg, iob_wr
 from tests.support.batches import data
 from tests.support.fakes import SYSTEM_CALLS
 from tests.support.sockets import clog
+from tests.support.usage import resident_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 ROUNDS = int(os.environ.get("IOBATCH_LEAK_ROUNDS", "1000"))
 PIECE = data(500)
@@ -214,12 +215,6 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     made = Bench(tmp_path / "file")
     yield made
     made.close()
-
-
-def resident_bytes() -> int:
-    """Return the resident size of the process."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.timeout(600)

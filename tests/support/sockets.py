@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import struct
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,6 +94,12 @@ def receive_all(peer: socket.socket) -> bytes:
         while piece := peer.recv(1 << 20):
             received += piece
     return bytes(received)
+
+
+def reset(sock: socket.socket) -> None:
+    """Close a TCP socket so that its connection is reset; close another one as usual."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
 
 
 def is_silent(peer: socket.socket) -> bool:
