@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from copy import copy
-from ssl import SSLWantReadError, SSLWantWriteError
+from ssl import SSLError, SSLWantReadError, SSLWantWriteError
 from typing import TYPE_CHECKING, Final, Self, TypeVar, cast, final
 
 from attrs import define
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from types import FrameType, TracebackType
 
 Raised = TypeVar("Raised", bound=Exception)
+RaisedSSL = TypeVar("RaisedSSL", bound=SSLError)
 
 # EAGAIN and EWOULDBLOCK are the same number on Linux; POSIX allows two numbers.
 _AGAIN: Final = (errno.EAGAIN, errno.EWOULDBLOCK)
@@ -44,6 +45,20 @@ class TruncatedFileError(OSError):
 
     def __reduce__(self) -> tuple[type[Self], tuple[int, int, int]]:
         return type(self), (self.fd, self.offset, self.missing)
+
+
+def ssl_error(kind: type[RaisedSSL], number: int, message: str) -> RaisedSSL:
+    """Return an SSLError with `library` and `reason`, which only the ssl module's own errors have.
+
+    Args:
+        kind: its class.
+        number: its errno, one of ssl.SSL_ERROR_*.
+        message: its text.
+
+    """
+    error = kind(number, message)
+    error.__dict__.update(library=None, reason=None)
+    return error
 
 
 def is_again(exc: OSError) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from iobatch._arguments import check_limit, fileno
 from iobatch._batch import IOBatch  # noqa: TC001 # for typing.get_type_hints
 from iobatch._core import IOB_AGAIN, IOB_ERROR
-from iobatch._errors import copy_to_raise, suppress_call_error
+from iobatch._errors import copy_to_raise, ssl_error, suppress_call_error
 from iobatch._send import SEND_LIMIT, iob_send
 from iobatch._write import WRITE_LIMIT, WriteCallback, iob_write
 
@@ -159,7 +159,8 @@ def _check_reader(callback: Any) -> None:
     # The last filter holds bytes if the callback after it has refused them. A filter wants to read
     # only when no filter holds bytes: the peer answers what it has received.
     if hasattr(last, "drain") and not last.bytesleft:
-        raise SSLWantReadError(
+        raise ssl_error(
+            SSLWantReadError,
             SSL_ERROR_WANT_READ,
             "a filter must read before it can send, and this call does not read",
         )

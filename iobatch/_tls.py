@@ -14,6 +14,7 @@ from ssl import (
 from typing import Final
 
 from iobatch._arguments import Buffer  # noqa: TC001 # for typing.get_type_hints
+from iobatch._errors import ssl_error
 
 # The most plain text in one record, and so in one read (RFC 8446, section 5.1).
 _RECORD_SIZE: Final = 16 * 1024
@@ -139,8 +140,8 @@ class TLS:
         try:
             while piece := self._sslobject.read(_RECORD_SIZE):
                 pieces.append(piece)
-            self._receive_error = SSLZeroReturnError(
-                SSL_ERROR_ZERO_RETURN, "the peer has sent close_notify"
+            self._receive_error = ssl_error(
+                SSLZeroReturnError, SSL_ERROR_ZERO_RETURN, "the peer has sent close_notify"
             )
         except SSLWantReadError:
             pass

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from iobatch._arguments import Buffer  # noqa: TC001 # for typing.get_type_hints
 from iobatch._batch import IOBatch, core_of
 from iobatch._core import COUNT_UNKNOWN, IOB_AGAIN, IOB_DONE, IOB_ERROR
-from iobatch._errors import is_again, is_interruption, suppress_call_error
+from iobatch._errors import is_again, is_interruption, ssl_error, suppress_call_error
 from iobatch._send import iob_send
 from iobatch._tls import TLS
 from iobatch._write import WRITE_LIMIT, WriteCallback, iob_write
@@ -269,7 +269,7 @@ class Filter:
         """Return IOB_AGAIN, or raise SSLWantReadError if this filter wants to read."""
         self._check_writable()
         if self.wants == EVENT_READ:
-            raise SSLWantReadError(SSL_ERROR_WANT_READ, "the filter must read first")
+            raise ssl_error(SSLWantReadError, SSL_ERROR_WANT_READ, "the filter must read first")
         return IOB_AGAIN
 
     def _accept(self, sock: Any, view: memoryview) -> int:

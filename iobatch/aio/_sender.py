@@ -24,7 +24,7 @@ from attrs import define, field
 
 from iobatch._batch import IOBatch, core_of
 from iobatch._core import IDLE, IOB_AGAIN, IOB_DONE, IOB_ERROR, SENDING
-from iobatch._errors import is_interruption
+from iobatch._errors import is_interruption, ssl_error
 from iobatch._forms import compiled_methods
 from iobatch._pagecache import PageCacheProbe
 from iobatch._send import SEND_LIMIT, iob_send, iob_sendmsg, send_joined
@@ -311,9 +311,8 @@ class WriteSender:
         elif code == IOB_ERROR:
             self._end_early(head, WriteStatus.ERROR, source.error)
         elif source.wants == EVENT_READ:
-            self._end_early(
-                head, WriteStatus.ERROR, SSLWantReadError(SSL_ERROR_WANT_READ, MUST_READ)
-            )
+            error = ssl_error(SSLWantReadError, SSL_ERROR_WANT_READ, MUST_READ)
+            self._end_early(head, WriteStatus.ERROR, error)
         else:
             return False
         return True

@@ -207,8 +207,7 @@ class Connection:
         try:
             data = tls.receive(data)
         except SSLError as exc:
-            # The exception for a close_notify has no reason.
-            if getattr(exc, "reason", None) != "HTTP_REQUEST":
+            if exc.reason != "HTTP_REQUEST":
                 return CLOSE
             self._tls = None  # a client that speaks plain HTTP gets a plain answer
             self._responses.leave_tls()

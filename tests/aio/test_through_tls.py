@@ -96,8 +96,9 @@ async def test_write_before_the_handshake_fails_and_keeps_its_bytes(contexts: Co
         server = TLSServer(ours, server_context)
         async with BatchWriter(ours, through=Filter(server.tls)) as writer:
             operation = writer.write(batch_of(b"early"))
-            with pytest.raises(ssl.SSLWantReadError, match="read"):
+            with pytest.raises(ssl.SSLWantReadError, match="read") as caught:
                 await operation
+            assert caught.value.reason is None  # as in the ssl module's own errors
             await server.handshake()
             assert await writer.write(operation.batch) == 5
             await writer.finish()

@@ -34,6 +34,15 @@ if TYPE_CHECKING:
     import trustme
 
 
+def test_error_for_close_notify_has_the_attributes_of_the_ssl_modules_own_errors(
+    half_closed: TLSClient,
+) -> None:
+    with pytest.raises(ssl.SSLZeroReturnError) as caught:
+        half_closed.tls.receive(b"")
+    assert caught.value.reason is None
+    assert caught.value.library is None
+
+
 def test_unread_input_does_not_prevent_close_notify(tls_client: TLSClient, sock: Scripted) -> None:
     tls_client.sslobject.write(data(50_000))
     tls_client.tls._incoming.write(tls_client.outgoing.read())
