@@ -103,8 +103,9 @@ def choose(accept: bytes, available: tuple[str, ...]) -> str:
         available: codings, the server's preferred first.
 
     """
-    # RFC 9110 8.4.1.3: "x-gzip"
-    found = {name.removeprefix("x-"): weight for name, weight in weights(accept).items()}
+    found = weights(accept)
+    if "x-gzip" in found:  # RFC 9110 8.4.1.3
+        found["gzip"] = max(found["x-gzip"], found.get("gzip", 0.0))
     other = found.get("*", 0.0)
     best, greatest = "", found.get("identity", 0.0)
     for coding in available:
