@@ -36,7 +36,6 @@ class Collector:
     """What the callbacks of a parser have received."""
 
     headers: dict[bytes, bytes] = field(init=False, factory=dict[bytes, bytes])
-    keep_alive: bool = field(init=False, default=False)
     parser: HttpRequestParser = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -49,11 +48,6 @@ class Collector:
         value = value.rstrip()
         headers = self.headers
         headers[name] = headers[name] + b", " + value if name in headers else value
-
-    def on_headers_complete(self) -> None:
-        """Decide whether the next request follows."""
-        # After a request for another protocol its bytes follow.
-        self.keep_alive = self.parser.should_keep_alive() and not self.parser.should_upgrade()
 
 
 @lru_cache(maxsize=64)
@@ -73,10 +67,11 @@ def parse_fields(lines: bytes, version: str) -> Fields:
     # request line.
     line = b"GET / HTTP/1.0\r\n" if version == "1.0" else b"GET / HTTP/1.1\r\n"
     found = Collector()
+    upgrades = False
     try:
         found.parser.feed_data(line + lines)
-    except HttpParserUpgrade:
-        pass
+    except HttpParserUpgrade:  # the bytes of another protocol follow
+        upgrades = True
     except HttpParserCallbackError:
         raise  # a callback's own error
     except HttpParserError:
@@ -86,7 +81,8 @@ def parse_fields(lines: bytes, version: str) -> Fields:
     headers = found.headers
     refused = _refusal(headers, version)
     # A body is not read, so the next request can't be found after it.
-    return Fields(headers, found.keep_alive and not refused and not _has_body(headers), refused)
+    ends = refused or upgrades or _has_body(headers) or not _persists(headers, version)
+    return Fields(headers, keep_alive=not ends, refused=refused)
 
 
 def _refusal(headers: dict[bytes, bytes], version: str) -> int:
@@ -97,6 +93,12 @@ def _refusal(headers: dict[bytes, bytes], version: str) -> int:
     # The parser refuses a list of codings that does not end with "chunked".
     unknown = headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked"
     return 501 if unknown else 0  # RFC 9112 6.1
+
+
+def _persists(headers: dict[bytes, bytes], version: str) -> bool:
+    """Return whether the client asks for a connection that persists (RFC 9112 9.3)."""
+    options = {each.strip() for each in headers.get(b"connection", b"").lower().split(b",")}
+    return b"close" not in options and (version != "1.0" or b"keep-alive" in options)
 
 
 def _has_body(headers: dict[bytes, bytes]) -> bool:

@@ -212,6 +212,8 @@ def test_transfer_coding_other_than_chunked_gets_501(address: Address, lines: by
         (b"1.0", b"", False),
         (b"1.0", b"Connection: keep-alive\r\n", True),
         (b"1.0", b"Connection: Keep-Alive, x\r\n", True),
+        (b"1.0", b"Connection: close, keep-alive\r\n", False),
+        (b"1.0", b"Connection: x\r\nProxy-Connection: keep-alive\r\n", False),
         (b"1.2", b"", True),
     ],
 )
