@@ -2,49 +2,24 @@
 
 from __future__ import annotations
 
-import random
-import re
-import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from attrs import astuple
 from httptools import HttpParserCallbackError
 
-from iobatch.httpd.cache import FileCache
-from iobatch.httpd.connection import Connection
 from iobatch.httpd.fields import MAX_FIELDS, Collector, parse_fields
-from iobatch.httpd.files import Files
 from iobatch.httpd.requestline import MAX_TARGET
 from iobatch.httpd.requests import MAX_HEAD, RequestParser
-from iobatch.httpd.settings import Settings
 from tests.support.batches import data
 from tests.support.http import split
 from tests.support.httpd import SMALL, Address, exchange, get
-from tests.support.sockets import receive_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
 HOST = b"Host: x\r\n"
 GOOD = b"HEAD /1 HTTP/1.1\r\n" + HOST + b"\r\n"
-REQUESTS = [
-    SMALL,
-    b"HEAD /sub HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
-    b"POST /%2e%2e HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello",
-    b"GET http://a/b?c HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
-    b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n",
-    b"BREW / HTTP/1.1\r\nHost: x\r\n\r\n",
-    b"GET / HTTP/2.0\r\n\r\n",
-    b"GET /sub/deep/file HTTP/1.1\r\nHost: x\r\n\r\nHEAD /1 HTTP/1.1\r\nHost: x\r\n\r\n",
-]
-# What damages a request.
-PARTS = [
-    *(b"\r\n", b"\n", b"\r", b"\0", b":", b" ", b"/", b"..", b"%00", b",", b"chunked", b"\xff"),
-    *(b"9" * 20, b"x" * (MAX_TARGET + 1), b"A: x\r\n" * MAX_FIELDS),
-]
 
 
 @pytest.mark.parametrize("target", ["*", "/1024", "/nothing"])
@@ -182,54 +157,12 @@ def test_longest_target_and_largest_head_are_accepted(address: Address) -> None:
         assert [each.status for each in split(exchange(address, request))] == [status]
 
 
-def test_randomly_damaged_requests_raise_nothing_and_get_a_known_status(site: Path) -> None:
-    rng = random.Random(1)
-    files = FileCache(Files(site))
-    statuses = set()
-    for _ in range(3000):
-        raw = damaged(rng)
-        ours, theirs = socket.socketpair()
-        with theirs:
-            ours.setblocking(False)
-            connection = Connection(ours, files, Settings(), 60.0)
-            theirs.sendall(raw)
-            assert connection.step(0.0)
-            connection.close()
-            statuses |= set(re.findall(rb"HTTP/1\.1 (\d+)", receive_all(theirs)))
-    files.close()
-    known = {b"200", b"301", b"400", b"404", b"405", b"414", b"431", b"501", b"505"}
-    assert known - {b"404"} <= statuses <= known | {b"403"}
-
-
 def parsed(pieces: Iterable[bytes]) -> tuple[list[tuple[Any, ...]], bool, bytes]:
     """Return the requests that a parser makes of pieces, and what it does with further bytes."""
     parser = RequestParser()
     for piece in pieces:
         parser.feed(piece)
     return [astuple(each) for each in parser.requests], parser.ended, parser.unfinished
-
-
-def damaged(rng: random.Random) -> bytes:
-    """Return the bytes of some requests, most of them with a few of the bytes replaced."""
-    raw = bytearray().join(rng.choices(REQUESTS, k=rng.randrange(1, 4)))
-    for _ in range(rng.randrange(4)):
-        start = rng.randrange(len(raw))
-        raw[start : start + rng.randrange(3)] = rng.choice(PARTS)
-    return bytes(raw)
-
-
-def test_requests_in_pieces_of_any_size_have_the_same_result_as_whole() -> None:
-    """What ends the connection, and what stays for the next piece, are the same too."""
-    rng = random.Random(2)
-    results = set()
-    for _ in range(1000):
-        raw = damaged(rng)
-        whole = parsed([raw])
-        size = rng.randrange(1, 40)
-        assert parsed(raw[i : i + 1] for i in range(len(raw))) == whole
-        assert parsed(raw[i : i + size] for i in range(0, len(raw), size)) == whole
-        results |= {refused for *_, refused, _ in whole[0]}
-    assert results == {0, 400, 405, 414, 431, 501, 505}
 
 
 @pytest.mark.parametrize("size", [MAX_HEAD - 1, MAX_HEAD, MAX_HEAD + 1])
