@@ -13,11 +13,12 @@ from time import time
 from typing import TYPE_CHECKING
 from unittest.mock import patch
 
+from iobatch.httpd import codings
 from iobatch.httpd.accesslog import AccessLog
 from iobatch.httpd.cache import FileCache
 from iobatch.httpd.connection import BUILDING, CLOSE, DEFERRED, Connection
 from iobatch.httpd.files import Files
-from iobatch.httpd.headerfields import HeaderFields, parse_rule
+from iobatch.httpd.headerfields import NAME_FORM, HeaderFields, parse_rule
 from iobatch.httpd.requests import RequestParser
 from iobatch.httpd.settings import Settings
 from tests.fuzz.clients import LINE, Lines
@@ -35,8 +36,18 @@ _STATUSES = {200, 204, 206, 301, 304, 400, 403, 404, 405, 412, 414, 416, 431, 50
 _HEAD = re.compile(
     r"HTTP/1\.1 \d{3} [A-Za-z ]+\r\n(?:[A-Za-z-]+: [\t\x20-\x7e\x80-\xff]*\r\n)+\r\n"
 )
+_NAMES = re.compile(rf"{NAME_FORM}(?:[ \t]*,[ \t]*{NAME_FORM})*")
 # No request has this many steps.
 _MAX_STEPS = 10_000
+_TEXT = b"".join(b"line %d\n" % i for i in range(300))
+_CONTENTS = {
+    "a": b"0123456789",
+    "b.txt": _TEXT,
+    "c.css": _TEXT,
+    "c.css.gz": gzip.compress(_TEXT, mtime=0),
+    "index.html": b"<h1>home</h1>",
+    "d/e f": b"",
+}
 
 
 def connection(data: bytes) -> None:
@@ -57,8 +68,25 @@ def connection(data: bytes) -> None:
             assert response.status == request.refused
         is_last = parser.ended and i == len(whole) - 1
         assert (response.headers.get("Connection") == "close") is is_last
+        if request.method == b"GET":
+            _check_body(response)
+        names = response.headers.get("Access-Control-Allow-Headers")
+        assert names is None or _NAMES.fullmatch(names)
     for pieces in pieces_of(data):
         assert _responses(pieces, methods) == (whole, is_ended)
+
+
+def _check_body(response: Response) -> None:
+    """Assert that a body is a file, a part of one, or a page of a listing."""
+    contents, headers, body = _CONTENTS.values(), response.headers, response.body
+    if response.status == 206 and "Content-Range" in headers:
+        first, last, size = map(int, re.findall(r"\d+", headers["Content-Range"]))
+        assert any(len(each) == size and each[first : last + 1] == body for each in contents)
+    elif response.status == 200 and "Last-Modified" in headers:
+        if headers.get("Transfer-Encoding") == "chunked":
+            zstd = headers["Content-Encoding"] == "zstd"
+            body = codings._zstd.decompress(body) if zstd else gzip.decompress(body)
+        assert body in contents
 
 
 def _responses(pieces: Iterable[bytes], methods: list[str]) -> tuple[list[Response], bool]:
@@ -127,17 +155,7 @@ def _files() -> FileCache:
     root = new_folder() / "root"
     (root / "d").mkdir(parents=True)
     (root.parent / "secret").write_bytes(SECRET)
-    text = b"".join(b"line %d\n" % i for i in range(300))
-    contents = {
-        "a": b"0123456789",
-        "b.txt": text,
-        "c.css": text,
-        "c.css.gz": gzip.compress(text, mtime=0),
-        "index.html": b"<h1>home</h1>",
-        "d/e f": b"",
-        ".hidden": SECRET,
-    }
-    for name, content in contents.items():
+    for name, content in {**_CONTENTS, ".hidden": SECRET}.items():
         (root / name).write_bytes(content)
         os.utime(root / name, (MODIFIED, MODIFIED))
     return FileCache(Files(root))
