@@ -24,6 +24,7 @@ from iobatch.httpd.settings import Settings
 from tests.fuzz.clients import LINE, Lines
 from tests.fuzz.paths import new_folder
 from tests.fuzz.pieces import pieces_of
+from tests.fuzz.records import contexts
 from tests.support.http import split
 from tests.support.httpd import MODIFIED, SECRET
 
@@ -76,6 +77,24 @@ def connection(data: bytes) -> None:
         assert _responses(pieces, methods) == (whole, is_ended)
 
 
+def https(data: bytes) -> None:
+    """Assert that a TLS port answers by TLS records, or answers plain HTTP by 400.
+
+    In pieces the same bytes get the same answer.
+    """
+    server_context, _ = contexts()[1]
+    whole, _ = _exchange([data], Settings(tls=server_context))
+    if whole.startswith(b"HTTP"):
+        [response] = split(whole)
+        assert response.status == 400
+    else:
+        assert whole[:1] in {b"", b"\x15", b"\x16"}  # an alert, or a part of a handshake
+    for pieces in pieces_of(data):
+        answer, _ = _exchange(pieces, Settings(tls=server_context))
+        # A handshake has random numbers.
+        assert answer == whole or answer[:1] == whole[:1] == b"\x16"
+
+
 def _check_body(response: Response) -> None:
     """Assert that a body is a file, a part of one, or a page of a listing."""
     contents, headers, body = _CONTENTS.values(), response.headers, response.body
@@ -96,9 +115,21 @@ def _responses(pieces: Iterable[bytes], methods: list[str]) -> tuple[list[Respon
         All responses, and whether the server ends the stream before the client does.
 
     """
-    lines, files = Lines(), _files()
+    lines = Lines()
     fields = HeaderFields([parse_rule("Access-Control-Allow-Origin: *")])
     log = AccessLog(lines, combined=True)  # type: ignore[arg-type]
+    received, is_ended = _exchange(pieces, Settings(log=log, header_fields=fields))
+    log.flush()
+    responses = split(received, *methods)
+    written = b"".join(lines).splitlines(keepends=True)
+    assert all(map(LINE.fullmatch, written))
+    assert len(written) == len(responses)
+    return responses, is_ended
+
+
+def _exchange(pieces: Iterable[bytes], settings: Settings) -> tuple[bytes, bool]:
+    """Send pieces on a connection; return what it sends, and whether it ends its stream first."""
+    files = _files()
     ours, theirs = socket.socketpair()
     with ExitStack() as stack:
         # The tags of files that have just been changed are weak.
@@ -109,35 +140,39 @@ def _responses(pieces: Iterable[bytes], methods: list[str]) -> tuple[list[Respon
         stack.enter_context(theirs)
         ours.setblocking(False)
         theirs.setblocking(False)
-        server = Connection(ours, files, Settings(log=log, header_fields=fields), 60.0)
-        stack.callback(server.close)
+        server = Connection(ours, files, settings, 60.0)
         received: list[bytes] = []
+        is_open = True
         for piece in filter(None, pieces):
-            theirs.sendall(piece)
-            assert _run(server, files, theirs, received)
-        is_ended = received[-1:] == [b""]
-        theirs.shutdown(socket.SHUT_WR)
-        assert not _run(server, files, theirs, received)
-    log.flush()
-    responses = split(b"".join(received), *methods)
-    written = b"".join(lines).splitlines(keepends=True)
-    assert all(map(LINE.fullmatch, written))
-    assert len(written) == len(responses)
-    return responses, is_ended
+            if is_open:
+                theirs.sendall(piece)
+                is_open = _run(server, files, theirs, received)
+        is_ended = not is_open or received[-1:] == [b""]
+        if is_open:
+            theirs.shutdown(socket.SHUT_WR)
+            assert not _run(server, files, theirs, received)
+        server.close()
+        _receive(theirs, received)
+    return b"".join(received), is_ended
+
+
+def _receive(client: socket.socket, received: list[bytes]) -> None:
+    """Receive what has arrived, and b"" for the end of stream or a reset."""
+    with suppress(BlockingIOError):
+        while received[-1:] != [b""]:
+            try:
+                received.append(client.recv(1 << 16))
+            except ConnectionResetError:
+                received.append(b"")
 
 
 def _run(
     server: Connection, files: FileCache, client: socket.socket, received: list[bytes]
 ) -> bool:
-    """Run a connection until it waits for input; return whether it is open.
-
-    The client receives what the connection sends, and b"" for the end of stream.
-    """
+    """Run a connection until it waits for input; return whether it is open."""
     for _ in range(_MAX_STEPS):
         events = server.step(0.0)
-        with suppress(BlockingIOError):
-            while received[-1:] != [b""]:
-                received.append(client.recv(1 << 16))
+        _receive(client, received)
         if events == CLOSE:
             return False
         if events == EPOLLIN and not server.has_input:

@@ -54,7 +54,7 @@ def _outcome(
     version: int, kind: int, rest: bytes, cut: Callable[[bytes], Iterable[bytes]]
 ) -> Outcome:
     """Run a connection, and return what the server makes of the pieces of the last message."""
-    server_context, client_context = _contexts()[version]
+    server_context, client_context = contexts()[version]
     server = _Server(server_context)
     if kind == 0:
         message = rest
@@ -168,7 +168,8 @@ class _Client:
 
 
 @cache
-def _contexts() -> list[tuple[ssl.SSLContext, ssl.SSLContext]]:
+def contexts() -> list[tuple[ssl.SSLContext, ssl.SSLContext]]:
+    """Return the contexts of a server and of its client, for each version of TLS."""
     authority = trustme.CA()
     contexts = [tls_contexts(authority, version) for version in TLS_VERSIONS]
     for _, client in contexts:
@@ -180,5 +181,5 @@ def _contexts() -> list[tuple[ssl.SSLContext, ssl.SSLContext]]:
 @cache
 def _client_hello(version: int) -> bytes:
     """Return one message for all servers, so that its random numbers are the same."""
-    _, context = _contexts()[version]
+    _, context = contexts()[version]
     return _Client(context).shake_hands()

@@ -33,6 +33,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         clients.log,
         records.tls,
         connections.connection,
+        connections.https,
     )
 }
 

@@ -13,7 +13,7 @@ from tests.fuzz.targets import CORPUS, TARGETS, run
 
 # Of each target, unless its name is here: these run TLS handshakes, or sockets.
 MUTATIONS = 300
-FEWER = {"tls": 60, "connection": 100}
+FEWER = {"tls": 60, "connection": 100, "https": 60}
 
 
 def mutated(rng: random.Random, corpus: list[bytes]) -> bytes:
