@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from iobatch import IOB_AGAIN, IOB_ERROR, IOBatch, iob_write
+from iobatch import IOB_AGAIN, IOB_ERROR, IOBatch, iob_send, iob_write
 from tests.support.batches import MAX_BYTES, check_invariants, data, take
 from tests.support.sockets import fd_count
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.support.batches import MakeFile
+    from tests.support.fakes import Scripted
 
 
 def test_extend_moves_entries_with_their_hooks_and_owned_files(
@@ -83,6 +84,19 @@ def test_extend_refuses_itself_other_types_and_overlong_sums() -> None:
     check_invariants(other)
 
 
+def test_extend_and_prepend_fill_a_batch_up_to_its_maximum() -> None:
+    """A batch has at most 2**63 - 1 bytes."""
+    batch, other = IOBatch(), IOBatch()
+    batch.addfile(0, 0, MAX_BYTES - 2)
+    other.addbuf(b"1")
+    batch.extend(other)
+    batch.prepend(b"2")
+    assert batch.bytesleft == MAX_BYTES
+    with pytest.raises(OverflowError):
+        batch.prepend(b"3")
+    check_invariants(batch)
+
+
 def test_prepend_adds_before_the_unsent_rest_of_an_entry() -> None:
     seen: list[int] = []
     batch = IOBatch()
@@ -104,6 +118,22 @@ def test_prepend_adds_before_the_unsent_rest_of_a_file_range(make_file: MakeFile
     assert take(batch, 1000) == content[:1000]
     batch.prepend(b"between")
     assert take(batch) == b"between" + content[1000:]
+
+
+def test_prepend_first_runs_the_hooks_that_an_exception_held_up(sock: Scripted) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    seen: list[str] = []
+    batch = IOBatch()
+    batch.addbuf(b"one", on_release=interrupt)
+    batch.addbuf(b"two", on_release=lambda: seen.append("two"))
+    with pytest.raises(KeyboardInterrupt):
+        iob_send(sock, batch)
+    assert (sock.taken, seen) == (b"onetwo", [])
+    batch.prepend(b"three")
+    assert seen == ["two"]
+    check_invariants(batch)
 
 
 def test_prepend_is_refused_while_an_offer_is_pinned() -> None:

@@ -1,0 +1,175 @@
+"""A pytest plugin that runs the tests of each mutant in a child process.
+
+Everything is imported and collected once. The plugin runs each test without a mutant first, and
+records its duration and the lines of the library that it runs. A child process replaces the code
+of one function by that of the mutant, and runs the tests that run the changed statement, the
+quickest first, until one fails.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import select
+import signal
+from collections import defaultdict
+from contextlib import suppress
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from time import monotonic
+from types import CodeType, FunctionType
+from typing import TYPE_CHECKING, Final
+
+import pytest
+from _pytest.runner import runtestprotocol
+from coverage import Coverage
+
+from tests.mutation.mutants import path_of
+from tests.mutation.subjects import SUBJECTS, is_about
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.mutation.mutants import Mutant
+
+# A test that takes this number of seconds more than without a mutant hangs or spins.
+_TIMEOUT: Final = 20
+# Memory that a mutant may take in addition, in bytes.
+_MEMORY: Final = 1 << 30
+
+# Some tests run no line of the library, and some set a trace function.
+_WARNINGS: Final = ["no-data-collected", "trace-changed", "module-not-measured"]
+
+
+class Runner:
+    """Runs the tests, and calls a function that can run them for each mutant."""
+
+    def __init__(self, use: Callable[[Runner], None]) -> None:
+        """Make a plugin that calls `use` when it knows which test runs which lines."""
+        self._use = use
+        self._items: list[pytest.Item] = []
+        self._durations: dict[pytest.Item, float] = {}
+        # The tests that run a line of a module.
+        self._tests: dict[tuple[str, int], set[pytest.Item]] = defaultdict(set)
+        self._functions: dict[tuple[str, str, int], list[FunctionType]] = defaultdict(list)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_finish(self) -> None:
+        """Find the functions of the library, before conftest.py hides them from gc."""
+        for each in gc.get_objects():
+            if type(each) is FunctionType:
+                code = each.__code__
+                key = (code.co_filename, code.co_qualname, code.co_firstlineno)
+                self._functions[key].append(each)
+
+    @pytest.hookimpl
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Run the tests once, and then those of the mutants."""
+        self._items = session.items
+        paths = {str(path_of(module)): module for module in SUBJECTS}
+        for item in self._items:
+            coverage = Coverage(data_file=None, config_file=False, include=list(paths))
+            coverage.set_option("run:disable_warnings", _WARNINGS)
+            start = monotonic()
+            with coverage.collect():
+                reports = runtestprotocol(item, log=False)
+            self._durations[item] = monotonic() - start
+            if any(report.failed for report in reports):
+                pytest.exit(f"a test fails without a mutant:\n{reports[-2].longreprtext}")
+            data = coverage.get_data()
+            for path in data.measured_files():
+                for line in data.lines(path) or ():
+                    self._tests[paths[path], line].add(item)
+        self._use(self)
+        return True
+
+    def killer(self, mutant: Mutant) -> str | None:
+        """Return the test that fails with a mutant; None if it survives."""
+        for items in self._rounds(mutant):
+            killer = self._run(mutant, items)
+            if killer is not None:
+                return killer
+        return None
+
+    def _rounds(self, mutant: Mutant) -> Iterator[list[pytest.Item]]:
+        """Yield the tests for a mutant: one parametrization of each test first, then the others."""
+        tests = {
+            item
+            for line in mutant.lines
+            for item in self._tests[mutant.module, line]
+            if is_about(item.nodeid, mutant.module)
+        }
+        ordered = sorted(tests, key=self._durations.__getitem__)
+        first: dict[str, pytest.Item] = {}
+        for item in ordered:
+            first.setdefault(item.nodeid.partition("[")[0], item)
+        yield list(first.values())
+        yield [item for item in ordered if item not in first.values()]
+
+    def _run(self, mutant: Mutant, items: list[pytest.Item]) -> str | None:
+        """Return the first of some tests that fails with a mutant, or None."""
+        read_end, write_end = os.pipe()
+        pid = os.fork()
+        if not pid:
+            try:
+                os.setpgid(0, 0)
+                os.close(read_end)
+                self._run_in_child(mutant, items, write_end)
+            finally:
+                os._exit(1)
+        os.close(write_end)
+        ran = 0
+        for item in items:
+            seconds = _TIMEOUT + 2 * self._durations[item]
+            ready, _, _ = select.select([read_end], [], [], seconds)
+            if not ready or os.read(read_end, 1) != b".":
+                break
+            ran += 1
+        os.close(read_end)
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        return items[ran].nodeid if ran < len(items) else None
+
+    def _run_in_child(self, mutant: Mutant, items: list[pytest.Item], report_to: int) -> None:
+        """Run tests with a mutant, and write a byte for each that passes."""
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + _MEMORY, size + _MEMORY))
+        self._install(mutant)
+        for item in items:
+            if any(report.failed for report in runtestprotocol(item, log=False)):
+                return
+            os.write(report_to, b".")
+
+    def _install(self, mutant: Mutant) -> None:
+        """Replace the code of the function that has the change."""
+        path = str(path_of(mutant.module))
+        changed = compile(mutant.source, path, "exec")
+        key = (path, *mutant.function)
+        [code] = [
+            each for each in _codes(changed) if (path, each.co_qualname, each.co_firstlineno) == key
+        ]
+        for function in self._functions[key]:
+            function.__code__ = code
+        # Some tests import a second copy of the library.
+        get_code = SourceFileLoader.get_code
+
+        def get_changed_code(loader: SourceFileLoader, name: str) -> CodeType | None:
+            return changed if loader.path == path else get_code(loader, name)
+
+        SourceFileLoader.get_code = get_changed_code
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if type(constant) is CodeType:
+            yield from _codes(constant)
+
+
+def run_tests(modules: list[str], use: Callable[[Runner], None]) -> None:
+    """Collect the tests of some modules, and call `use` with a Runner that can run them."""
+    paths = dict.fromkeys(f"tests/{path}" for module in modules for path in SUBJECTS[module])
+    # The runner has a timeout of its own.
+    pytest.main(["-q", "-p", "no:cacheprovider", "-o", "timeout=0", *paths], plugins=[Runner(use)])
