@@ -87,14 +87,18 @@ def test_extend_refuses_itself_other_types_and_overlong_sums() -> None:
 def test_extend_and_prepend_fill_a_batch_up_to_its_maximum() -> None:
     """A batch has at most 2**63 - 1 bytes."""
     batch, other = IOBatch(), IOBatch()
-    batch.addfile(0, 0, MAX_BYTES - 2)
-    other.addbuf(b"1")
+    batch.addbuf(b"1")
+    other.addfile(0, 0, MAX_BYTES - 2)
+    batch.prepend(b"0")
     batch.extend(other)
-    batch.prepend(b"2")
     assert batch.bytesleft == MAX_BYTES
     with pytest.raises(OverflowError):
-        batch.prepend(b"3")
-    check_invariants(batch)
+        batch.prepend(b"1")
+    other.extend(batch)
+    assert take(other, 1) == b"0"
+    other.prepend(b"0")
+    assert other.bytesleft == MAX_BYTES
+    check_invariants(other)
 
 
 def test_prepend_adds_before_the_unsent_rest_of_an_entry() -> None:

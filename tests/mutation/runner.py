@@ -81,6 +81,9 @@ class Runner:
             for path in data.measured_files():
                 for line in data.lines(path) or ():
                     self._tests[paths[path], line].add(item)
+        failed = self._run(None, self._items)
+        if failed is not None:
+            pytest.exit(f"a test fails in a child process without a mutant: {failed}")
         self._use(self)
         return True
 
@@ -107,8 +110,8 @@ class Runner:
         yield list(first.values())
         yield [item for item in ordered if item not in first.values()]
 
-    def _run(self, mutant: Mutant, items: list[pytest.Item]) -> str | None:
-        """Return the first of some tests that fails with a mutant, or None."""
+    def _run(self, mutant: Mutant | None, items: list[pytest.Item]) -> str | None:
+        """Return the first of some tests that fails with a mutant; None if all pass."""
         read_end, write_end = os.pipe()
         pid = os.fork()
         if not pid:
@@ -132,11 +135,14 @@ class Runner:
         os.waitpid(pid, 0)
         return items[ran].nodeid if ran < len(items) else None
 
-    def _run_in_child(self, mutant: Mutant, items: list[pytest.Item], report_to: int) -> None:
+    def _run_in_child(
+        self, mutant: Mutant | None, items: list[pytest.Item], report_to: int
+    ) -> None:
         """Run tests with a mutant, and write a byte for each that passes."""
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (size + _MEMORY, size + _MEMORY))
-        self._install(mutant)
+        if mutant is not None:
+            self._install(mutant)
         for item in items:
             if any(report.failed for report in runtestprotocol(item, log=False)):
                 return
