@@ -74,6 +74,25 @@ def test_reset_runs_the_hooks_of_unsent_entries_in_order() -> None:
     assert seen == [0, 1, 2]
 
 
+@pytest.mark.parametrize("call", [iob_send, lambda _sock, batch: batch.reset()])
+def test_next_call_runs_the_hooks_that_an_exception_held_up_in_a_reset(
+    sock: Scripted, call: Callable[[Scripted, IOBatch], object]
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    seen: list[str] = []
+    batch = IOBatch()
+    batch.addbuf(b"one", on_release=interrupt)
+    batch.addbuf(b"two", on_release=lambda: seen.append("two"))
+    with pytest.raises(KeyboardInterrupt):
+        batch.reset()
+    assert seen == []
+    call(sock, batch)
+    assert seen == ["two"]
+    check_invariants(batch)
+
+
 def test_on_release_that_is_not_callable_is_refused(make_file: MakeFile) -> None:
     """The TypeError is raised before anything changes."""
     fd = make_file(b"x")

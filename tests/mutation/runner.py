@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tests.mutation.mutants import Mutant
 
 # A test that takes this number of seconds more than without a mutant hangs or spins.
-_TIMEOUT: Final = 20
+_TIMEOUT: Final = 10
 # Memory that a mutant may take in addition, in bytes.
 _MEMORY: Final = 1 << 30
 
@@ -124,7 +124,7 @@ class Runner:
         os.close(write_end)
         ran = 0
         for item in items:
-            seconds = _TIMEOUT + 2 * self._durations[item]
+            seconds = _TIMEOUT + 10 * self._durations[item]
             ready, _, _ = select.select([read_end], [], [], seconds)
             if not ready or os.read(read_end, 1) != b".":
                 break

@@ -73,6 +73,27 @@ def test_range_refused_part_way_is_read_from_the_next_byte(
     assert taken == [1000]
 
 
+def test_memory_error_while_a_refused_range_is_read_does_not_fail_the_batch(
+    sock: Scripted, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number of bytes sent is known: sendfile has sent none."""
+
+    def pread(_fd: int, _nbytes: int, _offset: int) -> bytes:
+        raise MemoryError
+
+    content = data(LARGE)
+    batch = IOBatch()
+    batch.addfile(make_file(content))
+    with monkeypatch.context() as patch:
+        patch_os(patch, "sendfile", failing_sendfile(errno.EINVAL))
+        patch_os(patch, "pread", pread)
+        with pytest.raises(MemoryError):
+            iob_send(sock, batch)
+    assert batch.error is None
+    send_repeatedly(sock, batch)
+    assert sock.taken == content
+
+
 def test_refused_range_keeps_a_reference_to_its_file_object(
     make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:

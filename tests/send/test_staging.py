@@ -41,6 +41,18 @@ def test_small_ranges_and_buffers_share_one_system_call(
     assert reads == [Read(fd, 0, size), Read(fd, size, size)]
 
 
+def test_range_after_a_hook_is_read_into_its_own_place(make_file: MakeFile) -> None:
+    content = data(1000)
+    batch = IOBatch()
+    seen: list[int] = []
+    batch.addbuf(b"header", on_release=lambda: seen.append(batch.bytessent))
+    batch.addfile(make_file(content))
+    with Scripted(3) as sock:
+        send_repeatedly(sock, batch)
+        assert sock.taken == b"header" + content
+    assert seen == [1006]
+
+
 def test_range_longer_than_copy_limit_goes_by_sendfile(
     make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:

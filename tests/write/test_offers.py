@@ -81,6 +81,13 @@ def test_1_000_small_buffers_take_at_most_10_offers() -> None:
     assert sink.taken == b"".join(data(20, seed=i) for i in range(1000))
 
 
+@pytest.mark.parametrize(("size", "offers"), [(16_384, [32_768]), (16_385, [16_385, 16_385])])
+def test_neighbours_are_joined_up_to_32_kib(size: int, offers: list[int]) -> None:
+    batch, sink = batch_of(data(size), data(size)), Sink()
+    write_repeatedly(batch, sink)
+    assert list(map(len, sink.offers)) == offers
+
+
 def test_hook_runs_at_the_last_byte_of_its_own_entry() -> None:
     seen: list[tuple[str, int]] = []
     batch, sink = IOBatch(), Sink(1, 1, 1, 1, 1, 1, 1, 1)
