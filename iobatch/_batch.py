@@ -365,7 +365,6 @@ class IOBatch:
             RuntimeError: a call on the batch is in progress, as during its hooks and callbacks.
 
         """
-        self._core.check_idle()
         self._core.clear()
 
     # The methods below are private to this class.

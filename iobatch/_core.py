@@ -493,8 +493,7 @@ class BatchCore(CoreState):
                 bytes; used while the batch is garbage-collected.
 
         Raises:
-            RuntimeError: a call on the batch is in progress. Another thread can begin one after the
-                caller's check_idle() and before this method.
+            RuntimeError: a call on the batch is in progress.
 
         """
         if self.activity:

@@ -93,6 +93,19 @@ def test_next_call_runs_the_hooks_that_an_exception_held_up_in_a_reset(
     check_invariants(batch)
 
 
+def test_reset_keeps_what_a_hook_adds_that_an_exception_held_up(sock: Scripted) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    batch = IOBatch()
+    batch.addbuf(b"one", on_release=interrupt)
+    batch.addbuf(b"two", on_release=lambda: batch.addbuf(b"three"))
+    with pytest.raises(KeyboardInterrupt):
+        iob_send(sock, batch)
+    batch.reset()
+    assert take(batch) == b"three"
+
+
 def test_on_release_that_is_not_callable_is_refused(make_file: MakeFile) -> None:
     """The TypeError is raised before anything changes."""
     fd = make_file(b"x")
