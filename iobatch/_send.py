@@ -301,10 +301,10 @@ def _stage_message(sock: socket.socket, core: BatchCore) -> list[bytes | memoryv
     # than 64 KiB. The check comes first, so that a range that is too long is not read.
     if core.left > max(sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF), 0xFFFF):
         raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
-    buffers, size = core.stage(core.left, whole=True)
-    while size < core.left:  # a read was short
+    while True:
         buffers, size = core.stage(core.left, whole=True)
-    return buffers if len(buffers) <= IOV_MAX else [b"".join(buffers)]
+        if size == core.left:  # else a read was short
+            return buffers if len(buffers) <= IOV_MAX else [b"".join(buffers)]
 
 
 def _send_buffers(
