@@ -144,6 +144,7 @@ def test_repr_shows_bytes_left_bytes_sent_and_the_error(make_file: MakeFile) -> 
     batch.addbuf(bytes(4321))
     batch.addfile(make_file(data(100)))
     assert "5655" in repr(batch)
+    assert "3 entries, the first: a buffer of 1234 bytes" in repr(batch)
     take(batch, 34)
     assert "5621" in repr(batch)
     assert "34" in repr(batch)

@@ -17,11 +17,14 @@ from iobatch import (
     iob_write,
 )
 from tests.support.batches import batch_of, check_invariants, data, take
+from tests.support.fakes import Scripted, again
 from tests.support.loops import both_loops, writer_pair
 from tests.support.sockets import is_silent, receive, stream_pair
 from tests.support.write import Sink, write_repeatedly
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.support.batches import MakeFile
 
 
@@ -204,6 +207,18 @@ def test_iob_send_removes_the_pin() -> None:
         batch.prepend(b"+")
         assert iob_send(one, batch) == 9
         assert receive(other, 11) == b"01+23456789"
+
+
+@pytest.mark.parametrize("send", [iob_send, iob_sendmsg])
+def test_full_socket_removes_the_pin(send: Callable[[Scripted, IOBatch], int]) -> None:
+    """The next bytes of a plain socket are free: others can come first."""
+    batch = batch_of(b"0123456789")
+    assert iob_write(None, batch, Sink(-1), limit=4) == IOB_AGAIN
+    with Scripted(again()) as sock:
+        assert send(sock, batch) == IOB_AGAIN
+        batch.prepend(b"+")
+        assert send(sock, batch) == 11
+        assert sock.taken == b"+0123456789"
 
 
 def test_iob_send_sends_the_pinned_bytes_and_the_rest() -> None:
