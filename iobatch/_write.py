@@ -101,7 +101,6 @@ def iob_write(
     pin_before = core.pinned
     try:
         while core.left and written < limit:
-            pin_before = core.pinned
             view = core.pin_head(limit - written)
             offered = len(view)
             nbytes = _offer(callback, sock, view, core)

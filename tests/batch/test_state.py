@@ -151,7 +151,7 @@ def test_repr_shows_bytes_left_bytes_sent_and_the_error(make_file: MakeFile) -> 
     take(batch, 1200)
     assert "4421" in repr(batch)
     take(batch, 4321)
-    assert "100" in repr(batch)
+    assert "1 entries, the first: 100 bytes of descriptor" in repr(batch)
     iob_write(None, batch, lambda _sock, _view: 0)
     assert "BrokenPipeError" in repr(batch)
     other = IOBatch()

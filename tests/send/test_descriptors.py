@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from iobatch import IOB_DONE, IOB_ERROR, IOBatch
+from tests.support.batches import batch_of
 from tests.support.drivers import pump
 from tests.support.send import make_response
 
@@ -60,3 +61,10 @@ def test_full_device_is_enospc(send: Send) -> None:
         os.close(fd)
     assert isinstance(batch.error, OSError)
     assert batch.error.errno == errno.ENOSPC
+
+
+def test_largest_descriptor_that_is_not_open_is_ebadf(send: Send) -> None:
+    batch = batch_of(b"hello")
+    assert send(2**31 - 1, batch) == IOB_ERROR
+    assert isinstance(batch.error, OSError)
+    assert batch.error.errno == errno.EBADF

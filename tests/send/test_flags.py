@@ -41,6 +41,13 @@ def test_every_send_has_msg_nosignal_and_all_but_the_last_msg_more(
         assert not sock.calls[-1].flags & MORE
 
 
+@pytest.mark.parametrize("flags", [2**31 - 1, 1 - 2**31])
+def test_flags_may_be_any_c_int(send: Send, flags: int) -> None:
+    with Scripted() as sock:
+        assert send(sock, batch_of(b"hello"), flags=flags) == 5
+        assert [call.flags for call in sock.calls] == [flags | NOSIGNAL]
+
+
 @pytest.mark.parametrize(
     "flags",
     [int(socket.MSG_DONTROUTE), socket.MSG_OOB, socket.MSG_MORE],

@@ -126,6 +126,14 @@ def test_bytes_that_a_full_buffered_file_took_are_not_written_twice() -> None:
     assert not batch
 
 
+@pytest.mark.parametrize("count", [1, 9, 10])
+def test_characters_written_count_as_taken(count: int) -> None:
+    batch, sink = batch_of(b"0123456789"), Sink(BlockingIOError(errno.EAGAIN, "scripted", count))
+    assert iob_write(None, batch, sink) == count
+    assert (batch.bytesleft, batch.error) == (10 - count, None)
+    check_invariants(batch)
+
+
 @pytest.mark.parametrize("count", [-5, 6, 10**9])
 def test_impossible_characters_written_is_again(count: int) -> None:
     batch = batch_of(b"hello")
