@@ -85,6 +85,18 @@ def test_timeout_is_for_the_whole_call(monkeypatch: pytest.MonkeyPatch) -> None:
         assert iob_sendall(sock, batch, callback, timeout=6.5) == 6
 
 
+def test_call_ends_when_its_timeout_has_just_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    passed = patch_clock(monkeypatch)
+    with Scripted() as sock:
+        with pytest.raises(TimeoutError):
+            iob_sendall(sock, batch_of(b"0123456789"), limit=4, timeout=5, progress=passed.append)
+        assert passed == [0.0, 4, 4]
+        passed[:] = [0.0]
+        with pytest.raises(TimeoutError):
+            iob_sendall(sock, batch_of(b"0123456789"), limit=5, timeout=5, progress=passed.append)
+        assert passed == [0.0, 5]
+
+
 def test_late_but_complete_send_is_no_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     passed = patch_clock(monkeypatch)
 
