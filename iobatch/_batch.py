@@ -114,8 +114,7 @@ class IOBatch:
                 if any(type(entry) is Release and entry.closes for entry in core.snapshot()):
                     warnings.warn(f"unclosed file in {self!r}", ResourceWarning, 2, self)
             finally:  # also if the warning is raised as an error
-                # The batch counts as full, so hooks can't add entries, which would never be sent.
-                core.clear(left=MAX_BYTES)
+                core.finalize()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a batch can be neither copied nor pickled")

@@ -506,6 +506,25 @@ class BatchCore(CoreState):
         self.release_pending = True
         self.release_entries()
 
+    def finalize(self) -> None:
+        """Release all entries of a batch that is being garbage-collected.
+
+        The batch counts as full, so hooks can't add entries, which would never be sent. No later
+        call could resume a release that the exception of a signal handler stops, so this one does.
+        """
+        while True:
+            try:
+                if self.release_pending:
+                    self.release_entries()
+                else:
+                    self.clear(left=MAX_BYTES)
+            except BaseException as exc:  # it would be lost with a finalizer
+                if not is_interruption(exc):
+                    raise
+                report_unraisable(exc)
+            else:
+                return
+
     # Order of calls
 
     def check_idle(self) -> None:

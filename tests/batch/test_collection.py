@@ -120,3 +120,43 @@ def test_hook_cannot_add_to_a_batch_that_is_collected(
     assert raised == [OverflowError]
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
+
+
+def test_collected_batch_releases_all_after_the_keyboard_interrupt_of_a_hook(
+    make_file: MakeFile, unraisable: list[BaseException | None]
+) -> None:
+    """No later call could resume the release."""
+    fd = os.dup(make_file(b"0123456789"))
+    seen: list[str] = []
+
+    def hook() -> None:
+        seen.append("first")
+        raise KeyboardInterrupt
+
+    batch = IOBatch()
+    batch.addbuf(b"x", on_release=hook)
+    batch.addfile_close(fd)
+    batch.addbuf(b"y", on_release=lambda: seen.append("last"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        del batch
+    assert seen == ["first", "last"]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+    assert [type(exc) for exc in unraisable] == [KeyboardInterrupt]
+
+
+def test_error_in_the_release_of_a_collected_batch_is_reported_once(
+    monkeypatch: pytest.MonkeyPatch, unraisable: list[BaseException | None]
+) -> None:
+    """A release that lacks memory is not repeated without end."""
+
+    def fail(_core: object) -> None:
+        raise MemoryError
+
+    batch = IOBatch()
+    batch.addbuf(b"x", on_release=int)
+    with monkeypatch.context() as patch:
+        patch.setattr("iobatch._core.BatchCore.release_entries", fail)
+        del batch
+    assert [type(exc) for exc in unraisable] == [MemoryError]
