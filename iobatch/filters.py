@@ -200,9 +200,9 @@ class Filter:
         Returns:
             n > 0: n bytes were moved on; call again.
             IOB_DONE (0): no filter holds bytes; the end of the pipeline has accepted every byte.
-            IOB_AGAIN (-1): nothing was moved; wait until sock is ready for `wants`.
-            IOB_ERROR (-3): nothing was moved, and no later call moves anything: `error` is the
-                reason.
+            IOB_AGAIN (-1): wait until sock is ready for `wants`, and call again. A filter that is
+                full answers so even if it has moved some of its bytes on.
+            IOB_ERROR (-3): `error` is the reason. No later call moves anything.
 
         Raises:
             Exception: any exception except OSError, of a transform or of the callback at the end.
