@@ -41,7 +41,16 @@ settings.register_profile(
     database=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
-settings.load_profile("iobatch")
+# The state machines of tests/models find more with more and other examples.
+settings.register_profile(
+    "nightly",
+    settings.get_profile("iobatch"),
+    derandomize=False,
+    max_examples=150,
+    stateful_step_count=100,
+    print_blob=True,
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "iobatch"))
 
 
 with suppress(ImportError):

@@ -6,7 +6,7 @@ from typing import Final
 
 _SENDING: Final = (
     *("batch", "send", "sendmsg", "sendall", "write"),
-    *("test_departures.py", "test_errors.py", "test_model.py"),
+    *("test_departures.py", "test_errors.py", "models/test_cuts.py", "models/test_batch.py"),
     *(f"interruptions/test_{name}.py" for name in ("add_and_reset", "handler_actions", "send")),
 )
 _FILTERS: Final = (
@@ -17,7 +17,7 @@ _READ_AHEAD: Final = (
     *(f"aio/test_read_ahead{name}.py" for name in ("", "_ends", "_errors", "_fallbacks")),
     *("anyio/test_read_ahead.py", "interruptions/test_page_cache.py"),
 )
-_AIO: Final = ("aio",)
+_AIO: Final = ("aio", "models/test_writer.py")
 
 # Paths in tests/.
 SUBJECTS: Final[dict[str, tuple[str, ...]]] = {
