@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+# Optional white space (RFC 9110 5.6.3). A str has more, of which float() allows another part.
+_OWS = " \t"
 # With any number of digits.
 _WEIGHT = re.compile(r"0(\.[0-9]*)?|1(\.0*)?")
 
@@ -16,7 +18,7 @@ def weights(value: bytes) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for element in value.decode("latin-1").lower().split(","):
-        name, *parameters = (part.strip() for part in element.split(";"))
+        name, *parameters = (part.strip(_OWS) for part in element.split(";"))
         found[name] = max(_weight(parameters), found.get(name, 0.0))
     return found
 
@@ -38,6 +40,7 @@ def _weight(parameters: list[str]) -> float:
     """Return the weight in an element's parameters; an invalid one is 0."""
     for parameter in parameters:
         name, _, value = parameter.partition("=")
-        if name.rstrip() == "q":
-            return float(value) if _WEIGHT.fullmatch(value.strip()) else 0.0
+        if name.rstrip(_OWS) == "q":
+            value = value.lstrip(_OWS)
+            return float(value) if _WEIGHT.fullmatch(value) else 0.0
     return 1.0
