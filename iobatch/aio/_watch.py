@@ -121,10 +121,18 @@ class SocketWatch:
             os.close(self._fd)
 
     def check(self) -> bool:
-        """Return whether the socket is open, if it is watched; call back if it was closed."""
-        is_open = self._fd < 0 or self._is_open()
-        if not is_open:
-            self._on_closed()  # stops this watch, too
+        """Return whether the socket is open, if it is watched; call back if it was closed.
+
+        Raises:
+            BaseException: raised by a signal handler; the socket counts as closed.
+
+        """
+        is_open = False
+        try:
+            is_open = self._fd < 0 or self._is_open()
+        finally:
+            if not is_open:
+                self._on_closed()  # stops this watch, too
         return is_open
 
     def _is_open(self) -> bool:
@@ -135,8 +143,10 @@ class SocketWatch:
             # After os.close() of its descriptor the socket still has the number, which may belong
             # to another file.
             return os.path.samestat(os.fstat(fd), os.fstat(self._fd))
-        except OSError:
-            return False
+        except OSError as exc:
+            if is_interruption(exc):
+                raise
+            return exc.errno != errno.EBADF
 
 
 @final

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from functools import partial
 from itertools import count
@@ -167,6 +168,20 @@ async def test_oserror_of_a_handler_in_add_writer_closes_the_writer() -> None:
             patch.setattr(writer._sender._watch, "loop", loop)
             with pytest.raises(BlockingIOError, match="handler"):
                 writer.write(batch_of(b"abc"))
+        with pytest.raises(OSError, match="closed"):
+            writer.write(batch_of(b"def"))
+
+
+@both_loops
+async def test_oserror_of_a_handler_in_the_check_of_the_socket_closes_the_writer() -> None:
+    """The exception leaves the call: it isn't the error of a socket that is closed."""
+    with full_writer() as (writer, _):
+        operation = writer.write(batch_of(b"abc"))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "fstat", raise_from_handler)
+            with pytest.raises(BlockingIOError, match="handler"):
+                writer._sender._watch.check()
+        assert operation.done()
         with pytest.raises(OSError, match="closed"):
             writer.write(batch_of(b"def"))
 
