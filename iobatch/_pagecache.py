@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 from attrs import define, field
 
 from iobatch._entries import Release
-from iobatch._errors import is_interruption
+from iobatch._errors import is_interruption, suppress_call_error
 from iobatch._files import pread
 from iobatch._forms import connect
 
@@ -97,25 +97,31 @@ class ReadAhead:
         done = 0
         if not self._claim.acquire(blocking=False):
             return done
-        with self._file as file:
-            fd = file.fileno()
-            try:
-                # Request all of the bytes from the disk at once.
-                os.posix_fadvise(fd, self._offset, self._count, os.POSIX_FADV_WILLNEED)
-                while done < self._count:
-                    want = min(self._count - done, _READ_SIZE)
-                    size = len(pread(fd, want, self._offset + done))
-                    if not size:
-                        break
-                    done += size
-            except OSError as exc:
-                if not done:
-                    return exc
+        fd = self._file.fileno()
+        try:
+            # Request all of the bytes from the disk at once.
+            os.posix_fadvise(fd, self._offset, self._count, os.POSIX_FADV_WILLNEED)
+            while done < self._count:
+                want = min(self._count - done, _READ_SIZE)
+                size = len(pread(fd, want, self._offset + done))
+                if not size:
+                    break
+                done += size
+        except OSError as exc:
+            if not done:
+                return exc
+        finally:
+            self._close()
         return done
 
     def close(self) -> None:
         """Close the duplicate descriptor, unless __call__() has begun, which closes it itself."""
         if self._claim.acquire(blocking=False):
+            self._close()
+
+    def _close(self) -> None:
+        # A failed close of a duplicate that was only read from loses nothing.
+        with suppress_call_error(OSError):
             self._file.close()
 
 

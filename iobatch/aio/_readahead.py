@@ -43,8 +43,8 @@ def finish_read_ahead(
     probe: PageCacheProbe, future: asyncio.Future[int | OSError]
 ) -> OSError | None:
     """Record in the probe what a thread has read; return the error if it read nothing."""
-    # A shutdown of the executor cancels the future. A broken executor, or a failed close of the
-    # duplicate, raises. In these cases the send must read the range itself.
+    # A shutdown of the executor cancels the future, and a broken executor raises. In both cases the
+    # send must read the range itself.
     failed = future.cancelled() or future.exception() is not None
     result = READ_AHEAD if failed else future.result()
     if isinstance(result, OSError):

@@ -108,7 +108,9 @@ class SocketWatch:
             self._unregister()
             # No handler runs between these statements: the descriptor is closed once.
             fd, self._fd = self._fd, -1
-            os.close(fd)
+            # A failed close loses nothing: the connection is that of the socket.
+            with suppress_call_error(OSError):
+                os.close(fd)
 
     def _writable(self) -> None:
         self._scheduled = None

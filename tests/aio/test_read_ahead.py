@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import weakref
 import zlib
+from io import FileIO
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from iobatch import COMPILED, IOBatch
-from iobatch._pagecache import PROBE_STRIDE, READ_AHEAD, PageCacheProbe
+from iobatch._pagecache import PROBE_STRIDE, READ_AHEAD, PageCacheProbe, ReadAhead
 from iobatch.aio import send_to_stream
 from iobatch.filters import Filter
 from tests.support.batches import Borrowed, batch_of, check_invariants, data
@@ -320,3 +322,25 @@ def test_read_ahead_reads_nothing_after_its_close(
     reads = log_preads(monkeypatch)
     assert read_ahead() == 0
     assert not reads
+
+
+class Unclosable(FileIO):
+    """A file whose close(2) fails; as on Linux, it is closed nevertheless."""
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            raise OSError(errno.EIO, "scripted")
+
+
+@pytest.mark.parametrize("called", [True, False])
+def test_failed_close_of_the_duplicate_does_not_matter(
+    make_file: MakeFile, *, called: bool
+) -> None:
+    """What was read is in the page cache."""
+    file = Unclosable(os.dup(make_file(data(LARGE))))
+    read_ahead = ReadAhead(file, 0, LARGE)
+    if called:
+        assert read_ahead() == LARGE
+    read_ahead.close()
+    assert file.closed

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from iobatch import IOBatch
-from iobatch._pagecache import ReadAhead
 from iobatch.aio import send_to_stream
 from tests.support.batches import batch_of, data
 from tests.support.fakes import again, log_preads, patch_os
@@ -161,29 +160,17 @@ def fail_to_start() -> None:
 @both_loops
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("over", ["writer", "stream"])
-@pytest.mark.parametrize("broken", ["initializer", "close"])
-async def test_loop_reads_the_file_if_the_thread_fails(
-    over: str, broken: str, make_file: MakeFile, caplog: pytest.LogCaptureFixture
+async def test_loop_reads_the_file_if_the_executor_is_broken(
+    over: str, make_file: MakeFile, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The executor is broken, or close(2) of the duplicate fails."""
     fd = make_file(data(LARGE))
     loop = asyncio.get_running_loop()
-    initializer = fail_to_start if broken == "initializer" else None
     with (
         slow_disk() as disk,
         writer_pair() as (writer, writer_peer),
-        ThreadPoolExecutor(1, initializer=initializer) as pool,
-        pytest.MonkeyPatch.context() as patch,
+        ThreadPoolExecutor(1, initializer=fail_to_start) as pool,
     ):
         loop.set_default_executor(pool)
-        if broken == "close":
-            call = ReadAhead.__call__
-
-            def fail_to_close(read_ahead: ReadAhead) -> int | OSError:
-                call(read_ahead)
-                raise OSError(errno.EIO, "scripted")
-
-            patch.setattr(ReadAhead, "__call__", fail_to_close)
         async with stream() as (sending, stream_peer):
             disk.evict(fd)
             batch = batch_of(b"header")

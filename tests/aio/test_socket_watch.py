@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 
 import pytest
@@ -68,6 +69,23 @@ async def test_application_reads_from_the_socket_while_a_write_waits() -> None:
         await turns()
         peer.sock.send(b"in again")
         assert await reading == b"in again"
+
+
+@both_loops
+async def test_failed_close_of_the_duplicate_does_not_matter() -> None:
+    close = os.close
+
+    def fail(fd: int) -> None:
+        close(fd)
+        raise OSError(errno.EIO, "scripted")
+
+    with full_writer() as (writer, peer):
+        operations = [writer.write(batch_of(b"abc")) for _ in range(2)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "close", fail)
+            assert await peer.read(6) == b"abcabc"
+            assert [await each for each in operations] == [3, 3]
+        assert await writer.write(batch_of(b"def")) == 3
 
 
 @both_loops
