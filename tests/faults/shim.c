@@ -3,10 +3,12 @@
 
    Only calls that are made while `counting` is set are counted, of all threads. A function and its
    variants (those with 64 at the end of their name among them) have one count. A call that fails
-   does nothing, except close(2), which closes the descriptor in any case, as on Linux. A call that
-   returns short transfers half of the bytes, and at least one. */
+   does nothing, except those that on Linux do their work in any case: close(2), and epoll_ctl(2)
+   where it removes a descriptor. A call that returns short transfers half of the bytes, and at
+   least one. */
 
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -16,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -24,13 +27,14 @@
 
 enum call {
     SEND, SENDTO, SENDMSG, SENDFILE, PREAD, PREADV2, WRITE, WRITEV, SETSOCKOPT, GETSOCKOPT, FSTAT,
-    OPEN, DUP, POLL, EPOLL_CREATE, EPOLL_CTL, EPOLL_WAIT, CLOSE, LSEEK, IOCTL, FADVISE, CALLS
+    OPEN, DUP, POLL, EPOLL_CREATE, EPOLL_CTL, EPOLL_WAIT, CLOSE, LSEEK, IOCTL, FADVISE,
+    ACCEPT, GETDENTS, CALLS
 };
 
 const char *const shim_names[] = {
     "send", "sendto", "sendmsg", "sendfile", "pread", "preadv2", "write", "writev", "setsockopt",
     "getsockopt", "fstat", "open", "dup", "poll", "epoll_create", "epoll_ctl", "epoll_wait",
-    "close", "lseek", "ioctl", "posix_fadvise", NULL
+    "close", "lseek", "ioctl", "posix_fadvise", "accept", "getdents", NULL
 };
 
 enum { NONE = 0, SHORT = -1, MOST_BUFFERS = 1024 };
@@ -197,8 +201,10 @@ WRAP_WHOLE(DUP, dup2, (int fd, int other), (fd, other))
 WRAP_WHOLE(DUP, dup3, (int fd, int other, int flags), (fd, other, flags))
 WRAP_WHOLE(POLL, poll, (struct pollfd *files, nfds_t count, int timeout), (files, count, timeout))
 WRAP_WHOLE(EPOLL_CREATE, epoll_create1, (int flags), (flags))
-WRAP_WHOLE(EPOLL_CTL, epoll_ctl, (int epoll, int operation, int fd, struct epoll_event *event),
-           (epoll, operation, fd, event))
+WRAP_WHOLE(ACCEPT, accept, (int fd, struct sockaddr *from, socklen_t *length), (fd, from, length))
+WRAP_WHOLE(ACCEPT, accept4, (int fd, struct sockaddr *from, socklen_t *length, int flags),
+           (fd, from, length, flags))
+WRAP_WHOLE(OPEN, memfd_create, (const char *name, unsigned flags), (name, flags))
 WRAP_WHOLE(EPOLL_WAIT, epoll_wait,
            (int epoll, struct epoll_event *events, int count, int timeout),
            (epoll, events, count, timeout))
@@ -247,6 +253,40 @@ int close(int fd)
     finish(result < 0, errno, number);
     return result;
 }
+
+int epoll_ctl(int epoll, int operation, int fd, struct epoll_event *event)
+{
+    static int (*real)(int, int, int, struct epoll_event *);
+    int result = -1, number, fault = next(EPOLL_CTL, &number);
+    if (!real)
+        real = dlsym(RTLD_NEXT, "epoll_ctl");
+    if (fault <= NONE || operation == EPOLL_CTL_DEL)
+        result = real(epoll, operation, fd, event);
+    if (fault > NONE) {
+        result = -1;
+        errno = fault;
+    }
+    finish(result < 0, errno, number);
+    return result;
+}
+
+/* A failed readdir(3) is that of its getdents(2). */
+#define WRAP_READDIR(FUNCTION, ENTRY)                                                              \
+    ENTRY *FUNCTION(DIR *folder)                                                                   \
+    {                                                                                              \
+        static ENTRY *(*real)(DIR *);                                                              \
+        ENTRY *result = NULL;                                                                      \
+        int number, fault = next(GETDENTS, &number);                                               \
+        if (!real)                                                                                 \
+            real = dlsym(RTLD_NEXT, #FUNCTION);                                                    \
+        if (fault <= NONE)                                                                         \
+            result = real(folder);                                                                 \
+        finish(fault > NONE, fault, number);                                                       \
+        return result;                                                                             \
+    }
+
+WRAP_READDIR(readdir, struct dirent)
+WRAP_READDIR(readdir64, struct dirent64)
 
 /* The error of posix_fadvise(3) is its result. */
 #define WRAP_FADVISE(FUNCTION, OFFSET)                                                             \

@@ -1,0 +1,274 @@
+"""BatchWriter on asyncio and uvloop."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import functools
+import os
+import socket
+import ssl
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import trustme
+
+from iobatch import COPY_LIMIT
+from iobatch._pagecache import READ_AHEAD
+from iobatch.aio import CancellationType, WriteStatus
+from tests.faults.delivery import Delivery
+from tests.faults.harness import Run, scenario
+from tests.faults.posting import Posting, difference, run_loop
+from tests.support.pagecache import slow_disk
+from tests.support.sockets import stream_pair
+from tests.support.tls import TLSClient
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SMALL = 1000
+LARGE = COPY_LIMIT + 5000
+# libuv ends the process if one of these fails.
+LIBUV = tuple((call, None) for call in ("epoll_ctl", "epoll_wait", "write"))
+# The selector of asyncio forgets what it has registered if a handler raises inside it.
+SELECTOR = tuple(
+    (call, kind) for call in ("epoll_ctl", "epoll_wait") for kind in ("signal", "signal+EINTR")
+)
+
+
+def mixed(run: Run) -> Delivery:
+    """Return a batch with all kinds of entries."""
+    delivery = Delivery(run)
+    delivery.buffer(200)
+    delivery.file(SMALL)
+    delivery.buffer(300, bytearray)
+    delivery.file(SMALL + 1, owned=True)
+    delivery.file(LARGE)
+    delivery.buffer(400, hook=False)
+    delivery.file(LARGE + 1, owned=True)
+    return delivery
+
+
+def plain(run: Run, size: int) -> Delivery:
+    """Return a batch with one buffer."""
+    delivery = Delivery(run)
+    delivery.buffer(size)
+    return delivery
+
+
+async def posted_writes(run: Run) -> None:
+    """All methods that post, on a socket that is soon full."""
+    with stream_pair(buffers=4096) as (sock, peer):
+        posting = Posting(run, sock, peer)
+        counts: list[int] = []
+        posting.post(plain(run, 100))
+        posting.post(mixed(run))
+        posting.post(plain(run, 5000), "write_some")
+        posting.post(mixed(run), exactly=LARGE)
+        buffer = Delivery(run)
+        buffer.content += bytes(range(200))
+        posting.record(
+            buffer,
+            lambda: posting.writer.write_buffer(
+                bytes(buffer.content), lambda *arguments: counts.append(arguments[2])
+            ),
+        )
+        await posting.wait()
+        await posting.finish()
+        assert len(counts) == 1 or (run.fault is not None and run.fault.signal)
+
+
+@scenario(spared=SELECTOR)
+def writer_on_asyncio(run: Run) -> None:
+    run_loop(run, "asyncio", posted_writes(run))
+
+
+@scenario(spared=LIBUV)
+def writer_on_uvloop(run: Run) -> None:
+    run_loop(run, "uvloop", posted_writes(run))
+
+
+async def writes_that_end_early(run: Run) -> None:
+    """A timeout part-way, and cancellations before the first byte and part-way."""
+    with stream_pair(buffers=4096) as (sock, peer):
+        posting = Posting(run, sock, peer)
+        posting.post(plain(run, 100))
+        first = posting.post(mixed(run))
+        second = posting.post(plain(run, 1000))
+        with run.counting():
+            for operation, kind in (
+                (second, CancellationType.TOTAL),
+                (first, CancellationType.PARTIAL),
+            ):
+                if operation is not None and not operation.done():
+                    assert operation.cancel(kind)
+        rest = Delivery(run)
+        posting.post(rest)
+        await posting.wait()
+        await posting.finish(WriteStatus.DONE, WriteStatus.CANCELLED, WriteStatus.CANCELLED)
+
+
+@scenario(signals=False, spared=SELECTOR)
+def writer_that_cancels(run: Run) -> None:
+    run_loop(run, "asyncio", writes_that_end_early(run))
+
+
+async def write_that_times_out(run: Run) -> None:
+    """A timeout part-way: the write after it is aborted."""
+    with stream_pair(buffers=4096) as (sock, peer):
+        posting = Posting(run, sock, peer)
+        posting.post(mixed(run), timeout=0)
+        posting.post(plain(run, 1000))
+        await posting.wait()
+        await posting.finish(WriteStatus.TIMEOUT)
+
+
+@scenario(signals=False, spared=SELECTOR)
+def writer_with_timeout(run: Run) -> None:
+    run_loop(run, "asyncio", write_that_times_out(run))
+
+
+@functools.cache
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+async def writes_over_tls(run: Run) -> None:
+    """Writes through TLS, and the end of its stream."""
+    with stream_pair(buffers=4096) as (sock, peer):
+        client = TLSClient(authority())
+        client.shake_hands()
+        posting = Posting(run, sock, peer, through=client.filter)
+        posting.post(plain(run, 100))
+        posting.post(mixed(run))
+        posting.record(Delivery(run), lambda: posting.writer.finish())
+        await posting.wait()
+        if run.fault is None or not run.fault.signal:
+            posting.check_statuses(())
+        await posting.end()
+        content = b"".join(bytes(delivery.content) for delivery, _ in posting.posts)
+        client.incoming.write(bytes(posting.received))
+        ended = False
+        decrypted = bytearray()
+        try:
+            while piece := client.sslobject.read(1 << 14):
+                decrypted += piece
+            ended = True
+        except ssl.SSLWantReadError:
+            pass
+        assert content.startswith(decrypted), difference(decrypted, content)
+        operations = [operation for _, operation in posting.posts]
+        if all(each is not None and each.status is WriteStatus.DONE for each in operations):
+            assert ended
+            assert decrypted == content, difference(decrypted, content)
+        else:
+            assert not ended, "a truncated stream ends with close_notify"
+        for delivery, operation in posting.posts:
+            if operation is not None:
+                done = operation.bytes_transferred
+                assert done + operation.batch.bytesleft == len(delivery.content)
+        posting.release()
+
+
+@scenario(spared=SELECTOR)
+def writer_over_tls(run: Run) -> None:
+    run_loop(run, "asyncio", writes_over_tls(run))
+
+
+class MessagePosting(Posting):
+    """Posts messages, with descriptors beside them."""
+
+    def __init__(self, run: Run, sock: socket.socket, peer: socket.socket) -> None:
+        super().__init__(run, sock, peer)
+        self.messages: list[bytes] = []
+        self.passed: list[int] = []
+
+    def read(self) -> None:
+        with suppress(BlockingIOError):
+            while True:
+                message, fds, _, _ = socket.recv_fds(self.peer, 1 << 16, 1)
+                if not message:
+                    break
+                self.messages.append(message)
+                self.received += message
+                self.passed += fds
+
+
+async def posted_messages(run: Run) -> None:
+    """Messages, more than the socket's buffer has room for, each with a descriptor."""
+    sock, peer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with sock, peer:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        posting = MessagePosting(run, sock, peer)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [peer.fileno()]))]
+        for size in (100, 2000, 3000):
+            delivery = plain(run, size)
+            delivery.file(SMALL)
+            posting.post(delivery, ancdata=rights)
+        await posting.wait()
+        expected = [
+            bytes(delivery.content)
+            for delivery, operation in posting.posts
+            if operation is not None and operation.status is WriteStatus.DONE
+        ]
+        count = len(expected)
+        await posting.finish()
+        if run.fault is None or not run.fault.signal:
+            assert posting.messages[:count] == expected
+            assert len(posting.passed) == count, "descriptors were passed more than once, or never"
+        for fd in posting.passed:
+            os.close(fd)
+
+
+@scenario(
+    spared=(
+        *SELECTOR,
+        # The kernel takes a message whole or not at all.
+        ("sendmsg", "short"),
+        ("sendmsg", "signal+short"),
+    )
+)
+def writer_of_messages(run: Run) -> None:
+    run_loop(run, "asyncio", posted_messages(run))
+
+
+@contextmanager
+def alarm_clock() -> Iterator[None]:
+    """Wake the loop again and again: the wake-up by a thread is lost if its send(2) fails."""
+    loop = asyncio.get_running_loop()
+    handle: Any = None
+
+    def wake() -> None:
+        nonlocal handle
+        handle = loop.call_later(0.02, wake)
+
+    wake()
+    try:
+        yield
+    finally:
+        handle.cancel()
+
+
+async def writes_of_files_that_are_not_cached(run: Run) -> None:
+    """Ranges that a thread reads ahead."""
+    with slow_disk() as disk, stream_pair() as (sock, peer):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
+        posting = Posting(run, sock, peer)
+        for size in (SMALL, READ_AHEAD + 5):
+            delivery = Delivery(run)
+            delivery.buffer(100)
+            delivery.file(size)
+            disk.evict(delivery.fds[0])
+            with alarm_clock():
+                posting.post(delivery)
+                await posting.wait()
+        await posting.finish()
+
+
+@scenario(
+    signals=False,
+    # How often the loop waits depends on the thread.
+    spared=(("epoll_wait", None),),
+)
+def writer_that_reads_ahead(run: Run) -> None:
+    run_loop(run, "asyncio", writes_of_files_that_are_not_cached(run))
