@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 from attrs import define, field
 
 from iobatch._entries import Release
-from iobatch._errors import is_interruption, suppress_call_error
+from iobatch._errors import is_again, is_interruption, suppress_call_error
 from iobatch._files import pread
 from iobatch._forms import connect
 
@@ -73,6 +73,23 @@ def cached_count(fd: int, offset: int, count: int) -> int:
     return count
 
 
+def _duplicate(fd: int) -> FileIO:
+    """Return a file that owns a duplicate of a descriptor.
+
+    Raises:
+        OSError: no descriptor is available.
+
+    """
+    # As in open_file(), no signal handler runs before the descriptor has an owner.
+    [fd] = map(os.dup, (fd,))
+    try:
+        [file] = map(FileIO, (fd,))
+    except BaseException:
+        os.close(fd)
+        raise
+    return file
+
+
 @final
 @define(eq=False)
 class ReadAhead:
@@ -99,8 +116,9 @@ class ReadAhead:
             return done
         fd = self._file.fileno()
         try:
-            # Request all of the bytes from the disk at once.
-            os.posix_fadvise(fd, self._offset, self._count, os.POSIX_FADV_WILLNEED)
+            # Request all of the bytes from the disk at once. It is advice: its failure loses time.
+            with suppress_call_error(OSError):
+                os.posix_fadvise(fd, self._offset, self._count, os.POSIX_FADV_WILLNEED)
             while done < self._count:
                 want = min(self._count - done, _READ_SIZE)
                 size = len(pread(fd, want, self._offset + done))
@@ -108,7 +126,8 @@ class ReadAhead:
                     break
                 done += size
         except OSError as exc:
-            if not done:
+            # After "again" the send reads the range itself, and answers "again" as well.
+            if not (done or is_again(exc)):
                 return exc
         finally:
             self._close()
@@ -219,9 +238,7 @@ class PageCacheProbe:
         fd, offset, count = self.uncached
         count = min(count, READ_AHEAD)
         try:
-            # No signal handler runs before the file has the descriptor: map calls both from C.
-            [file] = map(FileIO, map(os.dup, (fd,)))
-            return ReadAhead(file, offset, count)
+            return ReadAhead(_duplicate(fd), offset, count)
         except OSError as exc:
             if is_interruption(exc):
                 raise

@@ -18,7 +18,7 @@ from iobatch._pagecache import PROBE_STRIDE, READ_AHEAD, PageCacheProbe, ReadAhe
 from iobatch.aio import send_to_stream
 from iobatch.filters import Filter
 from tests.support.batches import Borrowed, batch_of, check_invariants, data
-from tests.support.fakes import log_preads, patch_os
+from tests.support.fakes import again, log_preads, patch_os
 from tests.support.loops import (
     both_loops,
     full_writer,
@@ -38,7 +38,7 @@ from tests.support.pagecache import (
     batch_of_ranges,
     slow_disk,
 )
-from tests.support.sockets import PATIENCE, receive_all
+from tests.support.sockets import PATIENCE, fd_count, receive_all
 
 if TYPE_CHECKING:
     from tests.support.batches import MakeFile
@@ -344,3 +344,41 @@ def test_failed_close_of_the_duplicate_does_not_matter(
         assert read_ahead() == LARGE
     read_ahead.close()
     assert file.closed
+
+
+def test_failed_advice_does_not_matter(
+    make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """posix_fadvise(2) is missing from some kernels, and file systems may refuse it."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "scripted")
+
+    monkeypatch.setattr(os, "posix_fadvise", refuse)
+    assert ReadAhead(FileIO(os.dup(make_file(data(LARGE)))), 0, LARGE)() == LARGE
+
+
+def test_read_that_must_be_repeated_is_left_to_the_send(
+    make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise again()
+
+    patch_os(monkeypatch, "pread", refuse)
+    assert ReadAhead(FileIO(os.dup(make_file(data(LARGE)))), 0, LARGE)() == 0
+
+
+def test_duplicate_that_cannot_be_used_is_closed(
+    make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The send reads the range itself."""
+
+    def refuse(_fd: int) -> None:
+        raise OSError(errno.EBADF, "scripted")
+
+    probe = PageCacheProbe()
+    probe.uncached = (make_file(data(LARGE)), 0, LARGE)
+    monkeypatch.setattr("iobatch._pagecache.FileIO", refuse)
+    before = fd_count()
+    assert probe.read_ahead() is None
+    assert fd_count() == before
