@@ -23,7 +23,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from iobatch.aio import BatchWriter, WriteOperation, WriteStatus
-from tests.faults.delivery import Delivery, is_harmless
+from tests.faults.delivery import READS, SENDS, Delivery, is_permanent
 from tests.faults.harness import Interrupted
 from tests.support.loops import new_loop
 from tests.support.sockets import PATIENCE
@@ -34,9 +34,8 @@ if TYPE_CHECKING:
 
     from tests.faults.harness import Run
 
-# A failure of one of these ends an operation, unless EXHAUSTED or delivery.py excepts it.
-SENDS = frozenset(("send", "sendmsg", "sendto"))
-WATCH_CALLS = frozenset(("dup", "epoll_ctl"))
+# A failure of one of these ends an operation, unless EXHAUSTED excepts it.
+WATCH_CALLS = frozenset(("dup", "epoll_ctl", "ioctl"))
 # Without a descriptor for a duplicate the writer tries again later.
 EXHAUSTED = ("dup", "EMFILE")
 # It tells the writer that its socket was closed.
@@ -53,10 +52,9 @@ def run_loop(run: Run, name: str, main: Coroutine[Any, Any, None]) -> None:
         while not task.done():
             try:
                 loop.run_until_complete(task)
-            except (OSError, Interrupted) as exc:
-                if task.done():
+            except OSError as exc:
+                if task.done() or not run.is_fault(exc):
                     raise
-                assert run.is_fault(exc), f"the loop has failed: {exc!r}"
         loop.run_until_complete(loop.shutdown_default_executor())
     finally:
         loop.close()
@@ -78,12 +76,38 @@ class Post(NamedTuple):
     operation: Any
 
 
+def is_part_way(post: Post) -> bool:
+    """Return whether some bytes of a write were sent, and some were not."""
+    return 0 < post.operation.bytes_transferred < len(post.delivery.content)
+
+
 class Posting:
     """A writer on one end of a pair of sockets, and all that is posted."""
 
-    def __init__(self, run: Run, sock: socket.socket, peer: socket.socket, **options: Any) -> None:
-        """Make the writer, on the running loop, and have the loop read what arrives."""
+    def __init__(
+        self,
+        run: Run,
+        sock: socket.socket,
+        peer: socket.socket,
+        *,
+        fatal: frozenset[str] = SENDS,
+        reads: frozenset[str] = READS,
+        **options: Any,
+    ) -> None:
+        """Make the writer, on the running loop, and have the loop read what arrives.
+
+        Args:
+            run: the run.
+            sock: where the writer sends to.
+            peer: where that arrives.
+            fatal: the calls whose failure must end an operation.
+            reads: other calls whose failure may end one.
+            options: of the writer.
+
+        """
         self.run = run
+        self.fatal = fatal
+        self.reads = reads
         self.sock = sock
         self.peer = peer
         self.received = bytearray()
@@ -92,6 +116,12 @@ class Posting:
         peer.setblocking(False)
         self.writer = BatchWriter(sock, **options)
         asyncio.get_running_loop().add_reader(peer, self.read)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the fault closes the writer."""
+        fault = self.run.fault
+        return fault is not None and (fault.signal or (fault.call, fault.kind) == CLOSED)
 
     def read(self) -> None:
         """Read what has arrived."""
@@ -114,8 +144,7 @@ class Posting:
         except Interrupted:
             assert self.run.is_fault(Interrupted())
         except OSError:
-            # The writer was closed by the exception of a handler.
-            if self.run.fault is None or not self.run.fault.signal:
+            if not self.closed:
                 raise
         self.posts.append(Post(delivery, operation))
         return operation
@@ -136,22 +165,21 @@ class Posting:
             early: how the first operations end if the fault does not matter; the others as DONE.
 
         """
-        fault = self.run.fault
-        if fault is not None and (fault.signal or (fault.call, fault.kind) == CLOSED):
+        if self.closed:
             await self._finish_closed()
             return
         self.check_statuses(early)
-        sent, rest = bytearray(), bytearray()
+        expected = bytearray()
         for delivery, operation in self.posts:
-            done = operation.bytes_transferred
-            sent += delivery.content[:done]
-            rest += delivery.content[done:]
-            assert operation.batch.bytesleft == len(delivery.content) - done
-        for _, operation in self.posts:
+            sent = operation.bytes_transferred
+            expected += delivery.content[:sent]
+            assert operation.batch.bytesleft == len(delivery.content) - sent
+        # Nothing may follow the one that ended part-way, except its rest.
+        for delivery, operation in sorted(self.posts, key=is_part_way, reverse=True):
             if operation.batch:
+                expected += delivery.content[operation.bytes_transferred :]
                 await self.writer.write(operation.batch)
         await self.end()
-        expected = sent + rest
         assert self.received == expected, difference(self.received, expected)
         self.release()
 
@@ -168,12 +196,6 @@ class Posting:
         rest = self.received[len(counted) :]
         assert any(each.startswith(rest) for each in rests), f"{len(rest)} bytes follow"
         self.release()
-        # A batch whose operation was not returned can't be reset.
-        del self.writer
-        gc.collect()
-        self.run.reports[:] = [
-            each for each in self.run.reports if not isinstance(each, ResourceWarning)
-        ]
 
     async def end(self) -> None:
         """Close the writer and the socket, and read up to the end of stream."""
@@ -189,43 +211,44 @@ class Posting:
             delivery.batch.reset()
             if operation is not None:
                 operation.batch.reset()
-        posts, self.posts = self.posts, []
-        deliveries = [delivery for delivery, _ in posts]
-        del posts, delivery, operation
+        deliveries = [delivery for delivery, _ in self.posts]
+        self.posts.clear()
+        # If the operation was not returned, only the writer refers to its batch.
+        del self.writer, operation
+        gc.collect()
         for delivery in deliveries:
-            assert delivery.released == list(range(1, delivery.hooks + 1)), delivery.released
-            for fd in delivery.fds:
-                os.close(fd)
+            delivery.check_released()
 
     def check_statuses(self, early: tuple[WriteStatus, ...]) -> None:
         """Check how each operation has ended."""
         fault = self.run.fault
         part_way = False
-        for index, (delivery, operation) in enumerate(self.posts):
+        for index, post in enumerate(self.posts):
+            operation = post.operation
             status, error = operation.status, operation.error
             clean = early[index] if index < len(early) else WriteStatus.DONE
+            allowed = {clean, WriteStatus.DONE} if fault else {clean}
             if part_way:
-                assert status is WriteStatus.ABORTED, f"operation {index}: {operation!r}"
-            elif status is WriteStatus.ERROR:
+                allowed = allowed - {WriteStatus.DONE} | {WriteStatus.ABORTED}
+            if status is WriteStatus.ERROR:
+                assert not part_way
+                assert self.may_fail(), f"operation {index}: {error!r}"
                 assert self.run.is_fault(error), f"operation {index}: {error!r}"
-                assert not fault_is_harmless(self.run), f"operation {index}: {error!r}"
             else:
-                assert status is clean, f"operation {index}: {operation!r}"
-            sent = operation.bytes_transferred
-            part_way |= status is not WriteStatus.DONE and 0 < sent < len(delivery.content)
-        ended = [operation.status for _, operation in self.posts if operation is not None]
-        if fault is not None and not fault_is_harmless(self.run) and fault.call in SENDS:
+                assert status in allowed, f"operation {index}: {operation!r}"
+            part_way |= status is not WriteStatus.DONE and is_part_way(post)
+        ended = [operation.status for _, operation in self.posts]
+        if fault is not None and fault.call in self.fatal and is_permanent(fault):
             assert WriteStatus.ERROR in ended, f"no operation has failed: {ended}"
 
-
-def fault_is_harmless(run: Run) -> bool:
-    """Return whether all operations must be done in spite of the fault."""
-    fault = run.fault
-    if fault is None:
-        return True
-    if fault.call in WATCH_CALLS:
-        return (fault.call, fault.kind) == EXHAUSTED
-    return is_harmless(fault.call, fault.kind)
+    def may_fail(self) -> bool:
+        """Return whether the fault may end an operation."""
+        fault = self.run.fault
+        if fault is None:
+            return False
+        if fault.call in WATCH_CALLS:
+            return (fault.call, fault.kind) != EXHAUSTED
+        return is_permanent(fault) and fault.call in SENDS | self.reads
 
 
 async def wait_for(awaitable: Awaitable[Any]) -> None:
@@ -236,5 +259,6 @@ async def wait_for(awaitable: Awaitable[Any]) -> None:
 
 def difference(received: bytes | bytearray, expected: bytes | bytearray) -> str:
     """Return where two byte strings begin to differ."""
-    common = len(os.path.commonprefix([bytes(received), bytes(expected)]))
+    pairs = enumerate(zip(received, expected, strict=False))
+    common = next((i for i, (one, other) in pairs if one != other), len(received))
     return f"{len(received)} bytes arrived in place of {len(expected)}; {common} of them are right"
