@@ -14,7 +14,7 @@ from urllib.parse import quote_from_bytes
 
 from attrs import define, field
 
-from iobatch.httpd.errors import os_error
+from iobatch.httpd.errors import close_descriptor, os_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -101,7 +101,7 @@ def read_directory(root: Root, names: Sequence[bytes]) -> Generator[None, None, 
                         directory.size += entry.size
                 yield
     finally:
-        os.close(fd)
+        close_descriptor(fd)
     directory.orders["name"] = yield from _in_order(entries, _KEYS["name"])
     return directory
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 
 # Other errors are the server's fault: 500.
 _STATUS_OF_ERRNO = {
@@ -22,6 +23,12 @@ _STATUS_OF_ERRNO = {
 def os_error(number: int) -> OSError:
     """Return the exception for an errno, as a failed system call raises it."""
     return OSError(number, os.strerror(number))
+
+
+def close_descriptor(fd: int) -> None:
+    """Close a descriptor that was only read from: the failure of close(2) loses nothing."""
+    with suppress(OSError):
+        os.close(fd)
 
 
 def status_of(error: OSError) -> int:

@@ -14,7 +14,7 @@ from attrs import Factory, define, field
 from iobatch._files import file_version, version_of
 from iobatch.httpd.codings import MIN_CODED, compressible
 from iobatch.httpd.conditions import content_tag, file_tag
-from iobatch.httpd.errors import os_error
+from iobatch.httpd.errors import close_descriptor, os_error
 from iobatch.httpd.mediatypes import content_coding, content_type
 from iobatch.httpd.walk import Root
 
@@ -93,7 +93,7 @@ class ServedFile:
         return not self.siblings or all(each.is_current() for each in self.siblings.values())
 
     def __del__(self) -> None:
-        os.close(self.fd)
+        close_descriptor(self.fd)
 
 
 @define(eq=False)
@@ -210,7 +210,7 @@ def _describe(fd: int, names: Sequence[bytes]) -> ServedFile:
     try:
         status = os.fstat(fd)
     except OSError:
-        os.close(fd)
+        close_descriptor(fd)
         raise
     now = time()
     # A program may have set a time in the future, but did so before.
@@ -259,8 +259,12 @@ def in_memory(
     content: bytes, tag: str, content_type: str, *, names: Sequence[bytes] = (), coding: str = ""
 ) -> ServedFile:
     """Return content as a file without a date."""
-    with os.fdopen(os.memfd_create("content"), "wb") as writer:
-        writer.write(content)
-        writer.flush()
-        fd = os.dup(writer.fileno())
-    return ServedFile(fd, file_version(fd), content_type, tag, names=names, coding=coding)
+    fd = os.memfd_create("content")
+    try:
+        with os.fdopen(fd, "wb", closefd=False) as writer:
+            writer.write(content)
+        version = file_version(fd)
+    except OSError:
+        close_descriptor(fd)
+        raise
+    return ServedFile(fd, version, content_type, tag, names=names, coding=coding)

@@ -89,9 +89,9 @@ class Server:
             self._drop(connection)
         if self._settings.log is not None:
             self._settings.log.close()
-        self._epoll.close()
-        self._listener.close()
-        self._signals.close()
+        for each in (self._epoll, self._listener, self._signals):
+            with suppress(OSError):
+                each.close()
 
     def run(self) -> None:
         """Serve until asked to stop; then send responses in flight, for the grace time at most."""
@@ -199,9 +199,14 @@ class Server:
         """Remove a connection from the epoll set, if it is there."""
         if connection.watched:
             fd = connection.sock.fileno()
-            self._epoll.unregister(fd)
+            self._unregister(fd)
             connection.watched = 0
             del self._watched[fd]
+
+    def _unregister(self, fd: int) -> None:
+        """Remove a descriptor from the epoll set; epoll_ctl(2) fails if it is not there."""
+        with suppress(OSError):
+            self._epoll.unregister(fd)
 
     def _resume_waiting(self, now: float) -> None:
         self._resume_at = now + WAIT_TICK
@@ -252,14 +257,15 @@ class Server:
         if sock.family != socket.AF_UNIX:
             peer = address[0].removeprefix("::ffff:").encode()  # IPv4 (RFC 4291 2.5.5.2)
             # A batch holds whole responses. Nagle's algorithm would hold back the end of one until
-            # the client has acknowledged the response before it.
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # the client has acknowledged the response before it. That is all that a failure costs.
+            with suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return Connection(sock, self._files, self._settings, now + self._settings.timeout, peer)
 
     def _pause(self) -> None:
         """Accept nothing for a while: clients wait in the backlog."""
         self._paused = True
-        self._epoll.unregister(self._listener)
+        self._unregister(self._listener.fileno())
 
     def _resume(self) -> None:
         if self._paused:
@@ -298,7 +304,7 @@ class Server:
             return True
         if stops:
             if not received:
-                self._epoll.unregister(self._signals)
+                self._unregister(self._signals.fileno())
             self._begin_stop(now)
         return False
 
@@ -307,9 +313,10 @@ class Server:
         self._stop_at = now + self._settings.grace
         notify("STOPPING=1")
         if not self._paused:
-            self._epoll.unregister(self._listener)
+            self._unregister(self._listener.fileno())
         self._paused = False
-        self._listener.close()
+        with suppress(OSError):
+            self._listener.close()
         for connection in [each for each in self._connections if each.finish()]:
             self._drop(connection)
         if self._connections and self._settings.grace:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from attrs import define, field
 
-from iobatch.httpd.errors import os_error
+from iobatch.httpd.errors import close_descriptor, os_error
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -193,6 +193,6 @@ class _Trail:
             self._root_at = len(self._fds) - 1
 
     def _pop(self) -> None:
-        os.close(self._fds.pop())
+        close_descriptor(self._fds.pop())
         if self._root_at == len(self._fds):
             self._root_at = -1

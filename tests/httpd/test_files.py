@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import http.client
+import io
 import os
 import socket
 from email.utils import formatdate, parsedate_to_datetime
@@ -27,7 +28,7 @@ from tests.support.httpd import (
     serving,
     slow_client,
 )
-from tests.support.sockets import PATIENCE, receive
+from tests.support.sockets import PATIENCE, fd_count, receive
 
 
 @pytest.mark.parametrize("size", [0, 1, 1024, 32768, 65536, 1 << 20])
@@ -224,3 +225,24 @@ def test_file_that_a_network_file_system_loses_leaves_no_descriptor_open(
         patch.setattr(os, "fstat", lose)
         with pytest.raises(OSError, match=os.strerror(errno.ESTALE)):
             served.open([b"1024"])
+
+
+@pytest.mark.parametrize("name", ["write", "file_version"])
+def test_content_in_memory_that_cannot_be_made_leaves_no_descriptor_open(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "scripted")
+
+    class Full(io.FileIO):
+        def write(self, _data: object) -> int:
+            raise OSError(errno.ENOSPC, "scripted")
+
+    if name == "write":
+        monkeypatch.setattr(os, "fdopen", lambda fd, _mode, closefd: Full(fd, "w", closefd=closefd))
+    else:
+        monkeypatch.setattr(f"iobatch.httpd.files.{name}", fail)
+    before = fd_count()
+    with pytest.raises(OSError, match="scripted"):
+        files.in_memory(b"content", "tag", "text/plain")
+    assert fd_count() == before

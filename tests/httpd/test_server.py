@@ -32,7 +32,7 @@ from tests.support.httpd import (
     slow_client,
 )
 from tests.support.programs import tool
-from tests.support.sockets import PATIENCE, receive
+from tests.support.sockets import PATIENCE, fd_count, receive
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,6 +85,17 @@ def test_accepted_socket_has_tcp_nodelay(site: Path) -> None:
         receive(sock, 10)
         [connection] = server._connections
         assert connection.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_connection_without_tcp_nodelay_is_served(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EINVAL, "scripted")
+
+    with serving(site) as (_, address):
+        monkeypatch.setattr(socket.socket, "setsockopt", refuse)
+        assert exchange(address, SMALL).startswith(b"HTTP/1.1 200")
 
 
 def test_unexpected_exception_ends_one_connection_and_is_printed(
@@ -298,3 +309,36 @@ def test_exception_in_accepting_or_closing_a_connection_is_printed_and_the_other
         assert not server._connections
     STDERR.finish()
     assert capfd.readouterr().err.count("ZeroDivisionError: unexpected") == 2
+
+
+class Unregisterable(Epoll):
+    """An epoll object that removes a descriptor, and reports that it can't."""
+
+    def unregister(self, fd: int) -> None:
+        self._epoll.unregister(fd)
+        raise OSError(errno.ENOENT, "scripted")
+
+
+def test_descriptor_that_is_not_in_epoll_ends_no_server(site: Path) -> None:
+    """Connections are closed, and the server stops listening, all the same."""
+    with new_server(site) as (server, address, stop), socket.create_connection(address) as sock:
+        Unregisterable(server)
+        server._accept(0.0)
+        server._pause()
+        server._resume()
+        sock.shutdown(socket.SHUT_WR)
+        stop.send(bytes([signal.SIGTERM]))
+        server.run()
+        assert not server._connections
+
+
+def test_failed_close_leaves_no_other_socket_open(site: Path) -> None:
+    class Unclosable(Epoll):
+        def close(self) -> None:
+            self._epoll.close()
+            raise OSError(errno.EIO, "scripted")
+
+    before = fd_count()
+    with new_server(site) as (server, _, _):
+        Unclosable(server)
+    assert fd_count() == before

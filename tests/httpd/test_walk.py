@@ -16,6 +16,7 @@ from iobatch.httpd.files import Files
 from iobatch.httpd.walk import Root
 from tests.support.batches import data
 from tests.support.httpd import SECRET, Address, address_of, get, program, serving
+from tests.support.sockets import fd_count
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -299,3 +300,23 @@ def test_follow_links_option_is_passed_on(site: Path) -> None:
     (site / "out").symlink_to("../secret")
     with program(site, "--follow-links") as (_, url):
         assert get(address_of(url), "/out").body == SECRET
+
+
+def test_failed_close_fails_no_walk_and_leaves_no_descriptor_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Linux close(2) closes the descriptor in any case."""
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    root = Root(tmp_path)
+    before = fd_count()
+    close = os.close
+
+    def fail(fd: int) -> None:
+        close(fd)
+        raise OSError(errno.EIO, "scripted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", fail)
+        with root.walk([b"a", b"b"]):
+            pass
+    assert fd_count() == before
