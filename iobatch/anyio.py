@@ -18,7 +18,7 @@ from anyio.lowlevel import checkpoint
 
 from iobatch._batch import IOBatch, core_of
 from iobatch._core import IOB_AGAIN, IOB_DONE
-from iobatch._errors import copy_to_raise, is_interruption
+from iobatch._errors import copy_to_raise, is_interruption, suppress_call_error
 from iobatch._pagecache import PageCacheProbe
 from iobatch._send import SEND_LIMIT
 from iobatch._sendall import check_code, sending_calls, step_limit
@@ -172,9 +172,25 @@ def _as_socket(sock: Any) -> Generator[Any]:
         yield sock
         return
     # A hook or callback can close the trio.socket, and then its number can become another file's.
-    with socket.fromfd(sock.fileno(), sock.family, sock.type, sock.proto) as duplicate:
+    duplicate = _duplicate(sock)
+    try:
         duplicate.setblocking(False)  # it begins with socket.getdefaulttimeout()
         yield duplicate
+    finally:
+        # A failed close loses nothing: the connection is that of the trio.socket.
+        with suppress_call_error(OSError):
+            duplicate.close()
+
+
+def _duplicate(sock: Any) -> socket.socket:
+    """Return a duplicate of a trio.socket."""
+    # As in open_file(), no signal handler runs before the descriptor has an owner.
+    [fd] = map(os.dup, (sock.fileno(),))
+    try:
+        return socket.socket(sock.family, sock.type, sock.proto, fileno=fd)
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 async def _read_ahead(probe: PageCacheProbe, core: BatchCore) -> None:

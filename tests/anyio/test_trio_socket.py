@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from iobatch.filters import Chunked, Filter
 from tests.support.anyio import read
 from tests.support.batches import batch_of, data
 from tests.support.fakes import patch_os
-from tests.support.sockets import clog, is_silent, receive, stream_pair
+from tests.support.sockets import clog, fd_count, is_silent, receive, stream_pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -195,3 +196,45 @@ def test_socket_of_a_transport_is_refused() -> None:
             await writer.wait_closed()
 
     asyncio.run(main())
+
+
+def test_failed_close_of_the_duplicate_does_not_matter(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything is sent, and the trio.socket stays open."""
+    close = socket.socket.close
+
+    def fail(sock: socket.socket) -> None:
+        close(sock)
+        raise OSError(errno.EIO, "scripted")
+
+    sock, peer = pair
+
+    async def main() -> int:
+        with monkeypatch.context() as patch:
+            patch.setattr(socket.socket, "close", fail)
+            return await send_batch(sock, batch_of(b"abc"))
+
+    assert trio.run(main) == 3
+    assert receive(peer, 3) == b"abc"
+
+
+def test_duplicate_that_cannot_be_used_is_closed(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOBUFS, "scripted")
+
+    sock, _ = pair
+    before = fd_count()
+    batch = batch_of(b"abc")
+
+    async def main() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "socket", refuse)
+            await send_batch(sock, batch)
+
+    with pytest.raises(OSError, match="scripted"):
+        trio.run(main)
+    assert fd_count() == before
+    assert (batch.bytesleft, batch.error) == (3, None)
