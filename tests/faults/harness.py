@@ -26,6 +26,7 @@ import importlib
 import pkgutil
 import signal
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -61,6 +62,13 @@ class Run:
     def counting(self) -> AbstractContextManager[None]:
         """Return a context in which calls are counted, and in which the fault can happen."""
         return self.shim.counting()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Count no calls of this block, inside counting()."""
+        self.shim.stop()
+        yield
+        self.shim.start()
 
     def is_fault(self, error: BaseException | None) -> bool:
         """Return whether an error is that of the fault."""

@@ -129,11 +129,19 @@ class Shim:
     @contextmanager
     def counting(self) -> Iterator[None]:
         """Count the calls of the block, of all threads; the fault can happen only there."""
-        self._state.counting = 1
+        self.start()
         try:
             yield
         finally:
-            self._state.counting = 0
+            self.stop()
+
+    def start(self) -> None:
+        """Begin to count."""
+        self._state.counting = 1
+
+    def stop(self) -> None:
+        """Count no longer."""
+        self._state.counting = 0
 
     @property
     def met(self) -> int:

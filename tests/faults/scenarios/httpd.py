@@ -1,31 +1,35 @@
 """The file server: several clients, one of which meets the fault.
 
-The server runs in this thread. Before each epoll_wait(2) of its loop the clients, whose calls have
-no faults, read what has arrived and send their next requests. After each fault:
+The server runs in this thread, by a clock that moves only while it waits in vain. Before each
+epoll_wait(2) the clients, whose calls have no faults, read what has arrived and send their next
+requests. After each fault:
 
-- each response that a client gets whole is right: the content of the file or range, in the coding
-  that its head names, or the page of an error that the fault explains, for one request at most;
-- at most one connection ends early;
-- the next client gets everything byte-identical;
-- the log has whole lines;
-- the server stops when it is asked to.
+- each response that a client gets whole is right: the content of the file, range or listing, in the
+  coding that its head names, or one page of an error;
+- at most one connection ends early, and none waits for ever;
+- the next client gets everything right, and then the server stops as it was asked to;
+- the log has whole lines, one for each response.
 """
 
 from __future__ import annotations
 
-import errno
 import gzip
+import os
 import re
 import socket
+import ssl
 import zlib
 from contextlib import suppress
+from functools import partial
+from http import HTTPStatus
+from signal import SIGTERM
+from time import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from iobatch.httpd import output, server as httpd_server
 from iobatch.httpd.accesslog import AccessLog
-from iobatch.httpd.output import Output, open_log
+from iobatch.httpd.output import STDERR, Output, open_log
 from tests.faults.harness import Run, scenario
 from tests.faults.tls import TLSClient, contexts
 from tests.support.batches import data
@@ -34,35 +38,52 @@ from tests.support.httpd import Epoll, new_server, prose
 from tests.support.sockets import PATIENCE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from iobatch.httpd.server import Server
 
-# The seconds of a tick of the server, which usually are one.
-TICK = 0.02
-# The clients give up when the loop has waited this number of times in vain.
-MAX_IDLE = 100
+# The server may wait in vain this number of times, a second each.
+MAX_IDLE = 90
 
 FILES = {
-    "/small.bin": data(100, 1),
-    "/medium.bin": data(20_000, 2),
-    "/large.bin": data(600_000, 3),
-    "/text.txt": prose(30_000),
-    "/both.txt": prose(5_000, 1),
-    "/folder/inner.txt": prose(500, 2),
+    "small.bin": data(100, 1),
+    "medium.bin": data(20_000, 2),
+    "large.bin": data(600_000, 3),
+    "text.txt": prose(30_000),
+    "both.txt": prose(5_000, 1),
+    "folder/inner.txt": prose(500, 2),
 }
-LINE = re.compile(rb'127\.0\.0\.1 - - \[[^\]]+\] "[^"]*" \d{3} (\d+|-)')
+GZIP = "Accept-Encoding: gzip\r\n"
+# The target, more header fields, and the content; None: it is that of a clean run.
+Request = tuple[str, str, bytes | None]
+REQUESTS: list[Request] = [
+    ("/small.bin", "", FILES["small.bin"]),
+    ("/medium.bin", "", FILES["medium.bin"]),
+    ("/large.bin", "", FILES["large.bin"]),
+    ("/text.txt", GZIP, FILES["text.txt"]),
+    ("/both.txt", GZIP, FILES["both.txt"]),
+    ("/large.bin", "Range: bytes=1000-99999\r\n", FILES["large.bin"][1000:100_000]),
+    ("/link.bin", "", FILES["small.bin"]),
+    ("/", "", None),
+    ("/folder/", GZIP, None),
+    ("/folder/inner.txt", "", FILES["folder/inner.txt"]),
+]
+LINE = re.compile(rb'127\.0\.0\.1 - - \[[^]]+\] "GET /[^" ]* HTTP/1\.1" \d{3} (\d+|-)\n')
+
+# The bodies of a clean run that FILES does not have.
+clean_bodies: dict[str, bytes] = {}
 
 
 def make_site(folder: Path) -> Path:
-    """Make the served directory, once."""
+    """Make the served directory, once; return it."""
     site = folder / "site"
     if not site.exists():
-        for target, content in FILES.items():
-            path = site / target[1:]
+        for name, content in FILES.items():
+            path = site / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        (site / "both.txt.gz").write_bytes(gzip.compress(FILES["/both.txt"]))
+        (site / "both.txt.gz").write_bytes(gzip.compress(FILES["both.txt"]))
         (site / "link.bin").symlink_to("small.bin")
     return site
 
@@ -70,57 +91,210 @@ def make_site(folder: Path) -> Path:
 class Client:
     """A client that sends its requests one after the other on one connection."""
 
-    def __init__(self, address: Any, requests: list[tuple[str, str]], *, tls: bool) -> None:
+    def __init__(self, address: Any, requests: list[Request], *, tls: bool = False) -> None:
         self.sock = socket.create_connection(address, PATIENCE)
         self.sock.setblocking(False)
         self.requests = requests
-        self.sent = 0
-        self.received = bytearray()
         self.responses: list[Response] = []
         self.ended = False
-        self.tls = TLSClient(alpn=True) if tls else None
-
-    def step(self) -> bool:
-        """Do what can be done; return whether that is anything."""
-        acted = False
-        while not self.ended:
-            try:
-                piece = self.sock.recv(1 << 17)
-            except BlockingIOError:
-                break
-            except OSError:
-                piece = b""
-            acted = True
-            if not piece:
-                self.ended = True
-            elif self.tls is None:
-                self.received += piece
-            else:
-                self.received += self.tls.decrypt(piece)
-        if not self.ended:
-            with suppress(OSError):
-                acted |= self._send()
-        return acted
+        self._sent = 0
+        self._received = bytearray()
+        self._tls = TLSClient() if tls else None
+        self._begin()
 
     @property
     def done(self) -> bool:
+        """Whether nothing more is to be expected."""
         return self.ended or len(self.responses) == len(self.requests)
 
-    def _send(self) -> bool:
-        """Take a whole response, and send the next request after it."""
-        if self.sent > len(self.responses) and self._take():
-            return True
-        raw = b""
-        if self.sent == len(self.responses) and self.sent < len(self.requests):
-            target, headers = self.requests[self.sent]
-            raw = f"GET {target} HTTP/1.1\r\nHost: x\r\n{headers}\r\n".encode()
-        if self.tls is not None:
-            raw = self.tls.send(raw)
-        if not raw:
-            return False
-        self.sent += self.tls is None or self.tls.established
-        self.sock.send(raw)
-        return True
+    def step(self) -> bool:
+        """Read what has arrived, and send what that allows; return whether anything arrived."""
+        arrived = False
+        while not self.ended:
+            try:
+                piece = self.sock.recv(1 << 18)
+            except BlockingIOError:
+                break
+            except ConnectionResetError:
+                piece = b""
+            arrived = True
+            self.ended = not piece
+            self._received += piece if self._tls is None else self._tls.decrypt(piece)
+        if arrived:
+            self._take()
+        if not self.ended:
+            self._begin()
+        return arrived
 
-    def _take(self) -> bool:
-        ...
+    def _take(self) -> None:
+        """Take a response that has arrived whole."""
+        with suppress(AssertionError, ValueError):  # it is incomplete
+            [response] = split(bytes(self._received))
+            self.responses.append(response)
+            self._received.clear()
+
+    def _begin(self) -> None:
+        """Send the next request if the response before has arrived, and what TLS has to send."""
+        raw = b""
+        if self._sent == len(self.responses) < len(self.requests):
+            target, fields, _ = self.requests[self._sent]
+            raw = f"GET {target} HTTP/1.1\r\nHost: x\r\n{fields}\r\n".encode()
+        if self._tls is None:
+            self._sent += bool(raw)
+        else:
+            with suppress(ssl.SSLWantReadError):
+                self._sent += bool(self._tls.tls.write(raw)) if raw else 0
+            raw = self._tls.outgoing.read()
+        with suppress(ConnectionError):
+            self.sock.send(raw)
+
+    def check(self, *, clean: bool) -> set[str]:
+        """Check the responses; return the targets of those that are errors, and "" for a cut.
+
+        Args:
+            clean: listings are complete: an entry that can't be examined is left out.
+
+        """
+        troubles = {""} if self.ended else set()
+        for (target, fields, content), response in zip(self.requests, self.responses, strict=False):
+            if response.status >= HTTPStatus.BAD_REQUEST:
+                troubles.add(target)
+                continue
+            assert response.status == (206 if "Range" in fields else 200)
+            body = response.body
+            coding = response.headers.get("Content-Encoding")
+            if coding is not None:
+                assert (coding, fields) == ("gzip", GZIP)
+                body = zlib.decompress(body, wbits=31)
+            expected = clean_bodies.setdefault(target, body) if content is None else content
+            if content is None and not clean and len(body) < len(expected):
+                assert body.endswith(b"</html>\n")
+                continue
+            assert body == expected, f"{target}: {len(body)} bytes in place of {len(expected)}"
+        return troubles
+
+
+class Stage(Epoll):
+    """The clients and the clock, which the server's loop runs before it waits."""
+
+    def __init__(
+        self, run: Run, server: Server, script: Iterator[list[Client]], log: Output
+    ) -> None:
+        super().__init__(server)
+        self.run = run
+        self.script = script
+        self.outputs = (log, STDERR)
+        self.clients: list[Client] = next(script)
+        self.now = 1000.0
+        self.idle = 0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def poll(self, timeout: float | None = None) -> list[tuple[int, int]]:
+        for each in self.outputs:
+            if each._thread.is_alive():
+                each._thread.join(PATIENCE)
+        with self.run.paused():
+            acted = any([client.step() for client in self.clients])  # noqa: C419 # all of them act
+            if all(client.done for client in self.clients):
+                self.clients = next(self.script, [])
+        if acted or timeout == 0:
+            return super().poll(0)
+        # The kernel may delay a segment without TCP_NODELAY by up to 40 milliseconds.
+        events = super().poll(0.05)
+        if not events:
+            self.idle += 1
+            assert self.idle < MAX_IDLE, "a client waits in vain"
+            self.now += timeout or 1
+        return events
+
+
+def serve(run: Run, requests: list[Request], *, tls: bool = False) -> None:
+    """Serve several clients, then one more, and stop."""
+    path = run.folder / "log"
+    path.unlink(missing_ok=True)
+    fd = open_log(str(path))
+    log = Output(fd, str(path))
+    settings = {"tls": contexts()[0]} if tls else {}
+    with new_server(make_site(run.folder), log=AccessLog(log, combined=False), **settings) as (
+        server,
+        address,
+        ours,
+    ):
+        new_client = partial(Client, address, tls=tls)
+        first: list[Client] = []
+        last: list[Client] = []
+        was_met = False
+
+        def script() -> Iterator[list[Client]]:
+            nonlocal was_met
+            first.extend(map(new_client, (requests, requests[::-1])))
+            yield first
+            was_met = run.shim.met > 0
+            stage.now += 2  # nothing that is cached is fresh
+            last.append(new_client(requests[::3]))
+            yield last
+            ours.send(bytes([SIGTERM]))
+
+        stage = Stage(run, server, script(), log)
+        with pytest.MonkeyPatch.context() as patch:
+            for module in ("server", "directories"):
+                patch.setattr(f"iobatch.httpd.{module}.monotonic", stage.monotonic)
+            patch.setattr("iobatch.httpd.output.RETRY_DELAY", 0)
+            # A file that was changed within a second is read for each use.
+            patch.setattr("iobatch.httpd.files.time", lambda: time() + 10)
+            with run.counting():
+                run_server(run, server)
+                server.close()
+    os.close(fd)
+    for client in first + last:
+        client.sock.close()
+    check(run, first, last, path.read_bytes(), was_met=was_met)
+
+
+def run_server(run: Run, server: Server) -> None:
+    """Run the server; run it again if the epoll_wait(2) of its loop fails."""
+    while True:
+        try:
+            server.run()
+        except OSError as exc:
+            if not (run.is_fault(exc) and run.fault and run.fault.call == "epoll_wait"):
+                raise
+        else:
+            break
+
+
+def check(run: Run, first: list[Client], last: list[Client], log: bytes, *, was_met: bool) -> None:
+    """Check all responses and the log.
+
+    Args:
+        run: the run.
+        first: clients during which the fault usually happens.
+        last: the client after them.
+        log: the content of the log.
+        was_met: whether the fault happened before the last client.
+
+    """
+    clean = run.fault is None
+    troubles = set().union(*(client.check(clean=clean) for client in first))
+    later = set().union(*(client.check(clean=clean or was_met) for client in last))
+    assert len(troubles | later) <= (not clean), f"requests have failed: {troubles | later}"
+    assert not (was_met and later), f"requests after the fault have failed: {later}"
+    assert sum(client.ended for client in first) <= 1
+    lines = log.splitlines(keepends=True)
+    for line in lines:
+        assert LINE.fullmatch(line), f"a line of the log is wrong: {line!r}"
+    answered = sum(len(client.responses) for client in first + last)
+    if run.fault is None or run.fault.call != "write":
+        assert answered <= len(lines) <= answered + 1, f"{answered} responses, {len(lines)} lines"
+
+
+@scenario(signals=False)
+def serve_plain(run: Run) -> None:
+    serve(run, REQUESTS)
+
+
+@scenario(signals=False)
+def serve_tls(run: Run) -> None:
+    serve(run, REQUESTS[::3], tls=True)
