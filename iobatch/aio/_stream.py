@@ -197,21 +197,33 @@ async def _loop_sendfile(
         file = FileIO(f"/proc/self/fd/{fd}")
     except OSError as exc:
         raise SendfileNotAvailableError from exc
-    with file:
-        loop = asyncio.get_running_loop()
-        sending = asyncio.ensure_future(
-            loop.sendfile(transport, file, offset, count, fallback=False)
-        )
+    try:
+        return await _watched_sendfile(transport, file, offset, count)
+    finally:
         try:
-            # If the transport is closed meanwhile, the loop never completes its sendfile.
-            while not (await asyncio.wait((sending,), timeout=_CLOSE_CHECK_INTERVAL))[0]:
-                if transport.is_closing():
-                    raise BrokenPipeError(errno.EPIPE, "the stream was closed")
-            return sending.result()
-        except BaseException as exc:
-            if isinstance(exc, OSError) or is_interruption(exc):
-                transport.abort()
-            raise
-        finally:
-            if sending.cancel():
-                await asyncio.wait((sending,))
+            file.close()
+        except OSError as exc:
+            # A failed close of a file that was only read from loses nothing.
+            if is_interruption(exc):
+                raise
+
+
+async def _watched_sendfile(
+    transport: asyncio.WriteTransport, file: FileIO, offset: int, count: int
+) -> int:
+    """Have the loop send a range of a file, and check that the transport stays open meanwhile."""
+    loop = asyncio.get_running_loop()
+    sending = asyncio.ensure_future(loop.sendfile(transport, file, offset, count, fallback=False))
+    try:
+        # If the transport is closed meanwhile, the loop never completes its sendfile.
+        while not (await asyncio.wait((sending,), timeout=_CLOSE_CHECK_INTERVAL))[0]:
+            if transport.is_closing():
+                raise BrokenPipeError(errno.EPIPE, "the stream was closed")
+        return sending.result()
+    except BaseException as exc:
+        if isinstance(exc, OSError) or is_interruption(exc):
+            transport.abort()
+        raise
+    finally:
+        if sending.cancel():
+            await asyncio.wait((sending,))

@@ -9,6 +9,7 @@ import os
 import socket
 import struct
 from contextlib import suppress
+from io import FileIO
 from typing import TYPE_CHECKING
 
 import pytest
@@ -47,6 +48,28 @@ async def test_truncated_file_is_an_error_after_the_bytes_before_its_end(
             assert await read(peer, size + 6) == b"header" + data(size)
             with pytest.raises(TruncatedFileError):
                 await send_to_stream(writer, batch)
+
+
+@both_loops
+async def test_failed_close_of_a_file_that_was_sent_does_not_matter(
+    make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop's sendfile uses a file that is opened anew."""
+
+    class Unclosable(FileIO):
+        def close(self) -> None:
+            if not self.closed:
+                super().close()
+                raise OSError(errno.EIO, "scripted")
+
+    monkeypatch.setattr("iobatch.aio._stream.FileIO", Unclosable)
+    fd = make_file(data(LARGE))
+    async with stream() as (writer, peer):
+        batch = IOBatch()
+        batch.addfile(fd)
+        arriving = asyncio.create_task(read(peer, LARGE))
+        assert await send_to_stream(writer, batch) == LARGE
+        assert await arriving == data(LARGE)
 
 
 @both_loops
