@@ -108,9 +108,12 @@ class SocketWatch:
             self._unregister()
             # No handler runs between these statements: the descriptor is closed once.
             fd, self._fd = self._fd, -1
-            # A failed close loses nothing: the connection is that of the socket.
-            with suppress_call_error(OSError):
+            try:
                 os.close(fd)
+            except OSError as exc:
+                # A failed close loses nothing: the connection is that of the socket.
+                if is_interruption(exc):
+                    raise
 
     def _writable(self) -> None:
         self._scheduled = None
