@@ -16,6 +16,7 @@ from pathlib import Path
 from iobatch import COMPILED
 from tests.faults.harness import Runner, load_scenarios
 from tests.faults.shim import Fault
+from tests.support.loops import new_loop
 
 # The seconds after which a run hangs.
 PATIENCE = 30
@@ -35,6 +36,7 @@ def main(chosen: list[str], *, ends: bool) -> None:
     faulthandler.enable()
     scenarios = load_scenarios()
     report("form", COMPILED)
+    new_loop("uvloop").close()  # libuv opens a pipe with its first loop, which stays open
     with tempfile.TemporaryDirectory() as folder:
         runner = Runner(Path(folder), started)
         for each in chosen or scenarios:

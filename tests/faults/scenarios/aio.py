@@ -17,7 +17,6 @@ from tests.faults.disk import uncached
 from tests.faults.harness import Run, scenario
 from tests.faults.posting import Posting, difference, run_loop
 from tests.faults.tls import TLSClient
-from tests.support.loops import new_loop
 from tests.support.sockets import stream_pair
 
 if TYPE_CHECKING:
@@ -78,10 +77,6 @@ async def posted_writes(run: Run) -> None:
 @scenario(spared=SELECTOR)
 def writer_on_asyncio(run: Run) -> None:
     run_loop(run, "asyncio", posted_writes(run))
-
-
-# With its first loop libuv opens a pipe, which stays open.
-new_loop("uvloop").close()
 
 
 @scenario(spared=LIBUV)

@@ -1,0 +1,103 @@
+"""send_to_stream on asyncio and uvloop.
+
+What arrived is the first bytes of the content: at most `bytessent` of them, or more if a sendfile
+of the loop was cut off, of which the batch counts nothing. If the call returned and the transport
+did not fail later, everything has arrived. The batch holds exactly the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from iobatch import IOBatch
+from iobatch.aio import send_to_stream
+from iobatch.aio._stream import READ_LIMIT
+from tests.faults.delivery import SENDFILE_REFUSED, SENDS, Delivery, is_permanent
+from tests.faults.harness import Run, scenario
+from tests.faults.posting import difference, run_loop
+from tests.faults.scenarios.aio import LIBUV, mixed
+from tests.support.batches import take
+from tests.support.sockets import PATIENCE, stream_pair
+
+if TYPE_CHECKING:
+    import socket
+
+    from tests.faults.shim import Fault
+
+
+def with_large_file(run: Run) -> Delivery:
+    """Return a batch with all kinds of entries, and a range for the loop's sendfile."""
+    delivery = mixed(run)
+    delivery.file(READ_LIMIT + 1000)
+    delivery.buffer(100)
+    return delivery
+
+
+async def send(run: Run) -> None:
+    """Send a batch over a stream, and close the stream."""
+    delivery = with_large_file(run)
+    batch = delivery.batch
+    loop = asyncio.get_running_loop()
+    with stream_pair(buffers=100_000) as (sock, peer):
+        peer.setblocking(False)
+        loop.add_reader(peer, lambda: delivery.read(peer.fileno()))
+        _, writer = await asyncio.open_connection(sock=sock.dup())
+        sock.close()
+        error = None
+        with run.counting():
+            async with asyncio.timeout(PATIENCE):
+                try:
+                    assert await send_to_stream(writer, batch) == len(delivery.content)
+                except OSError as exc:
+                    error = exc
+                with suppress(OSError):
+                    if not writer.is_closing():
+                        writer.transport.set_write_buffer_limits(0)
+                        await writer.drain()
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+        await asyncio.sleep(0)
+        loop.remove_reader(peer)
+        check(delivery, peer, error)
+
+
+def check(delivery: Delivery, peer: socket.socket, error: OSError | None) -> None:
+    """Read the rest, and check everything."""
+    batch = delivery.batch
+    peer.setblocking(True)
+    with suppress(ConnectionResetError):
+        delivery.read(peer.fileno())
+    content, received = delivery.content, delivery.received
+    assert content.startswith(received), difference(received, content)
+    assert error is None or batch.error is not None, "an error is not that of the batch"
+    rest = IOBatch()
+    rest.extend(batch)
+    left = take(rest)
+    assert bytes(content[batch.bytessent :]) == left, "the batch does not hold exactly the rest"
+    fault = delivery.run.fault
+    if fault is None or is_harmless(fault):
+        assert error is None, repr(error)
+        assert received == content, difference(received, content)
+    batch.reset()
+    delivery.check_released()
+
+
+def is_harmless(fault: Fault) -> bool:
+    """Return whether everything must be sent."""
+    if fault.call == "sendfile" and fault.kind in SENDFILE_REFUSED:
+        return False  # it may be refused part-way, and is cut off then
+    return fault.call == "close" or (fault.call in SENDS and not is_permanent(fault))
+
+
+# Only asyncio makes these calls, and its transport waits for ever if one fails.
+@scenario(signals=False, spared=(("epoll_ctl", None), ("lseek", None)))
+def stream_on_asyncio(run: Run) -> None:
+    run_loop(run, "asyncio", send(run))
+
+
+@scenario(signals=False, spared=LIBUV)
+def stream_on_uvloop(run: Run) -> None:
+    run_loop(run, "uvloop", send(run))
