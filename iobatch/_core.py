@@ -483,14 +483,10 @@ class BatchCore(CoreState):
         self.error = error
         self.pinned = 0
 
-    def clear(self, *, left: int = 0) -> None:
+    def clear(self) -> None:
         """Drop and release all entries; set error, counts and `wants` to their initial values.
 
         Entries that hooks add meanwhile stay in the batch.
-
-        Args:
-            left: the new count of bytes left. With MAX_BYTES the batch refuses every entry that has
-                bytes; used while the batch is garbage-collected.
 
         Raises:
             RuntimeError: a call on the batch is in progress.
@@ -499,8 +495,7 @@ class BatchCore(CoreState):
         if self.activity:
             raise RuntimeError(IN_USE)
         self._to_remove += self.left
-        self.left = left
-        self.sent = self.pinned = 0
+        self.left = self.sent = self.pinned = 0
         self.error = None
         self.wants = EVENT_WRITE
         self.release_pending = True
@@ -509,15 +504,19 @@ class BatchCore(CoreState):
     def finalize(self) -> None:
         """Release all entries of a batch that is being garbage-collected.
 
-        The batch counts as full, so hooks can't add entries, which would never be sent. No later
-        call could resume a release that the exception of a signal handler stops, so this one does.
+        No later call could resume a release that the exception of a signal handler stops, so this
+        one does.
         """
+        dropped = False
         while True:
             try:
-                if self.release_pending:
-                    self.release_entries()
-                else:
-                    self.clear(left=MAX_BYTES)
+                if not dropped:
+                    self._to_remove += self.left
+                    # The batch counts as full, so hooks can't add entries, which would never be
+                    # sent.
+                    self.left = MAX_BYTES
+                    self.release_pending = dropped = True
+                self.release_entries()
             except BaseException as exc:  # it would be lost with a finalizer
                 if not is_interruption(exc):
                     raise

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from iobatch import IOBatch
+from iobatch import IOBatch, iob_send
+from tests.support.fakes import Scripted
 from tests.support.programs import run_python
 from tests.support.sockets import fd_count
 
@@ -91,7 +92,7 @@ def test_interpreter_exit_with_an_unsent_batch_prints_nothing(tmp_path: Path) ->
     path.write_bytes(b"x")
     code = """
 import sys
-from iobatch import IOBatch
+from iobatch import IOBatch, iob_send
 batch = IOBatch()
 batch.addfile(sys.argv[1])
 batch.addbuf(bytearray(5), on_release=print)
@@ -144,6 +145,31 @@ def test_collected_batch_releases_all_after_the_keyboard_interrupt_of_a_hook(
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
     assert [type(exc) for exc in unraisable] == [KeyboardInterrupt]
+
+
+def test_collected_batch_releases_what_is_left_after_a_release_was_interrupted(
+    make_file: MakeFile,
+) -> None:
+    """The interrupted release was that of entries that were sent."""
+    fd = os.dup(make_file(b"0123456789"))
+    seen: list[str] = []
+
+    def hook() -> None:
+        seen.append("first")
+        raise KeyboardInterrupt
+
+    batch = IOBatch()
+    batch.addbuf(b"x", on_release=hook)
+    batch.addbuf(b"y", on_release=lambda: seen.append("second"))
+    batch.addfile_close(fd)
+    with Scripted(1) as sock, pytest.raises(KeyboardInterrupt):
+        iob_send(sock, batch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        del batch
+    assert seen == ["first", "second"]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
 
 
 def test_error_in_the_release_of_a_collected_batch_is_reported_once(

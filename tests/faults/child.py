@@ -7,6 +7,7 @@ run; and ["result", scenario, calls, combinations, met, failures] after the last
 from __future__ import annotations
 
 import faulthandler
+import gc
 import json
 import os
 import sys
@@ -37,6 +38,9 @@ def main(chosen: list[str], *, ends: bool) -> None:
     scenarios = load_scenarios()
     report("form", COMPILED)
     new_loop("uvloop").close()  # libuv opens a pipe with its first loop, which stays open
+    # The scenarios collect garbage. Without this, to look at all modules takes most of the time.
+    gc.collect()
+    gc.freeze()
     with tempfile.TemporaryDirectory() as folder:
         runner = Runner(Path(folder), started)
         for each in chosen or scenarios:
