@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -121,17 +122,15 @@ class Mutant(NamedTuple):
     function: Function
     # The lines of the statement that has the change.
     lines: range
-    # The changed lines, as `before => after`, without comments.
+    # The changed lines, as `before => after`, without comments. If a function has the same change
+    # twice, the line before them is added.
     change: str
     # The changed source of the module.
     source: str
 
     @property
     def name(self) -> str:
-        """What identifies the mutant, wherever its line moves.
-
-        Two mutants that change equal lines of a function in the same way share a name.
-        """
+        """What identifies the mutant, wherever its line moves."""
         return f"{self.module}.{self.function.qualname}: {self.change}"
 
 
@@ -161,7 +160,15 @@ def mutants_of(module: str) -> list[Mutant]:
                 lines = _lines_of_statement(node) or range(first, last + 1)
                 change = _change(source, mutated)
                 mutants.append(Mutant(module, function, lines, change, mutated))
-    return sorted(mutants, key=lambda mutant: mutant.lines.start)
+    names = Counter(mutant.name for mutant in mutants)
+    lines_before = ["", *map(_without_comment, source.splitlines())]
+    unique = [
+        mutant._replace(change=f"{mutant.change} (after {lines_before[mutant.lines.start - 1]!r})")
+        if names[mutant.name] > 1
+        else mutant
+        for mutant in mutants
+    ]
+    return sorted(unique, key=lambda mutant: mutant.lines.start)
 
 
 def _mutate(tree: Any, node: Any, operator: Operator, index: int) -> str:
@@ -178,12 +185,14 @@ def _mutate(tree: Any, node: Any, operator: Operator, index: int) -> str:
     return source
 
 
+def _without_comment(line: str) -> str:
+    return line.partition("  # ")[0].strip()
+
+
 def _change(source: str, mutated: str) -> str:
     both = zip(source.splitlines(), mutated.splitlines(), strict=True)
     changed = zip(*(pair for pair in both if pair[0] != pair[1]), strict=True)
-    return " => ".join(
-        " ".join(line.partition("  # ")[0].strip() for line in lines) for lines in changed
-    )
+    return " => ".join(" ".join(map(_without_comment, lines)) for lines in changed)
 
 
 def _function_of(node: Any) -> Function | None:
