@@ -340,7 +340,8 @@ class Filter:
         if not isinstance(exc, OSError) or is_again(exc) or is_interruption(exc):
             # An OSError that means "again" would make iob_write retry. The exception of a signal
             # handler is recognized by its traceback, which a stored error does not keep.
-            exc = OSError(errno.EIO, f"the filter failed: {format_exception_only(exc)[-1].strip()}")
+            reason = "".join(format_exception_only(exc)).strip()
+            exc = OSError(errno.EIO, f"the filter failed: {reason}")
         core.fail(exc)
 
     def _forward(self, sock: Any) -> int:

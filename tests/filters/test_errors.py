@@ -45,6 +45,27 @@ class Raising(Identity):
         return b""
 
 
+def test_only_an_sslerror_asks_the_transform_for_an_alert(sock: Scripted) -> None:
+    offers: list[bytes] = []
+
+    def compress(data: Any) -> bytes:
+        offers.append(bytes(data))
+        raise OSError(errno.ENOSPC, "scripted")
+
+    pipeline = Filter(SimpleNamespace(compress=compress, flush=bytes))
+    assert iob_write(sock, batch_of(b"abc"), pipeline) == IOB_ERROR
+    assert offers == [b"abc"]
+
+
+def test_error_names_the_exception_and_not_only_its_note(sock: Scripted) -> None:
+    exc = ValueError("bad input")
+    exc.add_note("a note")
+    pipeline = Filter(Raising(exc))
+    with pytest.raises(ValueError):
+        iob_write(sock, batch_of(b"abc"), pipeline)
+    assert "ValueError: bad input" in str(pipeline.error)
+
+
 def test_exception_of_a_transform_propagates_once_and_leaves_an_oserror(sock: Scripted) -> None:
     """Nothing of the offer counts as taken, and the transform is not called again."""
     transform = Raising(None, zlib.error("corrupt"))
