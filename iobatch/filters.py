@@ -278,10 +278,7 @@ class Filter:
         if self._batch.bytesleft >= self._high_water:
             return IOB_AGAIN
         size = len(view)
-        if self._run_transform(sock, view) == IOB_DONE:
-            return size
-        self._check_writable()
-        return IOB_AGAIN
+        return size if self._run_transform(sock, view) == IOB_DONE else IOB_AGAIN
 
     def _run_transform(self, sock: Any, data: bytes | memoryview | None) -> int:
         """Give data to the transform, or flush it if data is None, and keep the output.

@@ -34,6 +34,26 @@ def test_high_water_must_be_at_least_1() -> None:
         Filter(Identity(), high_water=0)
 
 
+def test_filter_that_holds_high_water_takes_nothing_and_waits_for_writing() -> None:
+    pipeline = Filter(Identity(), high_water=5)
+    assert pipeline.wants == EVENT_WRITE
+    with Scripted(again(), again()) as sock:
+        assert iob_write(sock, batch_of(b"01234"), pipeline) == 5
+        assert pipeline(sock, memoryview(b"5")) == IOB_AGAIN
+        assert pipeline.drain(sock) == 5
+        assert pipeline.wants == EVENT_WRITE
+
+
+def test_filter_before_one_that_holds_high_water_keeps_its_bytes() -> None:
+    last = Filter(Identity(), high_water=5)
+    first = Filter(Identity(), last)
+    with Scripted(*[again()] * 3) as sock:
+        assert iob_write(sock, batch_of(b"01234"), first) == 5
+        assert iob_write(sock, batch_of(b"5"), first) == 1
+        assert first.drain(sock) == IOB_AGAIN
+        assert (first.bytesleft, last.bytesleft) == (1, 5)
+
+
 def test_full_filter_tries_the_socket_before_it_takes_more() -> None:
     transform = Counting()
     pipeline = Filter(transform, high_water=100_000)

@@ -47,6 +47,26 @@ def test_drain_does_not_flush_a_compressor(sock: Scripted) -> None:
     assert gzip.decompress(sock.taken) == BODY
 
 
+def test_drain_counts_a_byte_that_the_next_filter_took_and_the_socket_refused() -> None:
+    class Handshake(Identity):
+        done = False
+
+        def compress(self, data: Any) -> Any:
+            if data and not self.done:
+                raise ssl.SSLWantReadError
+            return data
+
+    transform = Handshake()
+    pipeline = Filter(Identity(), Filter(transform))
+    with Scripted(again()) as sock:
+        assert iob_write(sock, batch_of(b"a"), pipeline) == 1
+        transform.done = True
+        assert pipeline.drain(sock) == 1
+        assert sock.taken == b""
+        step_until_done(sock, lambda: pipeline.drain(sock), pipeline)
+        assert sock.taken == b"a"
+
+
 def test_drain_returns_again_for_reading_when_compress_must_read(sock: Scripted) -> None:
     """The bytes that the next filter holds are sent first."""
     script: deque[Any] = deque([ssl.SSLWantReadError(), ssl.SSLWantReadError(), b"waited"])

@@ -13,6 +13,7 @@ import os
 import resource
 import select
 import signal
+import sys
 from collections import defaultdict
 from contextlib import suppress
 from importlib.machinery import SourceFileLoader
@@ -22,7 +23,6 @@ from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from _pytest.runner import runtestprotocol
 from coverage import Coverage
 
 from tests.mutation.mutants import path_of
@@ -48,10 +48,13 @@ class Runner:
     def __init__(self, use: Callable[[Runner], None]) -> None:
         """Make a plugin that calls `use` when it knows which test runs which lines."""
         self._use = use
+        self._failed = False
         self._items: list[pytest.Item] = []
         self._durations: dict[pytest.Item, float] = {}
         # The tests that run a line of a module.
         self._tests: dict[tuple[str, int], set[pytest.Item]] = defaultdict(set)
+        # The tests whose lines can't be recorded, as they set a trace function.
+        self._untraced: set[pytest.Item] = set()
         self._functions: dict[tuple[str, str, int], list[FunctionType]] = defaultdict(list)
 
     @pytest.hookimpl(tryfirst=True)
@@ -64,6 +67,11 @@ class Runner:
                 self._functions[key].append(each)
 
     @pytest.hookimpl
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Record whether the setup, call or teardown of a test has failed."""
+        self._failed |= report.failed
+
+    @pytest.hookimpl
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Run the tests once, and then those of the mutants."""
         self._items = session.items
@@ -71,21 +79,30 @@ class Runner:
         for item in self._items:
             coverage = Coverage(data_file=None, config_file=False, include=list(paths))
             coverage.set_option("run:disable_warnings", _WARNINGS)
-            start = monotonic()
             with coverage.collect():
-                reports = runtestprotocol(item, log=False)
-            self._durations[item] = monotonic() - start
-            if any(report.failed for report in reports):
-                pytest.exit(f"a test fails without a mutant:\n{reports[-2].longreprtext}")
+                tracer = sys.gettrace()
+                recorded = self._passes(item) and sys.gettrace() is tracer
             data = coverage.get_data()
-            for path in data.measured_files():
+            for path in data.measured_files() if recorded else ():
                 for line in data.lines(path) or ():
                     self._tests[paths[path], line].add(item)
+            if not recorded:
+                if not self._passes(item):
+                    pytest.exit(f"a test fails without a mutant: {item.nodeid}")
+                self._untraced.add(item)
         failed = self._run(None, self._items)
         if failed is not None:
             pytest.exit(f"a test fails in a child process without a mutant: {failed}")
         self._use(self)
         return True
+
+    def _passes(self, item: pytest.Item) -> bool:
+        """Run a test and record its duration; return whether it passes."""
+        start = monotonic()
+        self._failed = False
+        item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
+        self._durations[item] = monotonic() - start
+        return not self._failed
 
     def killer(self, mutant: Mutant) -> str | None:
         """Return the test that fails with a mutant; None if it survives."""
@@ -97,13 +114,9 @@ class Runner:
 
     def _rounds(self, mutant: Mutant) -> Iterator[list[pytest.Item]]:
         """Yield the tests for a mutant: one parametrization of each test first, then the others."""
-        tests = {
-            item
-            for line in mutant.lines
-            for item in self._tests[mutant.module, line]
-            if is_about(item.nodeid, mutant.module)
-        }
-        ordered = sorted(tests, key=self._durations.__getitem__)
+        tests = self._untraced.union(*(self._tests[mutant.module, line] for line in mutant.lines))
+        about = [item for item in tests if is_about(item.nodeid, mutant.module)]
+        ordered = sorted(about, key=self._durations.__getitem__)
         first: dict[str, pytest.Item] = {}
         for item in ordered:
             first.setdefault(item.nodeid.partition("[")[0], item)
@@ -144,7 +157,7 @@ class Runner:
         if mutant is not None:
             self._install(mutant)
         for item in items:
-            if any(report.failed for report in runtestprotocol(item, log=False)):
+            if not self._passes(item):
                 return
             os.write(report_to, b".")
 
@@ -178,4 +191,5 @@ def run_tests(modules: list[str], use: Callable[[Runner], None]) -> None:
     """Collect the tests of some modules, and call `use` with a Runner that can run them."""
     paths = dict.fromkeys(f"tests/{path}" for module in modules for path in SUBJECTS[module])
     # The runner has a timeout of its own.
-    pytest.main(["-q", "-p", "no:cacheprovider", "-o", "timeout=0", *paths], plugins=[Runner(use)])
+    options = ["-o", "addopts=", "-p", "no:terminal", "-p", "no:cacheprovider", "-o", "timeout=0"]
+    pytest.main([*options, *paths], plugins=[Runner(use)])

@@ -7,7 +7,8 @@ from typing import Final
 _SENDING: Final = (
     *("batch", "send", "sendmsg", "sendall", "write"),
     *("test_departures.py", "test_errors.py", "models/test_cuts.py", "models/test_batch.py"),
-    *(f"interruptions/test_{name}.py" for name in ("add_and_reset", "handler_actions", "send")),
+    *(f"interruptions/test_{name}.py" for name in ("add_and_reset", "handler_actions")),
+    *(f"interruptions/test_{name}.py" for name in ("send", "signals")),
 )
 _FILTERS: Final = (
     *("filters", "sendall/test_filters.py", "interruptions/test_filters.py"),
@@ -21,16 +22,16 @@ _AIO: Final = ("aio", "models/test_writer.py")
 
 # Paths in tests/.
 SUBJECTS: Final[dict[str, tuple[str, ...]]] = {
-    "_errors": _SENDING,
+    "_errors": (*_SENDING, "aio/test_completion.py"),
     "_arguments": (*_SENDING, "aio/test_arguments.py", "aio/test_timeouts.py"),
-    "_files": _SENDING,
+    "_files": (*_SENDING, "forms/test_file_version.py"),
     "_entries": _SENDING,
     "_core": _SENDING,
-    "_batch": ("batch",),
+    "_batch": ("batch", "interruptions/test_add_and_reset.py"),
     "_pagecache": _READ_AHEAD,
     "_target": _SENDING,
     "_send": _SENDING,
-    "_write": ("write",),
+    "_write": ("write", "interruptions/test_send.py", "interruptions/test_signals.py"),
     "_sendall": ("sendall",),
     "_tls": _FILTERS,
     "filters": _FILTERS,
