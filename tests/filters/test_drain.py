@@ -67,6 +67,19 @@ def test_drain_counts_a_byte_that_the_next_filter_took_and_the_socket_refused() 
         assert sock.taken == b"a"
 
 
+def test_drain_counts_the_only_byte_that_a_full_next_filter_took() -> None:
+    last = Filter(Identity(), high_water=1)
+    first = Filter(Identity(), last)
+    with Scripted(*[again()] * 100) as sock:
+        for piece in (b"a", b"b", data(40_000)):  # the third is too long to be joined
+            assert iob_write(sock, batch_of(piece), first) == len(piece)
+        assert (first.bytesleft, last.bytesleft) == (40_001, 1)
+        sock.script.appendleft(1)
+        assert last.drain(sock) == 1
+        assert first.drain(sock) == 1
+        assert (first.bytesleft, last.bytesleft) == (40_000, 1)
+
+
 def test_drain_returns_again_for_reading_when_compress_must_read(sock: Scripted) -> None:
     """The bytes that the next filter holds are sent first."""
     script: deque[Any] = deque([ssl.SSLWantReadError(), ssl.SSLWantReadError(), b"waited"])

@@ -44,7 +44,8 @@ class DeleteStatement(Operator):
         if node.type != "simple_stmt":
             return
         statement = node.children[0]
-        if statement.type not in _INERT and not _is_declaration(statement):
+        inert = statement.type in _INERT or statement.get_code().strip() == "pass"
+        if not inert and not _is_declaration(statement):
             yield statement.start_pos, statement.end_pos
 
     def mutate(self, node: Any, index: int) -> Any:
