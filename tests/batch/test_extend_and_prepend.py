@@ -99,6 +99,9 @@ def test_extend_and_prepend_fill_a_batch_up_to_its_maximum() -> None:
     other.prepend(b"0")
     assert other.bytesleft == MAX_BYTES
     check_invariants(other)
+    with IOBatch() as last:
+        last.addfile(0, 1, MAX_BYTES - 1, on_release=lambda: None)
+        assert last.bytesleft == MAX_BYTES - 1
 
 
 def test_prepend_adds_before_the_unsent_rest_of_an_entry() -> None:

@@ -6,6 +6,7 @@ import gc
 import sys
 import weakref
 from functools import partial
+from io import FileIO
 from typing import TYPE_CHECKING
 
 import pytest
@@ -91,6 +92,34 @@ def test_next_call_runs_the_hooks_that_an_exception_held_up_in_a_reset(
     call(sock, batch)
     assert seen == ["two"]
     check_invariants(batch)
+
+
+def test_next_call_runs_the_hook_of_an_empty_file_whose_close_raises(
+    sock: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(FileIO):
+        def close(self) -> None:
+            if not self.closed:
+                super().close()
+                raise KeyboardInterrupt
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("iobatch._batch.open_file", Interrupted)
+    seen: list[int] = []
+    batch = IOBatch()
+    with pytest.raises(KeyboardInterrupt):
+        batch.addfile(tmp_path / "file", on_release=lambda: seen.append(1))
+    assert seen == []
+    assert iob_send(sock, batch) == 0
+    assert seen == [1]
+
+
+def test_hook_of_a_descriptors_range_runs_after_its_last_byte(make_file: MakeFile) -> None:
+    seen: list[int] = []
+    batch = IOBatch()
+    batch.addfile(make_file(b"hello"), 0, 5, on_release=lambda: seen.append(batch.bytessent))
+    assert take(batch) == b"hello"
+    assert seen == [5]
 
 
 def test_reset_keeps_what_a_hook_adds_that_an_exception_held_up(sock: Scripted) -> None:

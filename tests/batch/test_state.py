@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from iobatch import IOB_AGAIN, IOB_ERROR, IOBatch, iob_write
+from iobatch._entries import describe
 from tests.support.batches import check_invariants, data, take
 from tests.support.sockets import fd_count
 
@@ -166,3 +167,27 @@ def test_batch_can_be_neither_copied_nor_pickled() -> None:
     for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
         with pytest.raises(TypeError):
             duplicate(batch)
+
+
+def test_released_buffer_can_be_described() -> None:
+    """Other code may release the first entry while repr() runs."""
+    view = memoryview(b"hello")
+    view.release()
+    assert describe(view) == "a released buffer"
+
+
+def test_each_batch_has_its_own_error_if_its_count_is_unknown() -> None:
+    """A caller may raise it, and its traceback must not grow."""
+
+    def lack_memory(_sock: None, _view: memoryview) -> int:
+        raise MemoryError
+
+    errors = []
+    for _ in range(2):
+        batch = IOBatch()
+        batch.addbuf(b"hello")
+        with pytest.raises(MemoryError):
+            iob_write(None, batch, lack_memory)
+        assert batch.error is batch.error
+        errors.append(batch.error)
+    assert errors[0] is not errors[1]

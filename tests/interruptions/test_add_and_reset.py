@@ -64,13 +64,14 @@ def test_interrupted_add_adds_a_whole_entry_or_none(
             released = ReleaseLog(patch)
             owned = [os.dup(fd) for _ in range(3)]
             batch, other = IOBatch(), IOBatch()
-            interrupted = set()
+            interrupted: dict[str, Exception] = {}
             with handler_that_raises(point, kind) as raised:
                 for name, add in additions(batch, other, released, owned, path).items():
                     try:
                         add()
-                    except KINDS:
-                        interrupted.add(name)
+                    except KINDS as exc:
+                        interrupted[name] = exc
+            assert all(exc is raised[0] for exc in interrupted.values())
             queued = [*core_of(batch).snapshot(), *core_of(other).snapshot()]
             open_fds = {entry[0] for entry in queued if isinstance(entry, tuple)}
             assert open_fds.isdisjoint(released.entries), "the file of a queued range is closed"
@@ -90,7 +91,7 @@ def test_interrupted_add_adds_a_whole_entry_or_none(
                 }
                 os.close(fd_left_open)
             assert len(set(hooks)) == len(hooks)
-            assert {"path", "one", "view", "prepend", "empty"} - set(hooks) <= interrupted
+            assert {"path", "one", "view", "prepend", "empty"} - set(hooks) <= interrupted.keys()
         if not raised:
             break
     assert point > 50

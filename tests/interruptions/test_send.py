@@ -308,18 +308,6 @@ def test_memory_error_out_of_a_callback_fails_the_batch_for_good() -> None:
     assert batch.bytesleft == 5
 
 
-def test_each_batch_has_its_own_error_if_its_count_is_unknown() -> None:
-    """A caller may raise it, and its traceback must not grow."""
-    errors = []
-    for _ in range(2):
-        batch = batch_of(b"hello")
-        with pytest.raises(MemoryError):
-            iob_write(None, batch, raise_error(MemoryError))
-        assert batch.error is batch.error
-        errors.append(batch.error)
-    assert errors[0] is not errors[1]
-
-
 def test_recursion_error_leaves_the_snapshot_of_a_long_batch() -> None:
     """It is a RuntimeError, as that of a queue that grew during the iteration."""
     batch = batch_of(*[b"x" * 20] * 5000)

@@ -40,6 +40,21 @@ def test_bad_limit_raises_and_sends_nothing(limit: Any, error: type[Exception]) 
     assert batch.bytesleft == 5
 
 
+@pytest.mark.parametrize(
+    ("flags", "error"), [(2**31, OverflowError), (1.5, TypeError), ("1", TypeError)]
+)
+def test_bad_flags_raise_and_send_nothing(flags: Any, error: type[Exception]) -> None:
+    """The batch may be empty or not."""
+    batch = IOBatch()
+    with Scripted() as sock:
+        for _ in range(2):
+            with pytest.raises(error):
+                iob_send(sock, batch, flags=flags)
+            batch.addbuf(b"hello")
+        assert sock.calls == []
+    check_invariants(batch)
+
+
 @pytest.mark.parametrize("bad", ["name", None, 1.5, object()], ids=lambda bad: type(bad).__name__)
 def test_object_without_a_descriptor_is_refused(bad: Any) -> None:
     """The batch may be empty or not."""

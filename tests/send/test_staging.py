@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from iobatch import COPY_LIMIT, IOB_DONE, IOBatch, iob_send
+from iobatch import COPY_LIMIT, IOB_DONE, IOB_ERROR, IOBatch, iob_send
 from tests.support.batches import STAGE_LIMIT, check_invariants, data
 from tests.support.fakes import Call, Read, Scripted, again, log_preads, patch_os, script_sendfile
 from tests.support.forms import pure
@@ -51,6 +51,19 @@ def test_range_after_a_hook_is_read_into_its_own_place(make_file: MakeFile) -> N
         send_repeatedly(sock, batch)
         assert sock.taken == b"header" + content
     assert seen == [1006]
+
+
+def test_memory_error_of_a_joined_send_leaves_the_count_unknown(make_file: MakeFile) -> None:
+    """The socket may have taken the bytes. The compiled form calls no method that can raise it."""
+    batch = IOBatch()
+    batch.addbuf(b"header")
+    batch.addfile(make_file(data(1000)))
+    with Scripted(MemoryError()) as sock:
+        with pytest.raises(MemoryError):
+            pure(iob_send)(sock, batch)
+        assert batch.error is not None
+        assert iob_send(sock, batch) == IOB_ERROR
+        assert len(sock.calls) == 1
 
 
 def test_range_longer_than_copy_limit_goes_by_sendfile(
