@@ -102,6 +102,14 @@ async def test_timer_is_cancelled_with_its_operation() -> None:
 
 
 @both_loops
+async def test_writer_shows_its_timeouts_and_is_pending_at_first() -> None:
+    with writer_pair() as (writer, _):
+        assert (writer.timeout, writer.stall_timeout, writer.status) == (None, None, PENDING)
+        writer.timeout, writer.stall_timeout = 1, 2
+        assert (writer.timeout, writer.stall_timeout) == (1, 2)
+
+
+@both_loops
 async def test_stall_timeout_ends_an_operation_without_progress() -> None:
     with full_writer(stall_timeout=0.01) as (writer, _):
         operation = writer.write(batch_of(b"abc"))
