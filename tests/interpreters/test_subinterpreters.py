@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from iobatch import COMPILED
 from tests.support.batches import data
-from tests.support.programs import run_python
+from tests.support.programs import UNMEASURED, run_python
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -83,7 +83,8 @@ exec(use)
 def test_other_interpreters_send_and_post_in_pure_python(tmp_path: Path) -> None:
     """One that has a lock of its own, too; the first interpreter works as before."""
     (tmp_path / "file").write_bytes(data(100_000))
-    result = run_python(PROGRAM, USE.format(path=sys.path, file=str(tmp_path / "file")))
+    use = USE.format(path=sys.path, file=str(tmp_path / "file"))
+    result = run_python(PROGRAM, use, **UNMEASURED)
     others = 1 if sys.version_info < (3, 12) else 2
     first, other = f"{COMPILED} True hook hook\n", "False True hook hook\n"
     assert (result.stdout, result.stderr) == (first + others * other + first, "")

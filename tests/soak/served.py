@@ -23,7 +23,7 @@ from tests.soak.faults import Faults
 from tests.soak.flatness import Flatness, Sample
 from tests.soak.site import STEADY, Site
 from tests.support.httpd import address_of, children
-from tests.support.programs import ROOT, environment, open_files
+from tests.support.programs import ROOT, UNMEASURED, environment, open_files
 from tests.support.sockets import PATIENCE
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def soaking(
                 stderr=subprocess.PIPE,
                 text=True,
                 pass_fds=[reporting],
-                env=environment(),
+                env=environment(**UNMEASURED),
                 cwd=ROOT,
             )
         )

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,18 +16,28 @@ import pytest
 import iobatch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 ROOT = Path(__file__).parents[2]
+# Changes of the environment of a program in which coverage.py must not run: it adds objects, and
+# writes to stderr in a subinterpreter.
+UNMEASURED: Mapping[str, None] = MappingProxyType({"COVERAGE_PROCESS_CONFIG": None})
 
 
-def environment(**changes: str) -> dict[str, str]:
-    """Return this process's environment with changes; a Python program imports this library."""
-    return {**os.environ, "PYTHONPATH": str(Path(iobatch.__file__).parent.parent), **changes}
+def environment(**changes: str | None) -> dict[str, str]:
+    """Return this process's environment with changes; a Python program imports this library.
+
+    Args:
+        changes: the values of variables; None removes a variable.
+
+    """
+    path = str(Path(iobatch.__file__).parent.parent)
+    variables = {**os.environ, "PYTHONPATH": path, **changes}
+    return {name: value for name, value in variables.items() if value is not None}
 
 
 def run_python(
-    code: str, *args: str, options: Sequence[str] = (), **changes: str
+    code: str, *args: str, options: Sequence[str] = (), **changes: str | None
 ) -> subprocess.CompletedProcess[str]:
     """Run code in an interpreter of its own.
 
