@@ -536,8 +536,7 @@ class BatchCore(CoreState):
         """
         if self.activity:
             raise RuntimeError(IN_USE)
-        if self.release_pending:
-            self.release_entries()
+        self.release_entries()
 
     def release_entries(self, caller: int = IDLE) -> None:
         """Remove the entries that were accepted or dropped, then run their hooks.
