@@ -52,6 +52,7 @@ async def send(run: Run) -> None:
                     assert await send_to_stream(writer, batch) == len(delivery.content)
                 except OSError as exc:
                     error = exc
+                aborted = writer.is_closing()
                 with suppress(OSError):
                     if not writer.is_closing():
                         writer.transport.set_write_buffer_limits(0)
@@ -61,11 +62,19 @@ async def send(run: Run) -> None:
             await writer.wait_closed()
         await asyncio.sleep(0)
         loop.remove_reader(peer)
-        check(delivery, peer, error)
+        check(delivery, peer, error, aborted=aborted)
 
 
-def check(delivery: Delivery, peer: socket.socket, error: OSError | None) -> None:
-    """Read the rest, and check everything."""
+def check(delivery: Delivery, peer: socket.socket, error: OSError | None, *, aborted: bool) -> None:
+    """Read the rest, and check everything.
+
+    Args:
+        delivery: what was sent.
+        peer: where it arrived.
+        error: what send_to_stream raised.
+        aborted: whether the transport was closed then.
+
+    """
     batch = delivery.batch
     peer.setblocking(True)
     with suppress(ConnectionResetError):
@@ -73,6 +82,7 @@ def check(delivery: Delivery, peer: socket.socket, error: OSError | None) -> Non
     content, received = delivery.content, delivery.received
     assert content.startswith(received), difference(received, content)
     assert error is None or batch.error is not None, "an error is not that of the batch"
+    assert aborted or len(received) <= batch.bytessent, "bytes may follow a truncated range"
     rest = IOBatch()
     rest.extend(batch)
     left = take(rest)
