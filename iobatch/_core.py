@@ -225,7 +225,9 @@ class BatchCore(CoreState):
         if self.release_pending:
             self.release_entries()
         # Until the entry is in the queue, no point follows at which another thread can send.
-        if self.pinned or self._to_remove or self.activity == SENDING:
+        # An entry is removed before its Release. A buffer between the two would delay the hook.
+        removing = self._to_remove or (self.queue and type(self.head) is Release)
+        if self.pinned or removing or self.activity == SENDING:
             raise RuntimeError(
                 "the first bytes of the batch are being sent or removed, or must be offered to the "
                 "callback again"

@@ -115,6 +115,25 @@ def test_handler_that_uses_the_interrupted_batch_loses_and_repeats_nothing(
     assert point > (20 if step is iob_send and is_compiled(step) else 50)
 
 
+def test_prepend_by_a_handler_does_not_delay_the_hook_of_an_entry_that_was_sent() -> None:
+    """It comes before or after the removal of the entry and its hook, or is refused between."""
+    for point in count(1):
+        with stream_pair() as (sock, peer):
+            batch = IOBatch()
+            hooks: list[str] = []
+            batch.addbuf(bytearray(b"one"), on_release=partial(hooks.append, "one"))
+
+            def prepend() -> None:
+                with suppress(RuntimeError):
+                    batch.prepend(b"<")  # noqa: B023 # called in this turn
+
+            with handler_at(point, prepend) as reached:
+                assert iob_send(sock, batch, limit=3) == 3
+            assert bool(hooks) is (peer.recv(10) == b"one")
+        if not reached:
+            break
+
+
 @both_loops
 @pytest.mark.parametrize("size", [SMALL, LARGE])
 async def test_write_posted_by_a_handler_is_sent_before_or_after_the_interrupted_one(
