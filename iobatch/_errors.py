@@ -163,6 +163,8 @@ class _Unraisable:
     exc: BaseException
 
     def __del__(self) -> None:
+        if not hasattr(self, "exc"):
+            return  # the exception of a signal handler has stopped __init__
         try:
             raise self.exc
         finally:

@@ -117,6 +117,27 @@ def test_entry_accepted_before_an_interruption_is_not_sent_with_later_entries() 
             break
 
 
+def test_handlers_exception_in_the_report_of_a_hooks_exception_adds_no_report(
+    unraisable: list[BaseException | None],
+) -> None:
+    """The report may be missing then: the exception of the handler has that of the hook in it."""
+
+    def hook() -> None:
+        raise KeyError("hook")
+
+    for point in count(1):
+        with stream_pair() as (sock, _):
+            batch = IOBatch()
+            batch.addbuf(b"x", on_release=hook)
+            with handler_that_raises(point, ZeroDivisionError) as raised, suppress(*KINDS):
+                iob_send(sock, batch)
+            batch.reset()
+        assert {type(exc) for exc in unraisable} <= {KeyError}
+        if not raised:
+            break
+    assert point > 10
+
+
 def test_runtime_error_of_a_handler_leaves_the_snapshot_of_a_long_batch() -> None:
     """snapshot() retries only for the RuntimeError of a deque that grew during the iteration."""
     batch = IOBatch()
