@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize
 
 from iobatch import IOBatch
-from tests.models.batch import CONTENT, FILE_SIZE, HOOK_ACTIONS, BatchModel, Interruption
+from tests.models.batch import (
+    ACTIONS,
+    CONTENT,
+    FILE_SIZE,
+    RAISING_ACTIONS,
+    BatchModel,
+    Interruption,
+)
 from tests.models.machine import Machine, step
 from tests.models.plain import Piece, PlainBatch
 from tests.models.wires import WIRES
@@ -24,7 +31,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 SIZES = st.one_of(st.integers(0, 40), st.integers(0, 40), st.integers(0, 70_000))
-HOOKS = st.one_of(st.just("no hook"), st.none(), st.sampled_from(HOOK_ACTIONS))
+HOOKS = st.one_of(
+    st.just("no hook"),
+    st.none(),
+    st.sampled_from(RAISING_ACTIONS),
+    st.sampled_from(["signal that acts", *ACTIONS]),
+)
 
 
 class AddingMachine(Machine):
@@ -103,6 +115,7 @@ class AddingMachine(Machine):
     )
     def addfile(self, offset: int, size: int, kind: str, hook: str | None, *, whole: bool) -> None:
         """Add a range, whose end may be after the end of the file."""
+        self.settle()  # else a hook that is due may stop the call
         count = None if whole and offset > FILE_SIZE - 70_000 else size
         end = FILE_SIZE if count is None else offset + count
         content = CONTENT[offset:end]
@@ -123,6 +136,7 @@ class AddingMachine(Machine):
 
     @step(size=SIZES, hook=HOOKS)
     def prepend(self, size: int, hook: str | None) -> None:
+        self.settle()  # else a hook that is due may stop the call
         if self.pinned is None and self.pin_known:
             self.added(lambda: self.model.prepend(size, self.hook(hook)))
 

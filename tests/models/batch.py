@@ -34,8 +34,8 @@ ACTIONS = (
     "reset",
     "prefetch",
 )
-# What only a hook does; the first three raise.
-HOOK_ACTIONS = ("raise", "interrupt", "signal that raises", "signal that acts", *ACTIONS)
+# What only a hook does.
+RAISING_ACTIONS = ("raise", "interrupt", "signal that raises")
 
 
 class Interruption(Exception):  # noqa: N818 # no error: it stands for a handler's timeout
@@ -152,6 +152,11 @@ class BatchModel:
         finally:
             self.acting -= 1
 
+    def act_between(self, action: str) -> None:
+        """Run an action, unless another one is half done: the order of the two is then unknown."""
+        if not self.acting:
+            self.act(action)
+
     def hook(self, action: str | None) -> tuple[str, Callable[[], object]]:
         """Return a hook that runs an action, or only logs."""
         if action is None:
@@ -185,7 +190,7 @@ class BatchModel:
 
     def finalize_inside(self, action: str) -> None:
         """Make garbage whose finalizer runs an action."""
-        Finalized(partial(self.act, action))
+        Finalized(partial(self.act_between, action))
 
     def send_inside(self) -> None:
         before = self.wire.accepted

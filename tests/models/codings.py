@@ -10,6 +10,7 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 import trustme
+from hypothesis import strategies as st
 
 from iobatch.filters import Chunked, Filter
 from tests.support.filters import ZSTD, Growing, Identity, Swallowing
@@ -35,6 +36,12 @@ FAULTS: dict[str, Callable[[], Exception]] = {
     "ValueError": lambda: ValueError("transform"),
     "SSLWantReadError": lambda: ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "transform"),
 }
+HIGH_WATER = st.sampled_from([1, 1000, 50_000, 256 * 1024])
+CODECS = st.lists(
+    st.tuples(st.sampled_from(sorted(TRANSFORMS)), HIGH_WATER),
+    max_size=3,
+    unique_by=lambda codec: codec[0],
+)
 ENDS = ("socket", "callback", *(version.name for version in TLS_VERSIONS))
 
 

@@ -70,7 +70,7 @@ class BatchMachine(AddingMachine):
         model = self.model
         kind, point, what = interruption or ("", 0, "")
         if kind == "handler":
-            with handler_at(point, lambda: model.act(what)) as reached:
+            with handler_at(point, lambda: model.act_between(what)) as reached:
                 yield
             if reached:
                 self.reach("a handler acted")
@@ -344,4 +344,4 @@ class BatchMachine(AddingMachine):
 
 @every_round
 def test_batch_agrees_with_plain_bytes(number: int, capsys: pytest.CaptureFixture[str]) -> None:
-    run(BatchMachine, capsys)
+    run(BatchMachine, number, capsys)

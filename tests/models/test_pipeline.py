@@ -1,44 +1,34 @@
-"""A pipeline of filters against plain bytes: what goes into each and comes out of it.
-
-Each transform is wrapped, so that the machine sees what the filter gave it and got from it. Then
-every byte has one place: a filter has passed on the first `bytessent` bytes of its transform's
-output, they are what the next one was given, and the rest is what the filter holds.
-"""
+"""A pipeline of filters against plain bytes: faults, partial takers and handlers at every level."""
 
 from __future__ import annotations
 
-import errno
 import ssl
-import sys
 from contextlib import contextmanager
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, invariant
 
-from iobatch import IOB_AGAIN, IOB_DONE, IOB_ERROR, IOBatch, iob_write
+from iobatch import IOB_AGAIN, IOB_DONE, IOB_ERROR, iob_write
 from iobatch.filters import Filter
-from tests.models.codings import ENDS, FAULTS, TRANSFORMS, Recorder, decode, make_tls
-from tests.models.machine import Machine, every_round, run, step
-from tests.models.wires import WIRES, Wire
+from tests.models.codings import (
+    CODECS,
+    ENDS,
+    FAULTS,
+    TRANSFORMS,
+    Recorder,
+)
+from tests.models.machine import every_round, run, step
+from tests.models.pipeline import StreamMachine
 from tests.support.batches import data
-from tests.support.filters import check_pipeline
 from tests.support.interruptions import KINDS, handler_at, handler_that_raises
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.support.tls import TLSClient
 
 SIZES = st.one_of(st.integers(0, 40), st.integers(0, 3000), st.integers(0, 20_000))
-HIGH_WATER = st.sampled_from([1, 1000, 50_000, 256 * 1024])
-CODECS = st.lists(
-    st.tuples(st.sampled_from(sorted(TRANSFORMS)), HIGH_WATER),
-    max_size=3,
-    unique_by=lambda codec: codec[0],
-)
 ACCEPTED = st.one_of(st.integers(1, 5000), st.none(), st.none(), st.integers(1, 70_000))
 SCRIPTS = st.lists(ACCEPTED, max_size=5)
 ANSWERS = st.lists(
@@ -56,7 +46,7 @@ INTERRUPTIONS = st.one_of(
 CALL = {"script": SCRIPTS, "answers": ANSWERS, "interruption": INTERRUPTIONS, "armed": ARMED}
 
 
-class PipelineMachine(Machine):
+class PipelineMachine(StreamMachine):
     """A batch that is written through filters, response after response."""
 
     OUTCOMES: ClassVar[frozenset[str]] = frozenset(
@@ -65,91 +55,6 @@ class PipelineMachine(Machine):
         | {f"through {name}" for name in (*TRANSFORMS, *ENDS)}
         | {f"a fault: {name}" for name in FAULTS}
     )
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.patch = pytest.MonkeyPatch()
-        # A generator that is closed is a point for handler_at(), but not for a signal handler. The
-        # exception is lost there.
-        self.patch.setattr(sys, "unraisablehook", self.on_unraisable)
-        self.lost: list[object] = []
-        self.wire: Wire | None = None
-        self.seed = 0
-
-    def on_unraisable(self, args: Any) -> None:
-        self.lost.append(args.exc_value.args)
-
-    def teardown(self) -> None:
-        if self.wire is not None:
-            if not self.failed:
-                self.end_all()
-            self.wire.close()
-        self.patch.undo()
-        assert all(args == ("from a handler",) for args in self.lost)
-
-    @initialize(
-        wire=st.sampled_from(WIRES), end=st.sampled_from(ENDS), water=HIGH_WATER, codecs=CODECS
-    )
-    def start(self, wire: str, end: str, water: int, codecs: list[tuple[str, int]]) -> None:
-        """Make the wire, the connection's own filter, and the codings of a response above it."""
-        self.wire = Wire(wire, self.patch)
-        self.sock = self.wire.sock
-        self.wire_kind, self.end, self.failed = wire, end, False
-        self.reach(f"through {end}")
-        self.answers: list[str] = []
-        self.client: TLSClient | None = None
-        then: Any = self.callback if end == "callback" else None
-        if end.startswith("TLS"):
-            recorder, self.own, self.client = make_tls(end, water)
-        else:
-            recorder = Recorder(TRANSFORMS["identity"]())
-            self.own = Filter(recorder, then, high_water=water)
-        self.own_recorder = recorder
-        self.ended: bytearray = bytearray()  # all that ended responses gave to the own filter
-        self.own_ended = False
-        self.open(codecs)
-
-    def open(self, codecs: list[tuple[str, int]]) -> None:
-        self.names: list[str] = []
-        self.filters = [self.own]
-        self.recorders = [self.own_recorder]
-        for name, water in codecs:
-            self.reach(f"through {name}")
-            recorder = Recorder(TRANSFORMS[name]())
-            self.filters.insert(0, Filter(recorder, self.filters[0], high_water=water))
-            self.recorders.insert(0, recorder)
-            self.names.insert(0, name)
-        self.batch = IOBatch()
-        self.queue = bytearray()
-        self.written = bytearray()
-        self.finishing = False
-
-    @property
-    def pipeline(self) -> Filter:
-        return self.filters[0]
-
-    @property
-    def begun(self) -> bool:
-        """Whether the response has begun: a coder may make its header without any input."""
-        return bool(
-            self.written or self.finishing or any(each.output for each in self.recorders[:-1])
-        )
-
-    def callback(self, sock: Any, view: memoryview) -> int:
-        answer = self.answers.pop() if self.answers else "all"
-        if answer == "-1":
-            return -1
-        if answer == "reads":
-            raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "callback")
-        if answer == "fails":
-            self.faulty = True
-            raise ConnectionResetError(errno.ECONNRESET, "callback")
-        if answer == "raises":
-            self.faulty = True
-            raise ValueError("callback")
-        size = {"half": max(1, len(view) // 2), "one": 1}.get(answer, len(view))
-        sent: int = sock.send(view[:size])
-        return sent
 
     # What the pipeline is given
 
@@ -166,9 +71,6 @@ class PipelineMachine(Machine):
 
     # Calls
 
-    def moved(self) -> int:
-        return sum(each.bytessent for each in self.filters)
-
     @contextmanager
     def interrupted(self, interruption: Any) -> Iterator[None]:
         kind, point, what = interruption or ("", 0, None)
@@ -180,6 +82,7 @@ class PipelineMachine(Machine):
             except KINDS as exc:
                 if [exc] != raised:
                     raise
+                self.settled = False
                 self.reach("a handler raised")
         elif kind == "handler":
             with handler_at(point, self.add_inside) as reached:
@@ -306,34 +209,6 @@ class PipelineMachine(Machine):
             assert self.wire.accepted == accepted or self.alert
         return code
 
-    def response_ended(self) -> None:
-        """Decode the response, and open the next one if the connection is open."""
-        coded = bytes(self.recorders[-2].output) if self.names else None
-        if coded is not None:
-            for name in reversed(self.names):
-                coded = decode(name, coded)
-            assert coded == self.written
-            self.ended += self.recorders[-2].output
-        else:
-            self.ended += self.written
-        assert self.own_recorder.taken == self.ended
-        self.reach("a response ended")
-        if self.own_ended:
-            self.end_connection()
-            self.start_again()
-        else:
-            self.open([])
-
-    def end_connection(self) -> None:
-        self.wire.read_all()
-        plain = decode(self.end, bytes(self.wire.received), self.client)
-        assert plain == self.ended
-        self.reach("a whole stream")
-
-    def start_again(self) -> None:
-        self.wire.close()
-        self.start(self.wire_kind, self.end, 1000, [("gzip", 1000), ("chunked", 1000)])
-
     @step(lambda self: not (self.failed or self.queue or self.begun), codecs=CODECS)
     def next_response(self, codecs: list[tuple[str, int]]) -> None:
         """Put other codings above the connection's own filter."""
@@ -355,50 +230,7 @@ class PipelineMachine(Machine):
         self.reach("restart")
         self.start_again()
 
-    def end_all(self) -> None:
-        """Write and finish all, while the peer reads."""
-        for each in self.recorders:
-            each.fault = None
-        self.answers = []
-        if not self.finishing:
-            while self.batch:
-                self.wire.read(1 << 20)
-                code = iob_write(self.sock, self.batch, self.pipeline)
-                assert code != IOB_ERROR, self.batch.error
-                self.written += self.queue[: max(code, 0)]
-                del self.queue[: max(code, 0)]
-        while code := self.pipeline.finish(self.sock):
-            assert code != IOB_ERROR, self.pipeline.error
-            self.wire.read(1 << 20)
-        self.own_ended = False
-        self.response_ended()
-        self.end_connection()
-
-    @invariant()
-    def every_byte_has_one_place(self) -> None:
-        assert (self.batch.bytesleft, bool(self.batch)) == (len(self.queue), bool(self.queue))
-        accepted = self.wire.accepted
-        output = self.own_recorder.output
-        if self.wire.scripted:
-            self.wire.read(0)
-        assert output[:accepted].startswith(self.wire.received)
-        if self.failed:
-            assert accepted <= len(output)
-            return
-        check_pipeline(self.pipeline)
-        assert self.own.bytessent == accepted
-        taken = bytes(self.ended)
-        assert self.recorders[0].taken == (self.written if self.names else taken + self.written)
-        for index, each in enumerate(self.filters):
-            recorder = self.recorders[index]
-            assert each.bytesleft + each.bytessent == len(recorder.output)
-            if index + 1 < len(self.filters):
-                passed = recorder.output[: each.bytessent]
-                before = taken if each.then is self.own else b""
-                assert self.recorders[index + 1].taken == before + passed
-            assert each.error is None
-
 
 @every_round
 def test_pipeline_agrees_with_plain_bytes(number: int, capsys: pytest.CaptureFixture[str]) -> None:
-    run(PipelineMachine, capsys)
+    run(PipelineMachine, number, capsys)

@@ -39,9 +39,10 @@ class Wire:
             self.sock = self.peer = self._stack.enter_context(Scripted())
             script_sendfile(self._patch, self.sock)
         else:
-            # Buffers as small as the kernel allows: most calls are partial writes.
-            pair = stream_pair(self.kind, buffers=1)
-            self.sock, self.peer = self._stack.enter_context(pair)
+            self.sock, self.peer = self._stack.enter_context(stream_pair(self.kind))
+            # As small as the kernel allows: most calls are partial writes. A small receive buffer
+            # would make TCP drop segments, and wait long before it repeats them.
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
             self.peer.setblocking(False)
         self.sock.setblocking(False)
         self._base = -self.accepted

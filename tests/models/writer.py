@@ -153,11 +153,11 @@ class PostingMachine(Machine):
             assert caught.value.errno == errno.ECANCELED
             self.reach("refused by a closed writer")
             return None
-        self.posted.append(posted)
         point, kind = raising or (0, ValueError)
         raised: list[Exception] = []
 
         def interrupted_call() -> WriteOperation:
+            self.posted.append(posted)  # not before: a hook may post in an earlier turn
             with handler_that_raises(point, kind) as log:
                 try:
                     return call()
