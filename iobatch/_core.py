@@ -226,7 +226,8 @@ class BatchCore(CoreState):
             self.release_entries()
         # Until the entry is in the queue, no point follows at which another thread can send.
         # An entry is removed before its Release. A buffer between the two would delay the hook.
-        removing = self._to_remove or (self.queue and type(self.head) is Release)
+        # (type() is a call, at whose end the interpreter can switch threads.)
+        removing = self._to_remove or (self.queue and self.queue[0].__class__ is Release)
         if self.pinned or removing or self.activity == SENDING:
             raise RuntimeError(
                 "the first bytes of the batch are being sent or removed, or must be offered to the "
@@ -543,8 +544,9 @@ class BatchCore(CoreState):
     def release_entries(self, caller: int = IDLE) -> None:
         """Remove the entries that were accepted or dropped, then run their hooks.
 
-        A call after an exception resumes where the exception stopped the last call. A call inside
-        another one does nothing (rule 5).
+        A call after an exception resumes where the exception stopped the last call. While another
+        call is in progress, this one leaves the work to it, except that during a send it runs the
+        hooks that are due (rule 5).
 
         Args:
             caller: the activity of the caller: SENDING for the function that sends the batch.
