@@ -8,13 +8,16 @@ import select
 from io import FileIO
 from mmap import PAGESIZE
 from stat import S_ISDIR, S_ISREG
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from iobatch._errors import is_interruption
 from iobatch._forms import compiled
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import TypeGuard
+
+_Owner = TypeVar("_Owner")
 
 # With O_NONBLOCK open(2) does not wait for the writer of a FIFO, or for the end of a lease. With
 # O_NOCTTY a terminal does not become the controlling terminal of the process. Windows has neither,
@@ -89,6 +92,27 @@ def open_file(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> File
             exc.filename = path  # FileIO knows the descriptor only
         raise
     return file
+
+
+def duplicate(fd: int, own: Callable[[int], _Owner]) -> _Owner:
+    """Return an object that owns a duplicate of a descriptor.
+
+    Args:
+        fd: the descriptor.
+        own: called with the duplicate; returns its owner.
+
+    Raises:
+        OSError: no descriptor is available.
+
+    """
+    # As in open_file(), no signal handler runs before the descriptor has an owner.
+    [copied] = map(os.dup, (fd,))
+    try:
+        [owner] = map(own, (copied,))
+    except BaseException:
+        os.close(copied)
+        raise
+    return owner
 
 
 def file_size(fd: int) -> int:

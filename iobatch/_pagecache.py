@@ -17,7 +17,7 @@ from attrs import define, field
 
 from iobatch._entries import Release
 from iobatch._errors import is_again, is_interruption, suppress_call_error
-from iobatch._files import pread
+from iobatch._files import duplicate, pread
 from iobatch._forms import connect
 
 if TYPE_CHECKING:
@@ -71,23 +71,6 @@ def cached_count(fd: int, offset: int, count: int) -> int:
         # The file does not support RWF_NOWAIT (EOPNOTSUPP, as on tmpfs), or reading fails in any
         # other way. The range counts as cached, and the send reports the error.
     return count
-
-
-def _duplicate(fd: int) -> FileIO:
-    """Return a file that owns a duplicate of a descriptor.
-
-    Raises:
-        OSError: no descriptor is available.
-
-    """
-    # As in open_file(), no signal handler runs before the descriptor has an owner.
-    [fd] = map(os.dup, (fd,))
-    try:
-        [file] = map(FileIO, (fd,))
-    except BaseException:
-        os.close(fd)
-        raise
-    return file
 
 
 @final
@@ -238,7 +221,7 @@ class PageCacheProbe:
         fd, offset, count = self.uncached
         count = min(count, READ_AHEAD)
         try:
-            return ReadAhead(_duplicate(fd), offset, count)
+            return ReadAhead(duplicate(fd, FileIO), offset, count)
         except OSError as exc:
             if is_interruption(exc):
                 raise

@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
+from functools import partial
 from selectors import EVENT_READ
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +20,7 @@ from anyio.lowlevel import checkpoint
 from iobatch._batch import IOBatch, core_of
 from iobatch._core import IOB_AGAIN, IOB_DONE
 from iobatch._errors import copy_to_raise, is_interruption, suppress_call_error
+from iobatch._files import duplicate
 from iobatch._pagecache import PageCacheProbe
 from iobatch._send import SEND_LIMIT
 from iobatch._sendall import check_code, sending_calls, step_limit
@@ -172,25 +174,14 @@ def _as_socket(sock: Any) -> Generator[Any]:
         yield sock
         return
     # A hook or callback can close the trio.socket, and then its number can become another file's.
-    duplicate = _duplicate(sock)
+    target = duplicate(sock.fileno(), partial(socket.socket, sock.family, sock.type, sock.proto))
     try:
-        duplicate.setblocking(False)  # it begins with socket.getdefaulttimeout()
-        yield duplicate
+        target.setblocking(False)  # it begins with socket.getdefaulttimeout()
+        yield target
     finally:
         # A failed close loses nothing: the connection is that of the trio.socket.
         with suppress_call_error(OSError):
-            duplicate.close()
-
-
-def _duplicate(sock: Any) -> socket.socket:
-    """Return a duplicate of a trio.socket."""
-    # As in open_file(), no signal handler runs before the descriptor has an owner.
-    [fd] = map(os.dup, (sock.fileno(),))
-    try:
-        return socket.socket(sock.family, sock.type, sock.proto, fileno=fd)
-    except BaseException:
-        os.close(fd)
-        raise
+            target.close()
 
 
 async def _read_ahead(probe: PageCacheProbe, core: BatchCore) -> None:
