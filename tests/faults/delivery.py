@@ -22,7 +22,7 @@ from functools import partial
 from ssl import SSLError
 from typing import TYPE_CHECKING, Any, Protocol
 
-from iobatch import COMPILED, IOB_AGAIN, IOB_DONE, IOB_ERROR, IOBatch
+from iobatch import COMPILED, COPY_LIMIT, IOB_AGAIN, IOB_DONE, IOB_ERROR, IOBatch
 from tests.faults.harness import Interrupted
 from tests.support.batches import check_invariants, data, take
 from tests.support.sockets import PATIENCE
@@ -41,6 +41,9 @@ READS = frozenset(("pread", "preadv2", "poll"))
 PASSING = frozenset(("EAGAIN", "EINTR", "short", "signal", "signal+EINTR", "signal+short"))
 # After these errors of sendfile(2) the range is read.
 SENDFILE_REFUSED = frozenset(("EINVAL", "ENOSYS"))
+# A range that is read, and one that goes by sendfile(2).
+SMALL = 1000
+LARGE = COPY_LIMIT + 5000
 
 
 class End(Protocol):
@@ -106,6 +109,16 @@ class Delivery:
         """Add a file by its path."""
         self.batch.addfile(self.path(size), on_release=self._hook())
         self.content += data(size, seed=size)
+
+    def all_kinds(self) -> None:
+        """Add entries of all kinds; the ranges are sent together with buffers, and alone."""
+        self.buffer(200)
+        self.file(SMALL)
+        self.buffer(300, bytearray)
+        self.file(SMALL + 1, owned=True)
+        self.file(LARGE)
+        self.buffer(400, hook=False)
+        self.file(LARGE + 1, owned=True)
 
     def path(self, size: int) -> str:
         """Return the path of a file of random content, seeded by its size."""

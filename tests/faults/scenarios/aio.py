@@ -9,10 +9,9 @@ import socket
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from iobatch import COPY_LIMIT
 from iobatch._pagecache import READ_AHEAD
 from iobatch.aio import CancellationType, WriteStatus
-from tests.faults.delivery import READS, Delivery
+from tests.faults.delivery import LARGE, READS, SMALL, Delivery
 from tests.faults.disk import uncached
 from tests.faults.harness import Run, scenario
 from tests.faults.posting import Posting, difference, run_loop
@@ -22,8 +21,6 @@ from tests.support.sockets import stream_pair
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SMALL = 1000
-LARGE = COPY_LIMIT + 5000
 # libuv ends the process if one of these fails.
 LIBUV = tuple((call, None) for call in ("epoll_ctl", "epoll_wait", "write"))
 # The selector of asyncio forgets what it has registered if a handler raises inside it.
@@ -35,13 +32,7 @@ SELECTOR = tuple(
 def mixed(run: Run) -> Delivery:
     """Return a batch with all kinds of entries."""
     delivery = Delivery(run)
-    delivery.buffer(200)
-    delivery.file(SMALL)
-    delivery.buffer(300, bytearray)
-    delivery.file(SMALL + 1, owned=True)
-    delivery.file(LARGE)
-    delivery.buffer(400, hook=False)
-    delivery.file(LARGE + 1, owned=True)
+    delivery.all_kinds()
     return delivery
 
 

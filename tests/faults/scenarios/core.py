@@ -10,8 +10,8 @@ from functools import partial
 from io import FileIO
 from typing import TYPE_CHECKING
 
-from iobatch import COPY_LIMIT, iob_send
-from tests.faults.delivery import Delivery
+from iobatch import iob_send
+from tests.faults.delivery import LARGE, SMALL, Delivery
 from tests.faults.harness import scenario
 from tests.support.sockets import PATIENCE, stream_pair
 
@@ -20,19 +20,10 @@ if TYPE_CHECKING:
 
     from tests.faults.harness import Run
 
-SMALL = 1000
-LARGE = COPY_LIMIT + 5000
-
 
 def add_all_kinds(delivery: Delivery) -> Delivery:
-    """Add entries of all kinds; the ranges are sent together with buffers, and alone."""
-    delivery.buffer(200)
-    delivery.file(SMALL)
-    delivery.buffer(300, bytearray)
-    delivery.file(SMALL + 1, owned=True)
-    delivery.file(LARGE)
-    delivery.buffer(400, hook=False)
-    delivery.file(LARGE + 1, owned=True)
+    """Add entries of all kinds, and more bytes than small socket buffers hold."""
+    delivery.all_kinds()
     delivery.buffer(20_000)
     delivery.buffer(20_001)
     delivery.path_file(SMALL + 2)

@@ -10,9 +10,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from iobatch import iob_sendmsg
-from tests.faults.delivery import READS, Delivery
+from tests.faults.delivery import READS, SMALL, Delivery
 from tests.faults.harness import scenario
-from tests.faults.scenarios.core import SMALL, add_all_kinds, nonblocking
+from tests.faults.scenarios.core import add_all_kinds, nonblocking
 
 if TYPE_CHECKING:
     from tests.faults.harness import Run
