@@ -214,6 +214,7 @@ async def _watched_sendfile(
     """Have the loop send a range of a file, and check that the transport stays open meanwhile."""
     loop = asyncio.get_running_loop()
     sending = asyncio.ensure_future(loop.sendfile(transport, file, offset, count, fallback=False))
+    cut_off = False
     try:
         # If the transport is closed meanwhile, the loop never completes its sendfile.
         while not (await asyncio.wait((sending,), timeout=_CLOSE_CHECK_INTERVAL))[0]:
@@ -221,9 +222,15 @@ async def _watched_sendfile(
                 raise BrokenPipeError(errno.EPIPE, "the stream was closed")
         return sending.result()
     except BaseException as exc:
-        if isinstance(exc, OSError) or is_interruption(exc):
-            transport.abort()
+        cut_off = isinstance(exc, OSError) or is_interruption(exc)
         raise
     finally:
-        if sending.cancel():
-            await asyncio.wait((sending,))
+        try:
+            if sending.cancel():
+                await asyncio.wait((sending,))
+        finally:
+            if cut_off:
+                # The task has removed the socket from the selector. If abort() closed the socket
+                # before that, its number would stay there, and the loop could not watch the next
+                # socket that gets it.
+                transport.abort()

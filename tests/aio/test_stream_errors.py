@@ -157,6 +157,28 @@ def test_cancellation_inside_sendfile_aborts_the_transport(make_file: MakeFile) 
     asyncio.run(main())
 
 
+def test_loop_forgets_the_socket_of_a_cancelled_sendfile(make_file: MakeFile) -> None:
+    """The next socket has its number: the loop could not watch that one."""
+    fd = make_file(data(SEND_LIMIT))
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        reports: list[object] = []
+        loop.set_exception_handler(lambda _loop, context: reports.append(context))
+        async with stream(buffers=4096) as (writer, peer):
+            number = writer.get_extra_info("socket").fileno()
+            batch = IOBatch()
+            batch.addfile(fd)
+            sending = asyncio.create_task(send_to_stream(writer, batch))
+            await read(peer, 1000)
+            sending.cancel()
+            await asyncio.wait([sending])
+        assert (loop.remove_reader(number), loop.remove_writer(number)) == (False, False)
+        assert reports == []
+
+    asyncio.run(main())
+
+
 def test_error_inside_sendfile_aborts_the_transport(make_file: MakeFile) -> None:
     """How much was sent is unknown then."""
     fd = make_file(data(SEND_LIMIT))
