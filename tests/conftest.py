@@ -39,6 +39,8 @@ settings.register_profile(
     deadline=None,
     derandomize=True,
     database=None,
+    # One fault violates several facts: report the one with the shortest example.
+    report_multiple_bugs=False,
     suppress_health_check=[HealthCheck.too_slow],
 )
 # The state machines of tests/models find more with more and other examples.

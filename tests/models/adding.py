@@ -57,22 +57,19 @@ class AddingMachine(Machine):
         self.pinned: bytes | None = None
         self.pin_known = True
 
-    def teardown(self) -> None:
-        if not hasattr(self, "model"):
-            return
+    def check_end(self) -> None:
         model = self.model
-        try:
-            self.reset()
-            self.reset()  # what hooks added
-            model.releases.check(settled=True)
-            assert set(model.releases.made) == set(model.releases.log), set(
-                model.releases.made
-            ) ^ set(model.releases.log)
-            model.wire.read_all()
-            assert model.wire.received == model.stream
-        finally:
-            self.stack.close()
-            model.close()
+        self.reset()
+        self.reset()  # what hooks added
+        model.releases.check(settled=True)
+        unreleased = set(model.releases.made) - set(model.releases.log)
+        assert not unreleased, f"never released: {unreleased}"
+        model.wire.read_all()
+        assert model.wire.received == model.stream
+
+    def clean_up(self) -> None:
+        self.stack.close()
+        self.model.close()
         if fd_count() != self.before:
             gc.collect()
             assert fd_count() == self.before
@@ -180,6 +177,7 @@ class AddingMachine(Machine):
     def settle(self) -> None:
         """Have the releases go on that exceptions of hooks have stopped."""
         while not self.settled:
+            self.model.releases.check(settled=False)
             with self.interruptible():
                 with suppress(RuntimeError):  # the head is pinned
                     self.model.batch.prepend(b"")
@@ -212,3 +210,4 @@ class AddingMachine(Machine):
             assert {"interrupt", "signal that raises"} & set(self.model.acted)
             self.settled = False
             self.reach("a hook raised")
+        assert not self.model.releases.violations, self.model.releases.violations[0]

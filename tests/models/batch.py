@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 import tempfile
-from contextlib import contextmanager
+import traceback
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -76,15 +77,23 @@ class BatchModel:
         self.handler_action: Callable[[], object] = int
         self.file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 # close() closes it
         self.file.write(CONTENT)
-        hook = lambda args: self.unraisable.append(args.exc_type)  # noqa: E731
-        self.patch.setattr(sys, "unraisablehook", hook)
+        self.patch.setattr(sys, "unraisablehook", self._on_unraisable)
         self._handler = signal.signal(signal.SIGUSR1, self._on_signal)
 
     def close(self) -> None:
-        signal.signal(signal.SIGUSR1, self._handler)
-        self.patch.undo()
-        self.wire.close()
-        self.file.close()
+        """Drop what the batch holds. Hooks do nothing from here on, whenever they run."""
+        self.releases.ended = True
+        with ExitStack() as stack:
+            stack.callback(self.file.close)
+            stack.callback(self.wire.close)
+            stack.callback(self.patch.undo)
+            stack.callback(signal.signal, signal.SIGUSR1, self._handler)
+            self.batch.reset()
+
+    def _on_unraisable(self, args: Any) -> None:
+        self.unraisable.append(args.exc_type)
+        if issubclass(args.exc_type, AssertionError):  # of a hook or a finalizer
+            self.releases.violations.append("".join(traceback.format_exception(args.exc_value)))
 
     def piece(self, size: int) -> bytes:
         self.seed += 1
@@ -125,6 +134,8 @@ class BatchModel:
 
     def act(self, action: str) -> None:
         """Run an action. The batch may refuse it only while a call on it is in progress."""
+        if self.releases.ended:
+            return
         self.sync()
         if self.only_adds and action in {"send", "reset"}:
             return

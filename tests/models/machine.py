@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import faulthandler
 import functools
+import sys
 from collections import Counter
+from contextlib import contextmanager, suppress
+from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 from hypothesis import event, settings
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+
+from tests.support.sockets import PATIENCE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 NIGHTLY = settings.get_current_profile_name() == "nightly"
 ROUNDS = 16 if NIGHTLY else 1  # the tests of each machine
@@ -23,6 +28,23 @@ def every_round(test: Callable[..., None]) -> Any:
     return pytest.mark.timeout(900)(pytest.mark.parametrize("number", range(ROUNDS))(test))
 
 
+def patiently() -> Iterator[None]:
+    """Yield until the loop around it ends; fail after PATIENCE seconds."""
+    deadline = monotonic() + PATIENCE
+    while monotonic() < deadline:
+        yield
+    raise AssertionError("the bytes that are left are never sent")
+
+
+@contextmanager
+def no_keyboard_interrupt() -> Iterator[None]:
+    """Fail if a KeyboardInterrupt leaves the block: it would end the run, not fail the test."""
+    try:
+        yield
+    except KeyboardInterrupt as exc:
+        raise AssertionError("KeyboardInterrupt left a step") from exc
+
+
 class Machine(RuleBasedStateMachine):
     """A machine that counts its steps, and what they reach."""
 
@@ -30,13 +52,32 @@ class Machine(RuleBasedStateMachine):
     OUTCOMES: ClassVar[frozenset[str]] = frozenset()
     reached: ClassVar[Counter[str]] = Counter()
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._handled = sys.exception()
+
     def reach(self, outcome: str) -> None:
         event(outcome)
         self.reached[outcome] += 1
 
-    @invariant()
-    def count_step(self) -> None:
-        self.reached["steps"] += 1
+    def teardown(self) -> None:
+        """End an example. If a step has failed, its exception is the one that is reported."""
+        failed = sys.exception() is not self._handled
+        try:
+            if not failed:
+                failed = True
+                with no_keyboard_interrupt():
+                    self.check_end()
+                failed = False
+        finally:
+            with suppress(*[Exception] * failed):
+                self.clean_up()
+
+    def check_end(self) -> None:
+        """Check the end of an example in which no step has failed."""
+
+    def clean_up(self) -> None:
+        """Close everything. No hook does anything any more, and no signal is sent."""
 
 
 def step(
@@ -53,11 +94,10 @@ def step(
         def counted(self: Machine, **drawn: Any) -> None:
             if not when(self):
                 return
+            self.reached["steps"] += 1
             self.reached[method.__name__] += 1
-            try:
+            with no_keyboard_interrupt():
                 method(self, **drawn)
-            except KeyboardInterrupt as exc:  # it would end the run, not fail the test
-                raise AssertionError("KeyboardInterrupt left a step") from exc
 
         made: Any = rule(**strategies)(counted)
         made.is_step = True

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant
 
-from iobatch import IOB_ERROR, IOBatch, iob_write
+from iobatch import IOB_DONE, IOB_ERROR, IOBatch, iob_write
 from iobatch.filters import Filter
 from tests.models.codings import CODECS, ENDS, HIGH_WATER, TRANSFORMS, Recorder, decode, make_tls
-from tests.models.machine import Machine
+from tests.models.machine import Machine, patiently
 from tests.models.wires import WIRES, Wire
 from tests.support.filters import check_pipeline
 
@@ -43,13 +43,15 @@ class StreamMachine(Machine):
     def on_unraisable(self, args: Any) -> None:
         self.lost.append(args.exc_value.args)
 
-    def teardown(self) -> None:
-        if self.wire is not None:
-            if not self.failed:
-                self.end_all()
-            self.wire.close()
-        self.patch.undo()
+    def check_end(self) -> None:
+        if not self.failed:
+            self.end_all()
         assert all(args == ("from a handler",) for args in self.lost)
+
+    def clean_up(self) -> None:
+        self.patch.undo()
+        if self.wire is not None:
+            self.wire.close()
 
     @initialize(
         wire=st.sampled_from(WIRES), end=st.sampled_from(ENDS), water=HIGH_WATER, codecs=CODECS
@@ -153,13 +155,18 @@ class StreamMachine(Machine):
             each.fault = None
         self.answers = []
         if not self.finishing:
-            while self.batch:
+            for _ in patiently():
+                if not self.batch:
+                    break
                 self.wire.read(1 << 20)
                 code = iob_write(self.sock, self.batch, self.pipeline)
                 assert code != IOB_ERROR, self.batch.error
                 self.written += self.queue[: max(code, 0)]
                 del self.queue[: max(code, 0)]
-        while code := self.pipeline.finish(self.sock):
+        for _ in patiently():
+            code = self.pipeline.finish(self.sock)
+            if code == IOB_DONE:
+                break
             assert code != IOB_ERROR, self.pipeline.error
             self.wire.read(1 << 20)
         self.own_ended = False

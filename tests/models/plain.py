@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from typing import TYPE_CHECKING
 
@@ -82,12 +83,19 @@ class PlainBatch:
         return released
 
 
+# Owned files get descriptors from this one on, each number once in an example. So a second close
+# fails, and closes no other file.
+FIRST_OWNED = 500
+
+
 class Releases:
     """The hooks and owned files that were given to batches, and those that were released."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.ended = False  # a hook that runs after its example does nothing
         self.made: list[str] = []
         self.log: list[str] = []
+        self.violations: list[str] = []  # what went wrong where the library catches exceptions
         # What must be released, in this order; hooks of empty entries are only in `made`.
         self.expected: list[str] = []
         self._owned: dict[int, str] = {}
@@ -99,15 +107,15 @@ class Releases:
         name = self._name("hook")
 
         def run() -> None:
-            self.log.append(name)
-            action()
+            if not self.ended and self._release(name):
+                action()
 
         return name, run
 
     def own(self, fd: int) -> tuple[str, int]:
         """Return a name, and a duplicate of a descriptor whose close is logged."""
         name = self._name("file")
-        owned = os.dup(fd)
+        owned = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FIRST_OWNED + len(self._owned))
         self._owned[owned] = name
         return name, owned
 
@@ -117,8 +125,16 @@ class Releases:
 
     def _close_and_log(self, fd: int) -> None:
         if fd in self._owned:
-            self.log.append(self._owned.pop(fd))
+            self._release(self._owned[fd])
         self._close(fd)
+
+    def _release(self, name: str) -> bool:
+        """Log a release; return whether it is the first one of this name."""
+        first = name not in self.log
+        self.log.append(name)
+        if not first:
+            self.violations.append(f"{name} was released twice")
+        return first
 
     def check(self, *, settled: bool) -> None:
         """Check the order of what was released.
@@ -127,7 +143,7 @@ class Releases:
             settled: all that is due has been released; not so if an exception stopped the releases.
 
         """
-        assert len(set(self.log)) == len(self.log), "released twice"
+        assert not self.violations, self.violations[0]
         in_order = set(self.expected)
         log = [name for name in self.log if name in in_order]
         assert log == (self.expected if settled else self.expected[: len(log)])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from iobatch import IOBatch
 from iobatch.aio import BatchWriter, CancellationType, WriteStatus
-from tests.models.machine import every_round, run, step
+from tests.models.machine import every_round, patiently, run, step
 from tests.models.wires import WIRES
 from tests.models.writer import (
     CONTENT,
@@ -278,7 +278,9 @@ class WriterMachine(PostingMachine):
 
         async def wait() -> None:
             task = asyncio.ensure_future(drain())
-            while not task.done():
+            for _ in patiently():
+                if task.done():
+                    break
                 self.wire.read(1 << 20)
                 await asyncio.sleep(0)
             await task

@@ -52,7 +52,7 @@ class Wire:
         return self.kind == "scripted"
 
     def script(self, actions: list[Any]) -> None:
-        """Have the next calls accept so many bytes, or raise: None means "again"."""
+        """Have each of the next calls accept n bytes, or raise: None means "again"."""
         if self.scripted:
             self.sock.script.clear()
             # Copies: the traceback of an exception that was raised would hold the batch.

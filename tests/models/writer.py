@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import tempfile
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from iobatch import TruncatedFileError
 from iobatch.aio import BatchWriter, WriteOperation, WriteStatus
 from iobatch.filters import Chunked, Filter
 from tests.models.codings import Recorder, decode
-from tests.models.machine import Machine, step
+from tests.models.machine import Machine, patiently, step
 from tests.models.wires import WIRES, Wire
 from tests.support.batches import check_invariants, data
 from tests.support.filters import Identity
@@ -87,16 +88,20 @@ class PostingMachine(Machine):
 
         return self.loop.run_until_complete(main())
 
-    def teardown(self) -> None:
-        if self.loop is not None:
-            if not self.closed:
-                self.end_all()
-            self.close_all()
-            self.run(lambda: None, 3)
-            self.loop.close()
-        self.file.close()
-        self.patch.undo()
+    def check_end(self) -> None:
+        if not self.closed:
+            self.end_all()
+        self.close_all()
         assert not self.complaints
+
+    def clean_up(self) -> None:
+        self.closed = True  # no hook posts
+        with ExitStack() as stack:
+            stack.callback(self.patch.undo)
+            stack.callback(self.file.close)
+            if self.loop is not None:
+                stack.callback(self.loop.close)
+                self.close_all()
 
     @initialize(
         loop=st.sampled_from(LOOPS),
@@ -213,9 +218,10 @@ class PostingMachine(Machine):
         """Let all writes end, while the peer reads; compare what arrived."""
 
         async def wait() -> None:
-            while not all(each.operation.done() for each in self.posted) or (
-                self.own is not None and self.own.bytesleft
-            ):
+            for _ in patiently():
+                done = all(each.operation.done() for each in self.posted)
+                if done and not (self.own is not None and self.own.bytesleft):
+                    break
                 self.wire.read(1 << 20)
                 await asyncio.sleep(0)
             await turns(3)
