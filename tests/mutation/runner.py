@@ -20,7 +20,7 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from time import monotonic
 from types import CodeType, FunctionType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import pytest
 from coverage import Coverage
@@ -48,7 +48,8 @@ class Runner:
     def __init__(self, use: Callable[[Runner], None]) -> None:
         """Make a plugin that calls `use` when it knows which test runs which lines."""
         self._use = use
-        self._failed = False
+        # The report of the setup, call or teardown that has failed.
+        self._failure: str | None = None
         self._items: list[pytest.Item] = []
         self._durations: dict[pytest.Item, float] = {}
         # The tests that run a line of a module.
@@ -67,9 +68,16 @@ class Runner:
                 self._functions[key].append(each)
 
     @pytest.hookimpl
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Stop if a module can't be collected."""
+        if report.failed:
+            _stop(f"{report.nodeid} can't be collected:\n{report.longreprtext}")
+
+    @pytest.hookimpl
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Record whether the setup, call or teardown of a test has failed."""
-        self._failed |= report.failed
+        """Record that the setup, call or teardown of a test has failed."""
+        if report.failed:
+            self._failure = report.longreprtext
 
     @pytest.hookimpl
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
@@ -88,21 +96,21 @@ class Runner:
                     self._tests[paths[path], line].add(item)
             if not recorded:
                 if not self._passes(item):
-                    pytest.exit(f"a test fails without a mutant: {item.nodeid}")
+                    _stop(f"a test fails without a mutant: {item.nodeid}\n{self._failure}")
                 self._untraced.add(item)
         failed = self._run(None, self._items)
         if failed is not None:
-            pytest.exit(f"a test fails in a child process without a mutant: {failed}")
+            _stop(f"a test fails in a child process without a mutant: {failed}")
         self._use(self)
         return True
 
     def _passes(self, item: pytest.Item) -> bool:
         """Run a test and record its duration; return whether it passes."""
         start = monotonic()
-        self._failed = False
+        self._failure = None
         item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
         self._durations[item] = monotonic() - start
-        return not self._failed
+        return self._failure is None
 
     def killer(self, mutant: Mutant) -> str | None:
         """Return the test that fails with a mutant; None if it survives."""
@@ -178,6 +186,12 @@ class Runner:
             return changed if loader.path == path else get_code(loader, name)
 
         SourceFileLoader.get_code = get_changed_code
+
+
+def _stop(reason: str) -> NoReturn:
+    """End the run. pytest doesn't print the reason: its terminal plugin is off."""
+    print(reason, file=sys.stderr)
+    pytest.exit(reason)
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
