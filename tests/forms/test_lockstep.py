@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.forms.lockstep import run_real, run_scripted
+from tests.forms.lockstep.episodes import run_real, run_scripted
 
 
 def test_both_forms_do_the_same_over_scripted_system_calls() -> None:
