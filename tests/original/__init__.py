@@ -13,5 +13,5 @@ cases. A batch has its number as its seed, and FIRST is the first number.
 - play: plays a plan with a library over real sockets.
 - compare: which results must be equal, and which departure explains a difference.
 - batches: plays and compares.
-- rows: what is observed for each row of the table; test_rows says what that is for each library.
+- rows: what is observed for each row of the table; test_rows has the results for each library.
 """

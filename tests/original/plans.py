@@ -69,7 +69,7 @@ class Plan:
         peer_ends: how the peer ends: "close", "shutdown" or "reset" (TCP); None: it reads all.
         ends_after: the number of bytes that it reads before; -1: it reads none, and ends before
             the first step.
-        stops: positions in the stream where the callback says "again" a few times.
+        stops: positions in the stream where the callback reports a full socket a few times.
         fails_at: the position where the callback fails; None: nowhere.
 
     """

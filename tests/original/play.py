@@ -202,7 +202,7 @@ class Player:
     # The peer
 
     def read(self) -> None:
-        """Read a random amount, which is there or comes; then end, if the plan says so."""
+        """Read a random amount, which is there or comes; then end, if the plan contains an end."""
         if self.plan.way == "write" or not self.open:
             return
         if self.plan.peer_ends and len(self.stream) >= self.plan.ends_after:
