@@ -18,6 +18,7 @@ from tests.support.batches import data
 from tests.support.drivers import DRIVERS, SEND_DRIVERS, driver
 from tests.support.fakes import Scripted
 from tests.support.httpd import MODIFIED, SECRET, Keys, serving
+from tests.support.passwords import Password
 from tests.support.programs import ROOT, tool
 from tests.support.sockets import KINDS, fd_count, stream_pair
 from tests.support.tls import TLS_VERSIONS, TLSClient
@@ -198,6 +199,14 @@ def serve_site(site: Path) -> Iterator[Address]:
 def keys(tmp_path_factory: pytest.TempPathFactory, authority: trustme.CA) -> Keys:
     """Return a certificate for the server, and a client that trusts it."""
     return Keys(tmp_path_factory.mktemp("keys"), authority)
+
+
+@pytest.fixture(name="gated")
+def make_gated() -> Iterator[Password]:
+    """Give a password whose comparisons wait until the test opens the gate, or ends."""
+    password = Password(b"secret", is_open=False)
+    yield password
+    password.gate.set()
 
 
 # A test names the fixture of a program before those that start a server: then it is skipped first.

@@ -36,17 +36,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from unittest.mock import patch
 
 from iobatch import IOBatch, iob_send
+from tests.bench.jobs import Job
 from tests.bench.report import format_spread, print_table, run_in_turn
-from tests.bench.senders import Job, iobatch
+from tests.bench.senders import iobatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import FrameType
     from typing import BinaryIO
 
+    from tests.bench.jobs import Part
     from tests.bench.report import Options
     from tests.bench.send_workloads import Workload
-    from tests.bench.senders import Part
 
     # The receiver's port, and the file.
     Place = tuple[int, BinaryIO]
