@@ -38,7 +38,7 @@ class Offers:
         offer = bytes(view)
         self.seen.append(offer)
         model.sync()
-        assert model.plain.starts_with(offer)
+        assert model.plain.starts_with(offer), "these bytes are not the next ones"
         self.last = self.answers.pop() if self.answers else "all"
         try:
             return self._answer(sock, view)

@@ -179,7 +179,7 @@ class BatchMachine(AddingMachine):
         if "the number of bytes sent is unknown" in str(error):
             assert not self.settled
             self.reach("the count is unknown")
-            assert model.batch.bytessent <= model.plain.sent
+            assert model.batch.bytessent <= model.plain.sent, "more was counted than sent"
             assert iob_send(model.wire.sock, model.batch) == IOB_ERROR
             self.reset()
             if offers is not None:
