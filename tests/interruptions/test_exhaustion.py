@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from iobatch import IOB_ERROR, IOBatch, iob_send, iob_sendmsg, iob_write
+from iobatch._core import COUNT_UNKNOWN
+from iobatch.filters import Filter
 from tests.support.batches import batch_of, check_invariants, data, take
 from tests.support.fakes import Scripted, script_sendfile
+from tests.support.filters import Counting
 from tests.support.forms import pure
 
 if TYPE_CHECKING:
@@ -108,6 +111,31 @@ def test_recursion_error_at_any_depth_sends_no_byte_twice(
         batch.reset()
         check_invariants(batch)
     assert True in outcomes
+
+
+def test_recursion_error_at_any_depth_makes_no_filter_take_a_byte_twice() -> None:
+    """Also where the filter's destination has raised, and the message for it is missing."""
+
+    def refuse(_sock: object, _view: memoryview) -> int:
+        raise ZeroDivisionError
+
+    errors = set()
+    for free in range(1, 40):
+        transform = Counting()
+        pipeline = Filter(transform, refuse)
+        batch = batch_of(b"body")
+        limit = sys.getrecursionlimit()
+        with suppress(RecursionError, ZeroDivisionError):
+            at_depth(
+                limit - stack_depth() - free,
+                lambda: iob_write(None, batch, pipeline),  # noqa: B023
+            )
+        with suppress(ZeroDivisionError):
+            iob_write(None, batch, pipeline)
+        assert transform.take() <= len(b"body")
+        errors.add(str(pipeline.error))
+    assert "[Errno 5] the filter failed: ZeroDivisionError" in errors
+    assert str(COUNT_UNKNOWN) in errors
 
 
 def stack_depth() -> int:

@@ -31,11 +31,13 @@ class Failing(Identity):
     def __init__(self, error: OSError) -> None:
         self.error = error
         self.alert = b""
+        self.flushes = 0
 
     def compress(self, data: Any) -> Any:
         return data or self.alert
 
     def flush(self) -> bytes:
+        self.flushes += 1
         self.alert = b"alert"
         raise self.error
 
@@ -102,16 +104,18 @@ def test_handlers_exception_leaves_the_call_and_no_byte_is_sent_twice(
 def test_handlers_exception_in_the_handling_of_an_error_leaves_the_call(
     error: type[OSError], kind: type[Exception]
 ) -> None:
-    """The filter has failed in any case."""
+    """The filter has failed in any case, and flushes its transform at most once."""
     for point in count(1):
         with stream_pair() as (sock, peer), batch_of(BODY) as batch:
             sock.setblocking(False)
             peer.setblocking(False)
-            pipeline = Filter(Failing(error()), Filter(Identity()))
+            transform = Failing(error())
+            pipeline = Filter(transform, Filter(Identity()))
             with handler_that_raises(point, kind) as raised:
                 _, caught = drive(sock, peer, batch, pipeline)
             assert caught == raised
             assert batch.error or pipeline.error
+            assert transform.flushes <= 1
         if not raised:
             break
     assert point > 20

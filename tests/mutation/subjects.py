@@ -11,7 +11,8 @@ _SENDING: Final = (
     *(f"interruptions/test_{name}.py" for name in ("send", "signals")),
 )
 _FILTERS: Final = (
-    *("filters", "sendall/test_filters.py", "interruptions/test_filters.py"),
+    *("filters", "sendall/test_filters.py"),
+    *("interruptions/test_filters.py", "interruptions/test_exhaustion.py"),
     *(f"aio/test_through_{name}.py" for name in ("filters", "filter_errors", "tls")),
 )
 _READ_AHEAD: Final = (
