@@ -27,6 +27,7 @@ async def test_bad_arguments_raise_before_anything_changes() -> None:
         for error, arguments in [
             (ValueError, {"exactly": 4}),
             (ValueError, {"exactly": -1}),
+            (TypeError, {"exactly": 1.0}),
             (ValueError, {"timeout": -1}),
             (ValueError, {"timeout": float("nan")}),
             (ValueError, {"stall_timeout": -1}),

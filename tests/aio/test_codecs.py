@@ -179,8 +179,9 @@ async def test_bad_pipelines_and_ends_are_refused() -> None:
     with writer_pair() as (writer, _):
         with pytest.raises(TypeError, match="through must be callable, not 'int'"):
             writer.write(batch_of(b"x"), through=7)  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match="until must be a filter"):
-            writer.finish(until=Filter(Identity()))
+        for through in None, codec(None):
+            with pytest.raises(ValueError, match="until must be a filter"):
+                writer.finish(through=through, until=Filter(Identity()))
         with pytest.raises(ValueError, match="flags must be 0"):
             writer.write(batch_of(b"x"), through=codec(None), flags=1)
         assert writer.finish().status is DONE

@@ -145,6 +145,13 @@ async def test_write_some_is_done_with_the_first_bytes_taken() -> None:
 
 
 @both_loops
+async def test_write_some_is_done_with_one_byte() -> None:
+    with scripted_writer(1) as (writer, _):
+        operation = writer.write_some(batch_of(b"abc"))
+        assert (operation.status, operation.bytes_transferred) == (WriteStatus.DONE, 1)
+
+
+@both_loops
 async def test_write_some_on_a_full_socket_waits_for_its_first_bytes() -> None:
     """The next write follows the bytes that were sent."""
     with scripted_writer(again(), 3) as (writer, sock):

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import errno
 import ssl
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from iobatch import WRITE_LIMIT
+from iobatch import IOB_AGAIN, WRITE_LIMIT, iob_write
 from iobatch.aio import CancellationType, WriteStatus
+from iobatch.filters import Filter
 from tests.support.batches import batch_of, data
-from tests.support.loops import both_loops, is_watched, turns, writer_pair
+from tests.support.filters import Identity
+from tests.support.loops import both_loops, full_writer, is_watched, turns, writer_pair
 from tests.support.write import Sink
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from iobatch.typing import Through
+
+
+def answer_again(_sock: object, _view: memoryview) -> int:
+    return IOB_AGAIN
 
 
 @both_loops
@@ -75,6 +86,30 @@ async def test_write_whose_offer_is_pending_counts_as_started() -> None:
         resumed = writer.write(first.batch)
         assert await resumed == 3
         assert callback.offers == [b"abc"] * 3
+
+
+@both_loops
+@pytest.mark.parametrize(
+    ("through", "pins", "starts"),
+    [
+        (lambda: answer_again, True, True),
+        (lambda: answer_again, False, False),
+        (lambda: None, True, False),
+        (lambda: Filter(Identity(), answer_again), True, False),
+    ],
+    ids=["callback", "callback without pin", "socket", "filter"],
+)
+async def test_batch_with_a_pin_counts_as_started_if_it_waits_for_a_callback(
+    through: Callable[[], Through], *, pins: bool, starts: bool
+) -> None:
+    """The socket and a filter may be given other bytes than those of the last offer."""
+    with full_writer(through=through()) as (writer, _):
+        writer.write(batch_of(b"first"))
+        batch = batch_of(b"x")
+        if pins:
+            assert iob_write(None, batch, answer_again) == IOB_AGAIN
+        operation = writer.write(batch)
+        assert operation.cancel(CancellationType.TOTAL) is not starts
 
 
 @both_loops

@@ -19,7 +19,10 @@ _READ_AHEAD: Final = (
     *(f"aio/test_read_ahead{name}.py" for name in ("", "_ends", "_errors", "_fallbacks")),
     *("anyio/test_read_ahead.py", "interruptions/test_page_cache.py"),
 )
-_AIO: Final = ("aio", "models/test_writer.py")
+_AIO: Final = (
+    *("aio", "models/test_writer.py"),
+    *("interruptions/test_writer.py", "interruptions/test_stream.py"),
+)
 
 # Paths in tests/.
 SUBJECTS: Final[dict[str, tuple[str, ...]]] = {
