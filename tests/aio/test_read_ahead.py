@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from iobatch import COMPILED, IOBatch
-from iobatch._pagecache import PROBE_STRIDE, READ_AHEAD, PageCacheProbe, ReadAhead
+from iobatch._pagecache import (
+    PROBE_STRIDE,
+    READ_AHEAD,
+    SINGLE_PROBE_LIMIT,
+    PageCacheProbe,
+    ReadAhead,
+    cached_count,
+)
 from iobatch.aio import send_to_stream
 from iobatch.filters import Filter
 from tests.support.batches import Borrowed, batch_of, check_invariants, data
@@ -93,6 +100,32 @@ async def test_cached_ranges_are_probed_and_sent_without_a_thread(make_file: Mak
             assert sock.taken == b"header" + content[:size]
             sock.taken.clear()
         assert not disk.thread_reads
+
+
+@pytest.mark.parametrize(
+    ("count", "probed"),
+    [
+        (1, [0]),
+        (SINGLE_PROBE_LIMIT, [SINGLE_PROBE_LIMIT - 1]),
+        (SINGLE_PROBE_LIMIT + 1, [0, SINGLE_PROBE_LIMIT]),
+        (PROBE_STRIDE, [0, PROBE_STRIDE - 1]),
+        (PROBE_STRIDE + 1, [0, PROBE_STRIDE - 1, PROBE_STRIDE]),
+        (2 * PROBE_STRIDE + 5, [0, PROBE_STRIDE - 1, 2 * PROBE_STRIDE - 1, 2 * PROBE_STRIDE + 4]),
+    ],
+)
+def test_last_byte_of_each_stride_is_probed(
+    count: int, probed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the first byte of a range that is not small."""
+    offsets: list[int] = []
+
+    def preadv(_fd: int, _buffers: object, offset: int, _flags: int) -> int:
+        offsets.append(offset)
+        return 1
+
+    monkeypatch.setattr("iobatch._pagecache._preadv", preadv)
+    assert cached_count(7, 1000, count) == count
+    assert offsets == [1000 + offset for offset in probed]
 
 
 @both_loops
