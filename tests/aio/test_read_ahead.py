@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import socket
 import weakref
 import zlib
-from io import FileIO
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,15 +15,11 @@ from iobatch import COMPILED, IOBatch
 from iobatch._pagecache import (
     PROBE_STRIDE,
     READ_AHEAD,
-    SINGLE_PROBE_LIMIT,
-    PageCacheProbe,
-    ReadAhead,
-    cached_count,
 )
 from iobatch.aio import send_to_stream
 from iobatch.filters import Filter
 from tests.support.batches import Borrowed, batch_of, check_invariants, data
-from tests.support.fakes import again, log_preads, patch_os
+from tests.support.fakes import patch_os
 from tests.support.loops import (
     both_loops,
     full_writer,
@@ -45,7 +39,7 @@ from tests.support.pagecache import (
     batch_of_ranges,
     slow_disk,
 )
-from tests.support.sockets import PATIENCE, fd_count, receive_all
+from tests.support.sockets import PATIENCE, receive_all
 
 if TYPE_CHECKING:
     from tests.support.batches import MakeFile
@@ -100,32 +94,6 @@ async def test_cached_ranges_are_probed_and_sent_without_a_thread(make_file: Mak
             assert sock.taken == b"header" + content[:size]
             sock.taken.clear()
         assert not disk.thread_reads
-
-
-@pytest.mark.parametrize(
-    ("count", "probed"),
-    [
-        (1, [0]),
-        (SINGLE_PROBE_LIMIT, [SINGLE_PROBE_LIMIT - 1]),
-        (SINGLE_PROBE_LIMIT + 1, [0, SINGLE_PROBE_LIMIT]),
-        (PROBE_STRIDE, [0, PROBE_STRIDE - 1]),
-        (PROBE_STRIDE + 1, [0, PROBE_STRIDE - 1, PROBE_STRIDE]),
-        (2 * PROBE_STRIDE + 5, [0, PROBE_STRIDE - 1, 2 * PROBE_STRIDE - 1, 2 * PROBE_STRIDE + 4]),
-    ],
-)
-def test_last_byte_of_each_stride_is_probed(
-    count: int, probed: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And the first byte of a range that is not small."""
-    offsets: list[int] = []
-
-    def preadv(_fd: int, _buffers: object, offset: int, _flags: int) -> int:
-        offsets.append(offset)
-        return 1
-
-    monkeypatch.setattr("iobatch._pagecache._preadv", preadv)
-    assert cached_count(7, 1000, count) == count
-    assert offsets == [1000 + offset for offset in probed]
 
 
 @both_loops
@@ -341,77 +309,3 @@ async def test_entry_added_by_a_signal_handler_during_a_probe_is_sent(
         assert await writer.write(batch) == len(later)
         assert handled
         assert await read(peer, len(expected)) == expected
-
-
-def test_read_ahead_reads_nothing_after_its_close(
-    make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A thread of a pool may begin when nothing waits for it any longer."""
-    probe = PageCacheProbe()
-    probe.uncached = (make_file(data(LARGE)), 0, LARGE)
-    read_ahead = probe.read_ahead()
-    assert read_ahead is not None
-    read_ahead.close()
-    reads = log_preads(monkeypatch)
-    assert read_ahead() == 0
-    assert not reads
-
-
-class Unclosable(FileIO):
-    """A file whose close(2) fails; as on Linux, it is closed nevertheless."""
-
-    def close(self) -> None:
-        if not self.closed:
-            super().close()
-            raise OSError(errno.EIO, "scripted")
-
-
-@pytest.mark.parametrize("called", [True, False])
-def test_failed_close_of_the_duplicate_does_not_matter(
-    make_file: MakeFile, *, called: bool
-) -> None:
-    """What was read is in the page cache."""
-    file = Unclosable(os.dup(make_file(data(LARGE))))
-    read_ahead = ReadAhead(file, 0, LARGE)
-    if called:
-        assert read_ahead() == LARGE
-    read_ahead.close()
-    assert file.closed
-
-
-def test_failed_advice_does_not_matter(
-    make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """posix_fadvise(2) is missing from some kernels, and file systems may refuse it."""
-
-    def refuse(*_: object) -> None:
-        raise OSError(errno.ENOSYS, "scripted")
-
-    monkeypatch.setattr(os, "posix_fadvise", refuse)
-    assert ReadAhead(FileIO(os.dup(make_file(data(LARGE)))), 0, LARGE)() == LARGE
-
-
-def test_read_that_must_be_repeated_is_left_to_the_send(
-    make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise again()
-
-    patch_os(monkeypatch, "pread", refuse)
-    assert ReadAhead(FileIO(os.dup(make_file(data(LARGE)))), 0, LARGE)() == 0
-
-
-def test_duplicate_that_cannot_be_used_is_closed(
-    make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The send reads the range itself."""
-
-    def refuse(_fd: int) -> None:
-        raise OSError(errno.EBADF, "scripted")
-
-    probe = PageCacheProbe()
-    probe.uncached = (make_file(data(LARGE)), 0, LARGE)
-    monkeypatch.setattr("iobatch._pagecache.FileIO", refuse)
-    before = fd_count()
-    assert probe.read_ahead() is None
-    assert fd_count() == before

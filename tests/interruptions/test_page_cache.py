@@ -13,7 +13,7 @@ from iobatch._batch import core_of
 from iobatch._pagecache import PageCacheProbe
 from iobatch.aio._readahead import start_read_ahead
 from tests.support.batches import data
-from tests.support.interruptions import LARGE, interrupted_by, raise_from_handler
+from tests.support.interruptions import LARGE, SMALL, interrupted_by, raise_from_handler
 from tests.support.loops import both_loops
 from tests.support.sockets import fd_count
 
@@ -26,7 +26,7 @@ def test_oserror_of_a_handler_leaves_the_probe(make_file: MakeFile) -> None:
 
     A BlockingIOError of preadv means that the range is not cached.
     """
-    fd = make_file(data(LARGE))
+    fd = make_file(data(SMALL))
     batch = IOBatch()
     batch.addfile(fd)
     probe = PageCacheProbe()
@@ -34,13 +34,13 @@ def test_oserror_of_a_handler_leaves_the_probe(make_file: MakeFile) -> None:
         patch.setattr("iobatch._pagecache._preadv", raise_from_handler)
         patch.setattr("os.dup", raise_from_handler)
         for call in (
-            lambda: probe.try_join_cached(core_of(batch), LARGE),
+            lambda: probe.try_join_cached(core_of(batch), SMALL),
             lambda: probe.ready(core_of(batch), 100),
             probe.read_ahead,
         ):
             with pytest.raises(BlockingIOError, match="handler"):
                 call()
-    assert batch.bytesleft == LARGE
+    assert batch.bytesleft == SMALL
 
 
 @both_loops

@@ -17,7 +17,7 @@ _FILTERS: Final = (
 )
 _READ_AHEAD: Final = (
     *(f"aio/test_read_ahead{name}.py" for name in ("", "_ends", "_errors", "_fallbacks")),
-    *("anyio/test_read_ahead.py", "interruptions/test_page_cache.py"),
+    *("anyio/test_read_ahead.py", "test_page_cache.py", "interruptions/test_page_cache.py"),
 )
 _AIO: Final = (
     *("aio", "models/test_writer.py"),
