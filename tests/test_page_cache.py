@@ -66,7 +66,9 @@ def test_range_is_probed_up_to_the_last_byte_to_be_sent(
     make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = batch_of(b"ten bytes.")
-    batch.addfile(make_file(data(35)))
+    fd = make_file(data(35))
+    batch.addfile(fd)
+    batch.addfile(fd)
     offsets = log_probes(monkeypatch)
     assert PageCacheProbe().ready(core_of(batch), 30) == 30
     assert offsets == [19]
@@ -117,6 +119,23 @@ def test_file_whose_cache_cannot_be_probed_counts_as_cached(
     batch.addfile(make_file(data(SMALL)))
     assert PageCacheProbe().try_join_cached(core_of(batch), SMALL) == SMALL
     assert PageCacheProbe().ready(core_of(batch), SMALL) == SMALL
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_range_of_a_message_counts_as_read_when_its_start_is_read(
+    make_file: MakeFile, *, whole: bool
+) -> None:
+    """A message is sent whole, and a thread reads at most READ_AHEAD bytes at a time."""
+    batch = IOBatch()
+    fd = make_file(data(2 * READ_AHEAD))
+    batch.addfile(fd)
+    probe = PageCacheProbe(whole=whole)
+    with slow_disk() as disk:
+        disk.evict(fd)
+        assert probe.ready(core_of(batch), 2 * READ_AHEAD) == 0
+        probe.record_read()
+        ready = probe.ready(core_of(batch), 2 * READ_AHEAD)
+        assert ready == (2 * READ_AHEAD if whole else READ_AHEAD)
 
 
 def test_read_ahead_asks_for_its_whole_range_and_reads_no_more(
