@@ -15,7 +15,7 @@ from iobatch.anyio import send_batch
 from iobatch.filters import Filter
 from tests.support.anyio import watched_awaits
 from tests.support.batches import batch_of, data
-from tests.support.fakes import Scripted
+from tests.support.fakes import Scripted, again
 from tests.support.filters import Identity
 
 if TYPE_CHECKING:
@@ -63,13 +63,24 @@ async def test_another_task_runs_after_each_step(
     assert len(turns) >= 300_000 // most - 1
 
 
-async def test_bytes_of_short_sends_count_towards_the_limit() -> None:
+@pytest.mark.parametrize("short", [600, 999])
+async def test_bytes_of_short_sends_count_towards_the_limit(short: int) -> None:
     at_await = [0]
-    with Scripted(*[600] * 20) as sock:
+    with Scripted(*[short] * 20) as sock:
         sock.setblocking(False)
         with watched_awaits(lambda _: at_await.append(len(sock.taken))):
             assert await send_batch(sock, batch_of(data(10_000)), limit=1_000) == 10_000
     assert {after - before for before, after in pairwise(at_await)} == {0, 1_000}
+
+
+async def test_limit_counts_from_the_last_wait_for_the_socket() -> None:
+    """Other tasks have run meanwhile."""
+    at_await: list[int] = []
+    with Scripted(600, again()) as sock:
+        sock.setblocking(False)
+        with watched_awaits(lambda _: at_await.append(len(sock.taken))):
+            assert await send_batch(sock, batch_of(data(2_000)), limit=1_000) == 2_000
+    assert at_await == [0, 600, 1_600]
 
 
 async def test_bytes_of_a_drain_count_towards_the_limit() -> None:

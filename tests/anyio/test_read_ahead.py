@@ -16,7 +16,7 @@ import pytest
 from iobatch import IOBatch, TruncatedFileError
 from iobatch.anyio import send_batch
 from iobatch.filters import Filter
-from tests.support.anyio import nonblocking_pair, read
+from tests.support.anyio import nonblocking_pair, read, watched_awaits
 from tests.support.batches import batch_of, check_invariants, data
 from tests.support.filters import Identity
 from tests.support.pagecache import LARGE, PAGE, SMALL, batch_of_ranges, slow_disk
@@ -106,6 +106,21 @@ async def test_error_of_the_disk_is_raised_after_the_bytes_before_it(make_file: 
     check_invariants(batch)
 
 
+async def test_error_of_a_page_that_has_one_byte_of_the_range_is_raised(
+    make_file: MakeFile,
+) -> None:
+    """The page after it is cached."""
+    fd = make_file(data(LARGE))
+    batch = IOBatch()
+    batch.addfile(fd, PAGE - 1)
+    with slow_disk() as disk, nonblocking_pair() as (sock, _peer):
+        disk.evict(fd, 0, 0)
+        disk.broken_from = 0
+        with pytest.raises(OSError, match="the disk is broken"):
+            await send_batch(sock, batch)
+    assert batch.bytessent == 0
+
+
 async def test_error_of_a_range_that_another_task_has_dropped_is_no_error(
     make_file: MakeFile,
 ) -> None:
@@ -146,6 +161,7 @@ async def test_send_reads_by_itself_if_no_thread_or_descriptor_is_available(
     fd = make_file(data(SMALL))
     batch = batch_of(b"header")
     batch.addfile(fd)
+    awaits: list[str] = []
 
     def refuse(*_: Any, **__: Any) -> Any:
         if missing == "thread":
@@ -158,11 +174,14 @@ async def test_send_reads_by_itself_if_no_thread_or_descriptor_is_available(
             monkeypatch.setattr(anyio.to_thread, "run_sync", refuse)
         else:
             monkeypatch.setattr(os, "dup", refuse)
-        assert await send_batch(sock, batch) == 6 + SMALL
+        with watched_awaits(awaits.append):
+            assert await send_batch(sock, batch) == 6 + SMALL
         monkeypatch.undo()
         assert await read(peer, 6 + SMALL) == b"header" + data(SMALL)
         assert disk.stalls
         assert not disk.thread_reads
+    if missing == "descriptor":  # other tasks may close one
+        assert awaits == ["checkpoint", "checkpoint"]
 
 
 async def test_exception_of_a_signal_handler_is_not_taken_for_a_missing_thread(

@@ -153,6 +153,19 @@ async def test_pipe_is_sent_to_as_iob_send_does() -> None:
         assert received == data(300_000)
 
 
+async def test_descriptor_0_is_open() -> None:
+    """As in a program that was started by inetd, or has closed its standard input."""
+
+    class Socket:
+        def fileno(self) -> int:
+            return 0
+
+        def gettimeout(self) -> float:
+            return 0.0
+
+    assert await send_batch(Socket(), batch_of(b"hello"), lambda _sock, view: len(view)) == 5
+
+
 async def test_filter_is_drained_and_not_finished() -> None:
     batch = batch_of(b"hello")
     pipeline = Filter(Chunked())
