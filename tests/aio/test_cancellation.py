@@ -7,6 +7,7 @@ import errno
 
 import pytest
 
+from iobatch import iob_send
 from iobatch.aio import CancellationType, WriteOperation, WriteStatus
 from tests.support.aio import statuses
 from tests.support.batches import batch_of, data
@@ -62,10 +63,20 @@ async def test_partial_cancel_keeps_an_exact_count_and_the_rest_can_be_resumed()
 
 
 @both_loops
-async def test_total_cancel_is_refused_after_the_first_byte() -> None:
-    with scripted_writer(2, again()) as (writer, sock):
+async def test_count_of_an_ended_operation_is_not_that_of_its_batch() -> None:
+    """The rest may be sent in any way."""
+    with scripted_writer(2) as (writer, sock):
         operation = writer.write(batch_of(b"abcdef"))
+        assert operation.cancel()
+        assert iob_send(sock, operation.batch) == 4
         assert operation.bytes_transferred == 2
+
+
+@both_loops
+async def test_total_cancel_is_refused_after_the_first_byte() -> None:
+    with scripted_writer(1, again()) as (writer, sock):
+        operation = writer.write(batch_of(b"abcdef"))
+        assert operation.bytes_transferred == 1
         assert not operation.cancel(TOTAL)
         assert operation.status is PENDING
         assert await operation == 6

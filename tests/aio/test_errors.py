@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import gc
-from contextlib import suppress
 
 import pytest
 
@@ -100,6 +99,14 @@ async def test_error_of_an_aborted_operation_is_raised_only_by_itself() -> None:
 
 
 @both_loops
+async def test_exception_retrieves_the_error() -> None:
+    with writer_pair() as (writer, peer):
+        peer.close()
+        assert isinstance(writer.write(batch_of(b"abc")).exception(), BrokenPipeError)
+        await writer.drain()
+
+
+@both_loops
 async def test_callback_added_after_the_failure_retrieves_the_error() -> None:
     with writer_pair() as (writer, peer):
         peer.close()
@@ -123,10 +130,11 @@ async def test_raised_error_holds_no_reference_to_the_batch(retrieval: str) -> N
         operation = writer.write(batch)
         gc.disable()
         try:
-            with suppress(BrokenPipeError):
+            with pytest.raises(BrokenPipeError) as raised:
                 await (operation if retrieval == "await" else writer.drain())
             assert not released
             del operation
             assert released == ["released"]
+            assert raised.value.errno == errno.EPIPE
         finally:
             gc.enable()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from iobatch.aio import BatchWriter, WriteOperation, WriteStatus
+from iobatch.aio._budget import TurnBudget
 from tests.support.batches import batch_of
 from tests.support.loops import (
     LOOPS,
@@ -16,6 +19,9 @@ from tests.support.loops import (
     scripted_writer,
 )
 from tests.support.sockets import stream_pair
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MORE = int(socket.MSG_MORE)
 DONE, ABORTED, ERROR = WriteStatus.DONE, WriteStatus.ABORTED, WriteStatus.ERROR
@@ -104,6 +110,28 @@ async def test_refill_scheduled_before_a_turn_adds_no_second_budget() -> None:
         sock.taken.clear()
         writer.write(batch_of(bytes(2000)))
         assert len(sock.taken) <= 1000
+
+
+@pytest.mark.parametrize("spent", [501, 1000])
+def test_refill_is_requested_once_when_less_than_half_of_the_budget_is_left(spent: int) -> None:
+    requests: list[Callable[[], None]] = []
+    loop: Any = SimpleNamespace(call_soon=requests.append, is_closed=lambda: False)
+    budget = TurnBudget(loop, 1000)
+    budget.spend(500)
+    budget.schedule_refill()
+    assert not requests
+    budget.spend(spent - 500)
+    for _ in range(2):
+        budget.schedule_refill()
+    [refill] = requests
+    budget.spend(10)  # before the loop calls: these bytes count towards the next turn
+    refill()
+    assert budget.left == 990
+    refill()
+    assert budget.left == 990
+    budget.spend(500)
+    budget.schedule_refill()
+    assert len(requests) == 2
 
 
 @pytest.mark.parametrize("name", LOOPS)
