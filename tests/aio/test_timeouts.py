@@ -188,6 +188,41 @@ async def test_stall_is_found_soon_although_the_socket_takes_some_bytes_later() 
 
 
 @both_loops
+async def test_stall_is_looked_for_four_times_within_the_stall_timeout() -> None:
+    with full_writer() as (writer, _):
+        clock = FakeTime(asyncio.get_running_loop())
+        writer._sender.loop = clock  # type: ignore[assignment]
+        operation = writer.write(batch_of(b"some"), stall_timeout=10)
+        for due in 1002.5, 1005, 1007.5, 1010:
+            assert [when for when, _ in clock.timers] == [due]
+            clock.advance(2.5)
+        assert operation.status is TIMEOUT
+
+
+@both_loops
+@pytest.mark.parametrize(
+    ("options", "seconds", "status"),
+    [
+        ({"timeout": 10}, 5, PENDING),
+        ({"timeout": 10}, 9.999, TIMEOUT),  # uvloop's timers may be early by a millisecond
+        ({"timeout": 10, "stall_timeout": 100}, 10, TIMEOUT),
+    ],
+)
+async def test_timer_of_a_timeout_does_not_try_the_socket_again(
+    options: dict[str, Any], seconds: float, status: WriteStatus
+) -> None:
+    with full_writer() as (writer, peer):
+        clock = FakeTime(asyncio.get_running_loop())
+        writer._sender.loop = clock  # type: ignore[assignment]
+        operation = writer.write(batch_of(b"some"), **options)
+        peer.sock.recv(peer.filler)
+        clock.now += seconds
+        [(_, check)] = clock.timers
+        check()
+        assert operation.status is status
+
+
+@both_loops
 @pytest.mark.parametrize("name", ["timeout", "stall_timeout"])
 async def test_writes_that_expire_together_end_in_their_order(name: str) -> None:
     """One that has sent some of its bytes aborts the others, whichever timer fires first."""

@@ -21,7 +21,7 @@ _READ_AHEAD: Final = (
 )
 _AIO: Final = (
     *("aio", "models/test_writer.py"),
-    *("interruptions/test_writer.py", "interruptions/test_stream.py"),
+    *(f"interruptions/test_{name}.py" for name in ("writer", "stream", "page_cache")),
 )
 
 # Paths in tests/.
