@@ -7,6 +7,7 @@ import errno
 import gc
 import os
 import socket
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,7 +21,14 @@ from tests.support.batches import batch_of, data
 from tests.support.loops import both_loops, full_writer, is_watched, turns, writer_pair
 from tests.support.pagecache import SMALL, slow_disk
 from tests.support.programs import run_python
-from tests.support.sockets import PATIENCE, clog, fd_count, is_silent, stream_pair
+from tests.support.sockets import (
+    PATIENCE,
+    clog,
+    fd_count,
+    is_silent,
+    stream_pair,
+    without_standard_input,
+)
 
 if TYPE_CHECKING:
     from tests.support.batches import MakeFile
@@ -149,6 +157,16 @@ async def test_write_waits_even_if_no_descriptor_is_available_at_first(number: i
 
 
 @both_loops
+async def test_write_waits_after_one_that_was_cancelled_without_a_descriptor() -> None:
+    with full_writer() as (writer, peer), pytest.MonkeyPatch.context() as patch:
+        refuse_dup(patch, errno.EMFILE)
+        assert writer.write(batch_of(b"abc")).cancel()
+        operation = writer.write(batch_of(b"def"))
+        assert await peer.read(3) == b"def"
+        assert await operation == 3
+
+
+@both_loops
 async def test_another_error_of_dup_ends_the_write() -> None:
     with full_writer() as (writer, _), pytest.MonkeyPatch.context() as patch:
         refuse_dup(patch, errno.EIO)
@@ -226,13 +244,19 @@ async def test_closing_the_writer_stops_its_retries() -> None:
         assert retry.cancelled()
 
 
-def test_writer_that_a_closed_loop_leaves_behind_frees_its_duplicate() -> None:
-    with stream_pair(buffers=4096) as (ours, theirs):
+@pytest.mark.parametrize("standard_input", [True, False])
+def test_writer_that_a_closed_loop_leaves_behind_frees_its_duplicate(
+    *, standard_input: bool
+) -> None:
+    """The duplicate has the number 0 if there is no standard input."""
+    with stream_pair(buffers=4096) as (ours, theirs), ExitStack() as stack:
         ours.setblocking(False)
         clog(ours)
         before = fd_count()
 
         async def leave() -> None:
+            if not standard_input:
+                stack.enter_context(without_standard_input())
             BatchWriter(ours).write(batch_of(b"abc"))
             assert fd_count() > before
 

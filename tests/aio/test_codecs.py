@@ -188,6 +188,17 @@ async def test_bad_pipelines_and_ends_are_refused() -> None:
 
 
 @both_loops
+async def test_codec_is_open_while_any_of_its_writes_is_queued() -> None:
+    with full_writer() as (writer, _):
+        coded = codec(None)
+        writer.write(batch_of(b"before"))
+        first, _ = [writer.write(batch_of(b"x"), through=coded) for _ in range(2)]
+        assert first.cancel()
+        with pytest.raises(RuntimeError, match="another codec is open"):
+            writer.write(batch_of(b"x"), through=codec(None))
+
+
+@both_loops
 async def test_pending_counts_each_filter_once() -> None:
     secure = Filter(Identity(), lambda *_: IOB_AGAIN)
     with writer_pair(through=secure) as (writer, _):

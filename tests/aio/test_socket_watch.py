@@ -10,6 +10,7 @@ import socket
 import pytest
 
 from iobatch.aio import BatchWriter, WriteOperation, WriteStatus
+from iobatch.aio._watch import _checks_of
 from tests.support.aio import statuses
 from tests.support.batches import batch_of, data
 from tests.support.loops import (
@@ -20,7 +21,7 @@ from tests.support.loops import (
     turns,
     writer_pair,
 )
-from tests.support.sockets import stream_pair
+from tests.support.sockets import fd_count, stream_pair, without_standard_input
 
 MIB = 1024 * 1024
 ABORTED, ERROR = WriteStatus.ABORTED, WriteStatus.ERROR
@@ -69,6 +70,70 @@ async def test_application_reads_from_the_socket_while_a_write_waits() -> None:
         await turns()
         peer.sock.send(b"in again")
         assert await reading == b"in again"
+
+
+@both_loops
+async def test_duplicate_may_have_the_number_0() -> None:
+    """As in a program that has closed its standard input."""
+    with full_writer() as (writer, peer), without_standard_input():
+        operations = [writer.write(batch_of(b"abc"))]
+        before = fd_count()
+        operations.append(writer.write(batch_of(b"abc")))
+        writer._sender.resume()  # it goes on waiting
+        assert fd_count() == before
+        assert os.path.samestat(os.fstat(0), os.fstat(writer.sock.fileno()))
+        assert await peer.read(6) == b"abcabc"
+        assert [await each for each in operations] == [3, 3]
+        assert not is_open(0)
+        operation = writer.write(batch_of(bytes(MIB)))
+        assert is_open(0)
+        writer.sock.close()
+        assert not writer._sender._watch.check()
+        assert operation.status is ABORTED
+        assert not is_open(0)
+
+
+@both_loops
+async def test_socket_may_have_the_number_0() -> None:
+    with without_standard_input(), full_writer() as (writer, peer):
+        assert writer.sock.fileno() == 0
+        operation = writer.write(batch_of(b"abc"))
+        assert writer._sender._watch.check()
+        assert await peer.read(3) == b"abc"
+        assert await operation == 3
+
+
+@both_loops
+async def test_socket_whose_check_fails_counts_as_open() -> None:
+    def fail(_fd: int) -> None:
+        raise OSError(errno.EIO, "scripted")
+
+    with full_writer() as (writer, peer):
+        operation = writer.write(batch_of(b"abc"))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "fstat", fail)
+            assert writer._sender._watch.check()
+        assert await peer.read(3) == b"abc"
+        assert await operation == 3
+
+
+@both_loops
+async def test_socket_is_not_checked_after_the_last_write() -> None:
+    with full_writer() as (writer, peer):
+        operation = writer.write(batch_of(b"abc"))
+        checked = _checks_of(asyncio.get_running_loop()).watches
+        assert list(checked) == [writer._sender._watch]
+        await peer.read(3)
+        await operation
+        assert not checked
+
+
+def is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
 
 
 @both_loops
@@ -128,6 +193,8 @@ async def test_refused_watch_fails_the_started_write_and_aborts_the_next() -> No
 
     with writer_pair(through=callback) as (writer, _):
         writer._sender._watch.loop = Unwatchable(asyncio.get_running_loop())  # type: ignore[assignment]
+        before = fd_count()
         operation = writer.write(batch_of(b"abc"))
+        assert fd_count() == before
         assert statuses([operation, *posted]) == [ERROR, ABORTED]
         assert operation.bytes_transferred == 1

@@ -187,6 +187,23 @@ async def test_oserror_of_a_handler_in_the_check_of_the_socket_closes_the_writer
 
 
 @both_loops
+async def test_oserror_of_a_handler_in_the_close_of_the_duplicate_leaves_the_call() -> None:
+    """It isn't the error of close(), which does not matter."""
+    with full_writer() as (writer, _):
+        operation = writer.write(batch_of(b"abc"))
+        close = os.close
+
+        def close_and_handle(fd: int) -> None:
+            close(fd)
+            raise_from_handler()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "close", close_and_handle)
+            with pytest.raises(BlockingIOError, match="handler"):
+                operation.cancel()
+
+
+@both_loops
 async def test_oserror_of_a_handler_in_filter_drain_closes_the_writer() -> None:
     """The exception leaves the call: it isn't the filter's, which drain() raises later."""
     interrupted = False

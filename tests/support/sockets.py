@@ -121,3 +121,15 @@ def clog(sock: socket.socket) -> int:
 
 def fd_count() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@contextmanager
+def without_standard_input() -> Iterator[None]:
+    """Close descriptor 0, so that the next descriptor gets this number."""
+    saved = os.dup(0)
+    os.close(0)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 0)
+        os.close(saved)
