@@ -192,10 +192,13 @@ async def test_codec_is_open_while_any_of_its_writes_is_queued() -> None:
     with full_writer() as (writer, _):
         coded = codec(None)
         writer.write(batch_of(b"before"))
-        first, _ = [writer.write(batch_of(b"x"), through=coded) for _ in range(2)]
-        assert first.cancel()
-        with pytest.raises(RuntimeError, match="another codec is open"):
-            writer.write(batch_of(b"x"), through=codec(None))
+        *others, last = [writer.write(batch_of(b"x"), through=coded) for _ in range(3)]
+        for each in others:
+            assert each.cancel()
+            with pytest.raises(RuntimeError, match="another codec is open"):
+                writer.write(batch_of(b"x"), through=codec(None))
+        assert last.cancel()
+        writer.write(batch_of(b"x"), through=codec(None))
 
 
 @both_loops
