@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from iobatch import IOB_AGAIN, IOBatch
+from iobatch import IOB_AGAIN, IOBatch, iob_write
 from iobatch.aio import BatchWriter, CancellationType, WriteStatus
 from iobatch.filters import Chunked, Filter
 from tests.support.aio import statuses
@@ -217,6 +217,16 @@ async def test_pending_counts_each_filter_once() -> None:
 
 
 @both_loops
+async def test_pending_counts_what_a_codec_held_before_its_write() -> None:
+    with full_writer() as (writer, _):
+        coded = Filter(Identity(), lambda *_: IOB_AGAIN)
+        assert iob_write(None, batch_of(b"held"), coded) == 4
+        writer.write(batch_of(b"before"))
+        writer.write(batch_of(b"x"), through=coded)
+        assert writer.pending == 4 + 6 + 1
+
+
+@both_loops
 async def test_leftovers_of_a_codec_are_sent_on_after_its_write_was_cancelled() -> None:
     with full_writer() as (writer, peer):
         coded = Filter(Identity())
@@ -224,6 +234,7 @@ async def test_leftovers_of_a_codec_are_sent_on_after_its_write_was_cancelled() 
         held = coded.bytesleft
         assert 0 < held < 600_000
         assert operation.cancel()
+        assert writer.pending == held
         await peer.read(operation.bytes_transferred)
         await turns()
         assert writer.pending == 0
@@ -248,6 +259,18 @@ async def test_async_with_accepts_a_stream_that_was_ended(ends: str) -> None:
                     raise ZeroDivisionError
         except ZeroDivisionError:
             assert ends == "raise"
+
+
+@both_loops
+async def test_stream_below_the_filter_that_was_left_open_is_not_ended() -> None:
+    secure = Filter(Xor())
+    middle = Filter(Identity(), secure)
+    coded = codec(middle)
+    with writer_pair(through=secure) as (writer, _):
+        await writer.write(batch_of(BODY), through=coded)
+        await writer.finish(through=coded, until=middle)
+        with pytest.raises(RuntimeError, match="the stream of a filter was not ended"):
+            writer._sender.pipelines.check_finished()
 
 
 @both_loops

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING
 import pytest
 import trustme
 
-from iobatch import COPY_LIMIT, SEND_LIMIT, IOBatch, TruncatedFileError
+from iobatch import (
+    COPY_LIMIT,
+    IOB_AGAIN,
+    SEND_LIMIT,
+    IOBatch,
+    TruncatedFileError,
+    iob_write,
+)
 from iobatch.aio import send_to_stream
 from iobatch.aio._stream import READ_LIMIT
 from tests.support.batches import batch_of, check_invariants, data
@@ -268,3 +275,22 @@ async def test_lost_connection_under_tls_raises(size: int) -> None:
         sending.close()
         with suppress(OSError):
             await sending.wait_closed()
+
+
+@both_loops
+async def test_refused_write_removes_the_pin_of_an_earlier_iob_write() -> None:
+    """As while the transport is sending a file for another caller."""
+
+    def refuse(_data: object) -> None:
+        raise RuntimeError("scripted")
+
+    batch = batch_of(b"def")
+    assert iob_write(None, batch, lambda _sock, _view: -1) == IOB_AGAIN
+    async with stream() as (writer, peer):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(writer, "write", refuse)
+            with pytest.raises(RuntimeError, match="scripted"):
+                await send_to_stream(writer, batch)
+        batch.prepend(b"abc")
+        assert await send_to_stream(writer, batch) == 6
+        assert await read(peer, 6) == b"abcdef"

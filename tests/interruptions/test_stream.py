@@ -84,3 +84,14 @@ async def test_interrupted_stream_write_fails_the_batch() -> None:
                 with pytest.raises(error):
                     await send_to_stream(writer, batch)
             assert (batch.bytesleft, batch.error is not None) == (6, failed)
+
+
+@both_loops
+async def test_oserror_of_a_handler_between_two_pieces_is_not_stored() -> None:
+    batch = batch_of(b"abc")
+    async with stream() as (writer, _peer):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(writer, "drain", raise_from_handler)
+            with pytest.raises(BlockingIOError, match="handler"):
+                await send_to_stream(writer, batch)
+    assert (batch.bytessent, batch.error) == (3, None)
