@@ -238,9 +238,11 @@ def test_transport_closed_during_sendfile_is_an_error(method: str, make_file: Ma
                 sending = asyncio.create_task(send_to_stream(writer, batch))
                 await read(peer, 1000)
                 await polled.wait()
+                assert not sending.done()
                 getattr(writer.transport, method)()
                 with pytest.raises(BrokenPipeError, match="closed"):
                     await sending
+                assert asyncio.all_tasks() == {asyncio.current_task()}  # the loop's has ended
             assert batch.bytessent == 0
 
     asyncio.run(main())
