@@ -1,7 +1,12 @@
 """The process with the shim: it runs scenarios, and writes a line of JSON for each event.
 
-The lines are ["form", whether iobatch is compiled] at first; ["at", scenario, fault] before each
-run; and ["result", scenario, calls, combinations, met, failures] after the last one of a scenario.
+The lines are:
+
+- ["form", whether iobatch is compiled] at first;
+- ["begin"] before each scenario, and ["end"] after it;
+- ["at", fault] before each run, where "" is a clean one, and ["ran", how often the fault was met,
+  why the run failed] after it;
+- ["clean", number of calls, which are too many] after the clean runs.
 """
 
 from __future__ import annotations
@@ -23,13 +28,11 @@ from tests.support.loops import new_loop
 PATIENCE = 30
 
 
-def report(*event: object) -> None:
-    os.write(1, json.dumps(event).encode() + b"\n")
-
-
-def started(name: str, fault: str) -> None:
-    faulthandler.dump_traceback_later(PATIENCE, exit=True)
-    report("at", name, fault)
+def report(event: str, *values: object) -> None:
+    """Write an event."""
+    if event == "at":
+        faulthandler.dump_traceback_later(PATIENCE, exit=True)
+    os.write(1, json.dumps([event, *values]).encode() + b"\n")
 
 
 def main(chosen: list[str], *, ends: bool) -> None:
@@ -42,11 +45,13 @@ def main(chosen: list[str], *, ends: bool) -> None:
     gc.collect()
     gc.freeze()
     with tempfile.TemporaryDirectory() as folder:
-        runner = Runner(Path(folder), started)
+        runner = Runner(Path(folder), report)
         for each in chosen or scenarios:
             name, _, fault = each.partition("/")
             faults = [Fault.parse(fault)] if fault else None
-            report("result", name, *runner.run(scenarios[name], faults, ends=ends))
+            report("begin")
+            runner.run(scenarios[name], faults, ends=ends)
+            report("end")
     faulthandler.cancel_dump_traceback_later()
 
 

@@ -4,16 +4,19 @@ A scenario is a function of a Run. It makes its sockets, files and batches, driv
 inside `run.counting()`, checks what arrived by the facts below, and closes everything. Calls
 outside `run.counting()`, as those of the peer, have no faults.
 
-The clean runs give the number of calls of each name. Then the scenario runs once for each of these
-calls and each kind of fault. After each run:
+A clean run gives the calls of each name, and what they return. It makes at most the calls that
+calls.txt has, so one that spins without a fault fails, too. Then the scenario runs once for each of
+these calls and each kind of fault that can have an effect there: see Scenario.kinds(). After each
+run:
 
-- the fault has happened exactly once;
+- the fault has happened exactly once, and a call that returned short transferred fewer bytes than
+  it would have;
 - all descriptors are closed, and none was closed twice;
 - sys.unraisablehook was given nothing, except the error of a close(2) that failed, which the
-  documentation promises to report there: once;
-- the number of calls is bounded by a multiple of that of a clean run. shim.c aborts the process at
-  the call after that, and a run that hangs ends the process after PATIENCE seconds, both with the
-  tracebacks of all threads.
+  documentation promises to report there for an owned file: exactly once;
+- the number of calls is bounded by that of a clean run. shim.c aborts the process at the call after
+  that, and a run that hangs ends the process after PATIENCE seconds, both with the tracebacks of
+  all threads.
 
 The scenario itself checks what only it knows: see scenarios/.
 """
@@ -21,22 +24,32 @@ The scenario itself checks what only it knows: see scenarios/.
 from __future__ import annotations
 
 import errno
+import functools
 import gc
 import importlib
 import pkgutil
 import signal
 import sys
+from collections import Counter, defaultdict
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tests.faults import scenarios
-from tests.faults.shim import ERRORS, NO_LIMIT, SIGNAL, TRANSFERS, Fault, Shim
+from tests.faults.shim import KINDS, MOST_RESULTS, NO_LIMIT, SHORTS, SIGNAL, TRANSFERS, Fault, Shim
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Container, Iterator
     from contextlib import AbstractContextManager
     from types import FrameType
+
+
+# The most calls of each name that a clean run makes; *: it depends on the order of threads.
+CALLS_FILE = Path(__file__).with_name("calls.txt")
+# Each close(2).
+EVERY = range(1, MOST_RESULTS)
+# Clean runs, until one makes no more calls than it may: the first one imports modules, for example.
+CLEAN_RUNS = 4
 
 
 class Interrupted(BlockingIOError):  # noqa: N818 # it is no error
@@ -86,40 +99,67 @@ class Scenario(NamedTuple):
     Attributes:
         name: the function's.
         function: the scenario.
-        signals: whether handlers of signals raise, too.
+        calls: the most calls of each name that a clean run makes.
+        silent: which calls of close(2) are not of files that a batch owns: their failure is not
+            reported.
         spared: faults that are left out, as a pair of call and kind; None stands for all of them.
 
     """
 
     name: str
     function: Callable[[Run], object]
-    signals: bool
+    calls: Counter[str]
+    silent: Container[int]
     spared: frozenset[tuple[str | None, str | None]]
 
-    def kinds(self, call: str) -> list[str]:
-        """Return the kinds of faults of a call."""
-        kinds = [*ERRORS, *(["short"] if call in TRANSFERS else [])]
-        if self.signals:
-            kinds += ["signal", "signal+EINTR"]
-            kinds += ["signal+short"] if call in TRANSFERS else []
+    def kinds(self, call: str, result: int) -> list[str]:
+        """Return the kinds of faults that have an effect at a call.
+
+        A call that fails in a clean run can't fail with the same errno, and one that transfers
+        fewer than two bytes can't transfer fewer.
+
+        Args:
+            call: its name.
+            result: what it returns in a clean run; a negative errno if it fails.
+
+        """
         spared = self.spared
-        return [kind for kind in kinds if not {(call, kind), (None, kind), (call, None)} & spared]
+        return [
+            kind
+            for kind in KINDS
+            if not {(call, kind), (None, kind), (call, None)} & spared
+            and (kind not in SHORTS or (call in TRANSFERS and result > 1))
+            and getattr(errno, kind, None) != -result
+        ]
 
 
 SCENARIOS: dict[str, Scenario] = {}
 
 
 def scenario(
-    *, signals: bool = True, spared: tuple[tuple[str | None, str | None], ...] = ()
+    *,
+    silent: Container[int] = (),
+    spared: tuple[tuple[str | None, str | None], ...] = (),
 ) -> Callable[[Callable[[Run], object]], Callable[[Run], object]]:
-    """Register a scenario. A reason stands beside each fault that is spared."""
+    """Register a scenario. A reason stands beside each fault and report that it is spared."""
 
     def register(function: Callable[[Run], object]) -> Callable[[Run], object]:
         name = function.__name__
-        SCENARIOS[name] = Scenario(name, function, signals, frozenset(spared))
+        SCENARIOS[name] = Scenario(name, function, read_calls()[name], silent, frozenset(spared))
         return function
 
     return register
+
+
+@functools.cache
+def read_calls() -> dict[str, Counter[str]]:
+    """Return the content of CALLS_FILE, by scenarios."""
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    for line in CALLS_FILE.read_text().splitlines():
+        name, *fields = line.split()
+        for call, count in zip(fields[::2], fields[1::2], strict=True):
+            found[name][call] = NO_LIMIT if count == "*" else int(count)
+    return found
 
 
 def load_scenarios() -> dict[str, Scenario]:
@@ -129,37 +169,20 @@ def load_scenarios() -> dict[str, Scenario]:
     return SCENARIOS
 
 
-class Result(NamedTuple):
-    """What the runs of a scenario found.
-
-    Attributes:
-        calls: the number of calls of a clean run.
-        combinations: the number of faults.
-        met: how many of them happened.
-        failures: the fault and the reason of each run that failed.
-
-    """
-
-    calls: int
-    combinations: int
-    met: int
-    failures: list[tuple[str, str]]
-
-
 class Runner:
     """Runs scenarios in this process, which was started with the shim."""
 
-    def __init__(self, folder: Path, started: Callable[[str, str], object]) -> None:
+    def __init__(self, folder: Path, report: Callable[..., object]) -> None:
         """Make a runner.
 
         Args:
             folder: for files.
-            started: called before each run with the scenario's name and the fault.
+            report: called with an event and its values: see child.py.
 
         """
         self.shim = Shim()
         self.folder = folder
-        self.started = started
+        self.report = report
 
         def handler(_number: int, frame: FrameType | None) -> None:
             # The library recognizes a handler by its frame argument.
@@ -167,7 +190,7 @@ class Runner:
 
         signal.signal(SIGNAL, handler)
 
-    def run(self, scenario: Scenario, faults: list[Fault] | None, *, ends: bool) -> Result:
+    def run(self, scenario: Scenario, faults: list[Fault] | None, *, ends: bool) -> None:
         """Run a scenario with each fault.
 
         Args:
@@ -176,68 +199,84 @@ class Runner:
             ends: only the first and the last call of each name have faults.
 
         """
-        try:
-            clean = [self._run_once(scenario, None, NO_LIMIT) for _ in range(2)]
-        except Exception as exc:  # noqa: BLE001 # as below
-            return Result(0, 0, 0, [("", describe(exc))])
-        # The first run makes more calls: it imports modules, for example.
-        counts = {name: min(count, clean[0].get(name, 0)) for name, count in clean[1].items()}
-        counts = {name: count for name, count in counts.items() if count}
-        calls = sum(clean[-1].values())
-        if faults is None:
-            faults = list(all_faults(scenario, counts, ends=ends))
-        met = 0
-        failures = []
-        for fault in faults:
-            try:
-                self._run_once(scenario, fault, 4 * calls + 100)
-                met += 1
-            except Exception as exc:  # noqa: BLE001 # a failure is reported, and the next run begins
-                failures.append((str(fault), describe(exc)))
-        return Result(calls, len(faults), met, failures)
+        for _ in range(CLEAN_RUNS):
+            results = self._run_once(scenario, None, NO_LIMIT)
+            if results is None:
+                return
+            counts = Counter({call: len(each) for call, each in results.items()})
+            excess = counts - scenario.calls
+            if not excess:
+                break
+        calls = counts.total()
+        self.report("clean", calls, f"more calls than in calls.txt: {counts}" if excess else "")
+        if excess:
+            return
+        for fault in all_faults(scenario, results, ends=ends) if faults is None else faults:
+            result = results.get(fault.call, [])[fault.nth - 1 : fault.nth]
+            self._run_once(scenario, fault, 2 * calls + 50, sum(result) // 2 or -1)
 
-    def _run_once(self, scenario: Scenario, fault: Fault | None, limit: int) -> dict[str, int]:
-        """Run a scenario once, and check everything; return the number of calls of each name."""
+    def _run_once(
+        self, scenario: Scenario, fault: Fault | None, limit: int, part: int = 0
+    ) -> dict[str, list[int]] | None:
+        """Run a scenario, check everything, and report that; return the calls' results, if right.
+
+        Args:
+            scenario: the scenario.
+            fault: what happens.
+            limit: the process aborts after this number of calls.
+            part: the number of bytes that a short call transfers.
+
+        """
         shim = self.shim
         run = Run(shim, self.folder, fault)
-        self.started(scenario.name, str(fault or ""))
+        self.report("at", str(fault or ""))
         before, bad_closes = open_descriptors(), shim.bad_closes
         sys.unraisablehook = lambda args: run.reports.append(args.exc_value)
-        shim.arm(fault, limit)
+        shim.arm(fault, limit, part)
+        met, results, why = 0, {}, ""
         try:
-            scenario.function(run)
-        finally:
-            counts, met = shim.counts(), shim.met
-            shim.arm()
-            if open_descriptors() != before:
-                gc.collect()
-            sys.unraisablehook = sys.__unraisablehook__
-        assert open_descriptors() == before, "a descriptor is still open, or one more is closed"
-        assert shim.bad_closes == bad_closes, "a descriptor was closed twice"
-        check_reports(run)
-        assert met == (fault is not None), f"the fault happened {met} times: {counts}"
-        return counts
+            try:
+                scenario.function(run)
+            finally:
+                results, met = shim.results(), shim.met
+                shim.arm()
+                if open_descriptors() != before:
+                    gc.collect()
+                sys.unraisablehook = sys.__unraisablehook__
+            assert open_descriptors() == before, "a descriptor is still open, or one more is closed"
+            assert shim.bad_closes == bad_closes, "a descriptor was closed twice"
+            check_reports(run, scenario)
+            assert met == (fault is not None), f"the fault was met {met} times"
+        except Exception as exc:  # noqa: BLE001 # a failure is reported, and the next run begins
+            why = describe(exc)
+        self.report("ran", met, why)
+        return None if why else results
 
 
-def check_reports(run: Run) -> None:
-    """Check that nothing was reported as unraisable, except the failure to close, once."""
+def check_reports(run: Run, scenario: Scenario) -> None:
+    """Check that nothing was reported as unraisable, except each failure to close a file, once."""
     fault = run.fault
     reports = run.reports
     if fault is not None and fault.signal:
         # A handler can raise before a file that was just opened has another owner than itself: its
         # finalizer closes it.
         reports = [report for report in reports if not isinstance(report, ResourceWarning)]
-    if fault is not None and fault.call == "close" and not fault.signal and len(reports) == 1:
-        assert run.is_fault(reports[0]), f"reported: {reports!r}"
+    if (
+        fault is not None
+        and fault.call == "close"
+        and not fault.signal
+        and fault.nth not in scenario.silent
+    ):
+        assert [run.is_fault(report) for report in reports] == [True], f"reported: {reports!r}"
     else:
         assert reports == [], f"reported: {reports!r}"
 
 
-def all_faults(scenario: Scenario, counts: dict[str, int], *, ends: bool) -> Iterator[Fault]:
+def all_faults(scenario: Scenario, results: dict[str, list[int]], *, ends: bool) -> Iterator[Fault]:
     """Yield the faults of each call, or of the first and the last of each name."""
-    for call, count in counts.items():
-        for nth in sorted({1, count}) if ends else range(1, count + 1):
-            for kind in scenario.kinds(call):
+    for call, each in results.items():
+        for nth in sorted({1, len(each)}) if ends else range(1, len(each) + 1):
+            for kind in scenario.kinds(call, each[nth - 1]):
                 yield Fault(call, nth, kind)
 
 

@@ -4,8 +4,12 @@
    Only calls that are made while `counting` is set are counted, of all threads. A function and its
    variants (those with 64 at the end of their name among them) have one count. A call that fails
    does nothing, except those that on Linux do their work in any case: close(2), and epoll_ctl(2)
-   where it removes a descriptor. A call that returns short transfers half of the bytes, and at
-   least one. */
+   where it removes a descriptor.
+
+   A call that returns short transfers `part` bytes, which is half of what it transferred without
+   the fault. It is the nth call, or the first one after it that is asked for more than these bytes
+   and transfers exactly them. Others have no fault, and are not met: they had no room for more, or
+   nothing more to transfer. */
 
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -37,7 +41,7 @@ const char *const shim_names[] = {
     "close", "lseek", "ioctl", "posix_fadvise", "accept", "getdents", NULL
 };
 
-enum { NONE = 0, SHORT = -1, MOST_BUFFERS = 1024 };
+enum { NONE = 0, SHORT = -1, MOST_BUFFERS = 1024, MOST_RESULTS = 1024 };
 
 struct {
     int counting;      /* whether calls are counted */
@@ -45,55 +49,72 @@ struct {
     int fault;         /* its errno; SHORT; NONE: the call is as always */
     int signal;        /* raised after this call; 0: none is */
     long nth;          /* which of these calls has the fault, from 1 */
+    long part;         /* the bytes that it transfers if it is SHORT */
     long limit;        /* more calls than this are a loop without an end: the process aborts */
     long met;          /* how often the fault was met */
     long bad_closes;   /* how many calls of close(2) the kernel has answered with EBADF, ever */
     long total;        /* the number of calls counted */
     long counts[CALLS];
+    long results[CALLS][MOST_RESULTS]; /* of the first calls: a count, or a negative errno */
 } shim_state = {.call = -1};
 
-/* Count a call. Return its fault, and set *number to the signal that follows it. */
-static int next(enum call call, int *number)
+/* A call that is made. */
+struct turn {
+    enum call call;
+    long nth;          /* from 1; 0: it is not counted */
+    int has_fault;
+    int fault;         /* NONE if it has none */
+};
+
+/* Count a call. */
+static struct turn next(enum call call)
 {
-    *number = 0;
+    struct turn turn = {.call = call};
     if (!__atomic_load_n(&shim_state.counting, __ATOMIC_SEQ_CST))
-        return NONE;
+        return turn;
     if (__atomic_add_fetch(&shim_state.total, 1, __ATOMIC_SEQ_CST) > shim_state.limit) {
         shim_state.counting = 0;
         dprintf(STDERR_FILENO, "more than %ld calls, the last: %s\n", shim_state.limit,
                 shim_names[call]);
         abort();
     }
-    long count = __atomic_add_fetch(&shim_state.counts[call], 1, __ATOMIC_SEQ_CST);
-    if ((int)call != shim_state.call || count != shim_state.nth)
-        return NONE;
-    __atomic_add_fetch(&shim_state.met, 1, __ATOMIC_SEQ_CST);
-    *number = shim_state.signal;
-    return shim_state.fault;
+    turn.nth = __atomic_add_fetch(&shim_state.counts[call], 1, __ATOMIC_SEQ_CST);
+    turn.has_fault = (int)call == shim_state.call
+        && (turn.nth == shim_state.nth
+            || (shim_state.fault == SHORT && turn.nth > shim_state.nth && !shim_state.met));
+    turn.fault = turn.has_fault ? shim_state.fault : NONE;
+    return turn;
 }
 
-/* End a call: raise the signal, and set errno. */
-static void finish(int failed, int error, int number)
+/* End a call: record its result and whether the fault was met, raise the signal, and set errno. */
+static void finish(struct turn turn, long result)
 {
-    if (number)
-        raise(number);
-    if (failed)
-        errno = error;
+    int error = errno;
+    if (turn.nth && turn.nth <= MOST_RESULTS)
+        shim_state.results[turn.call][turn.nth - 1] = result < 0 ? -error : result;
+    if (turn.has_fault && (turn.fault != SHORT || result == shim_state.part)) {
+        __atomic_add_fetch(&shim_state.met, 1, __ATOMIC_SEQ_CST);
+        if (shim_state.signal)
+            raise(shim_state.signal);
+    }
+    errno = error;
 }
 
-static size_t half(size_t size)
+/* Return the number of bytes that a SHORT call is to transfer. It has no fault if that is all. */
+static size_t shorten(struct turn *turn, size_t size)
 {
-    return size > 1 ? size / 2 : size;
+    turn->has_fault = size > (size_t)shim_state.part;
+    return turn->has_fault ? (size_t)shim_state.part : size;
 }
 
-/* Copy the first half of the bytes of some buffers; return the number of buffers. */
-static int halve(const struct iovec *buffers, int count, struct iovec *part)
+/* Copy the bytes of some buffers that a SHORT call is to transfer; return the number of buffers. */
+static int cut(struct turn *turn, const struct iovec *buffers, int count, struct iovec *part)
 {
     size_t left = 0;
     int index;
     for (index = 0; index < count; index++)
         left += buffers[index].iov_len;
-    left = half(left);
+    left = shorten(turn, left);
     for (index = 0; index < count && index < MOST_BUFFERS && left; index++) {
         part[index] = buffers[index];
         if (part[index].iov_len > left)
@@ -110,16 +131,16 @@ static int halve(const struct iovec *buffers, int count, struct iovec *part)
     {                                                                                              \
         static RESULT(*real) PARAMETERS;                                                           \
         RESULT result = -1;                                                                        \
-        int number, fault = next(CALL, &number);                                                   \
+        struct turn turn = next(CALL);                                                             \
         if (!real)                                                                                 \
             real = dlsym(RTLD_NEXT, #FUNCTION);                                                    \
-        if (fault == NONE)                                                                         \
+        if (turn.fault == NONE)                                                                    \
             result = real WHOLE;                                                                   \
-        else if (fault == SHORT)                                                                   \
+        else if (turn.fault == SHORT)                                                              \
             result = real PART;                                                                    \
         else                                                                                       \
-            errno = fault;                                                                         \
-        finish(result < 0, errno, number);                                                         \
+            errno = turn.fault;                                                                    \
+        finish(turn, result);                                                                      \
         return result;                                                                             \
     }
 
@@ -130,36 +151,36 @@ static int halve(const struct iovec *buffers, int count, struct iovec *part)
         static ssize_t(*real) PARAMETERS;                                                          \
         struct iovec part[MOST_BUFFERS];                                                           \
         ssize_t result = -1;                                                                       \
-        int number, fault = next(CALL, &number);                                                   \
+        struct turn turn = next(CALL);                                                             \
         if (!real)                                                                                 \
             real = dlsym(RTLD_NEXT, #FUNCTION);                                                    \
-        if (fault == NONE) {                                                                       \
+        if (turn.fault == NONE) {                                                                  \
             result = real WHOLE;                                                                   \
-        } else if (fault == SHORT) {                                                               \
-            count = halve(buffers, count, part);                                                   \
+        } else if (turn.fault == SHORT) {                                                          \
+            count = cut(&turn, buffers, count, part);                                              \
             result = real PART;                                                                    \
         } else {                                                                                   \
-            errno = fault;                                                                         \
+            errno = turn.fault;                                                                    \
         }                                                                                          \
-        finish(result < 0, errno, number);                                                         \
+        finish(turn, result);                                                                      \
         return result;                                                                             \
     }
 
 WRAP(SEND, ssize_t, send, (int fd, const void *data, size_t size, int flags),
-     (fd, data, size, flags), (fd, data, half(size), flags))
+     (fd, data, size, flags), (fd, data, shorten(&turn, size), flags))
 WRAP(SENDTO, ssize_t, sendto,
      (int fd, const void *data, size_t size, int flags, const struct sockaddr *to, socklen_t length),
-     (fd, data, size, flags, to, length), (fd, data, half(size), flags, to, length))
+     (fd, data, size, flags, to, length), (fd, data, shorten(&turn, size), flags, to, length))
 WRAP(SENDFILE, ssize_t, sendfile, (int fd, int file, off_t *offset, size_t size),
-     (fd, file, offset, size), (fd, file, offset, half(size)))
+     (fd, file, offset, size), (fd, file, offset, shorten(&turn, size)))
 WRAP(SENDFILE, ssize_t, sendfile64, (int fd, int file, off64_t *offset, size_t size),
-     (fd, file, offset, size), (fd, file, offset, half(size)))
+     (fd, file, offset, size), (fd, file, offset, shorten(&turn, size)))
 WRAP(PREAD, ssize_t, pread, (int fd, void *data, size_t size, off_t offset),
-     (fd, data, size, offset), (fd, data, half(size), offset))
+     (fd, data, size, offset), (fd, data, shorten(&turn, size), offset))
 WRAP(PREAD, ssize_t, pread64, (int fd, void *data, size_t size, off64_t offset),
-     (fd, data, size, offset), (fd, data, half(size), offset))
+     (fd, data, size, offset), (fd, data, shorten(&turn, size), offset))
 WRAP(WRITE, ssize_t, write, (int fd, const void *data, size_t size),
-     (fd, data, size), (fd, data, half(size)))
+     (fd, data, size), (fd, data, shorten(&turn, size)))
 
 WRAP_BUFFERS(PREADV2, preadv, (int fd, const struct iovec *buffers, int count, off_t offset),
              (fd, buffers, count, offset), (fd, part, count, offset))
@@ -222,51 +243,53 @@ ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
     struct iovec part[MOST_BUFFERS];
     struct msghdr half = *message;
     ssize_t result = -1;
-    int number, fault = next(SENDMSG, &number);
+    struct turn turn = next(SENDMSG);
     if (!real)
         real = dlsym(RTLD_NEXT, "sendmsg");
-    if (fault == SHORT) {
-        half.msg_iovlen = halve(message->msg_iov, message->msg_iovlen, part);
+    if (turn.fault == SHORT) {
+        half.msg_iovlen = cut(&turn, message->msg_iov, message->msg_iovlen, part);
         half.msg_iov = part;
     }
-    if (fault <= NONE)
+    if (turn.fault <= NONE)
         result = real(fd, &half, flags);
     else
-        errno = fault;
-    finish(result < 0, errno, number);
+        errno = turn.fault;
+    finish(turn, result);
     return result;
 }
 
 int close(int fd)
 {
     static int (*real)(int);
-    int result, number, fault = next(CLOSE, &number);
+    struct turn turn = next(CLOSE);
+    int result;
     if (!real)
         real = dlsym(RTLD_NEXT, "close");
     result = real(fd);
     if (result < 0 && errno == EBADF)
         __atomic_add_fetch(&shim_state.bad_closes, 1, __ATOMIC_SEQ_CST);
-    if (fault > NONE) {
+    if (turn.fault > NONE) {
         result = -1;
-        errno = fault;
+        errno = turn.fault;
     }
-    finish(result < 0, errno, number);
+    finish(turn, result);
     return result;
 }
 
 int epoll_ctl(int epoll, int operation, int fd, struct epoll_event *event)
 {
     static int (*real)(int, int, int, struct epoll_event *);
-    int result = -1, number, fault = next(EPOLL_CTL, &number);
+    struct turn turn = next(EPOLL_CTL);
+    int result = -1;
     if (!real)
         real = dlsym(RTLD_NEXT, "epoll_ctl");
-    if (fault <= NONE || operation == EPOLL_CTL_DEL)
+    if (turn.fault <= NONE || operation == EPOLL_CTL_DEL)
         result = real(epoll, operation, fd, event);
-    if (fault > NONE) {
+    if (turn.fault > NONE) {
         result = -1;
-        errno = fault;
+        errno = turn.fault;
     }
-    finish(result < 0, errno, number);
+    finish(turn, result);
     return result;
 }
 
@@ -276,12 +299,14 @@ int epoll_ctl(int epoll, int operation, int fd, struct epoll_event *event)
     {                                                                                              \
         static ENTRY *(*real)(DIR *);                                                              \
         ENTRY *result = NULL;                                                                      \
-        int number, fault = next(GETDENTS, &number);                                               \
+        struct turn turn = next(GETDENTS);                                                         \
         if (!real)                                                                                 \
             real = dlsym(RTLD_NEXT, #FUNCTION);                                                    \
-        if (fault <= NONE)                                                                         \
+        if (turn.fault <= NONE)                                                                    \
             result = real(folder);                                                                 \
-        finish(fault > NONE, fault, number);                                                       \
+        else                                                                                       \
+            errno = turn.fault;                                                                    \
+        finish(turn, turn.fault > NONE ? -1 : 0);                                                  \
         return result;                                                                             \
     }
 
@@ -293,12 +318,13 @@ WRAP_READDIR(readdir64, struct dirent64)
     int FUNCTION(int fd, OFFSET offset, OFFSET size, int advice)                                   \
     {                                                                                              \
         static int (*real)(int, OFFSET, OFFSET, int);                                              \
-        int number, result = next(FADVISE, &number);                                               \
+        struct turn turn = next(FADVISE);                                                          \
+        int result = turn.fault;                                                                   \
         if (!real)                                                                                 \
             real = dlsym(RTLD_NEXT, #FUNCTION);                                                    \
         if (result <= NONE)                                                                        \
             result = real(fd, offset, size, advice);                                               \
-        finish(0, 0, number);                                                                      \
+        finish(turn, 0);                                                                           \
         return result;                                                                             \
     }
 
@@ -310,7 +336,8 @@ WRAP_FADVISE(posix_fadvise64, off64_t)
     int FUNCTION PARAMETERS                                                                        \
     {                                                                                              \
         static int(*real) PARAMETERS;                                                              \
-        int result = -1, number = 0, fault = COUNTS ? next(CALL, &number) : NONE;                  \
+        struct turn turn = COUNTS ? next(CALL) : (struct turn){0};                                 \
+        int result = -1;                                                                           \
         va_list list;                                                                              \
         TYPE argument;                                                                             \
         va_start(list, LAST);                                                                      \
@@ -318,11 +345,11 @@ WRAP_FADVISE(posix_fadvise64, off64_t)
         va_end(list);                                                                              \
         if (!real)                                                                                 \
             real = dlsym(RTLD_NEXT, #FUNCTION);                                                    \
-        if (fault <= NONE)                                                                         \
+        if (turn.fault <= NONE)                                                                    \
             result = real ARGUMENTS;                                                               \
         else                                                                                       \
-            errno = fault;                                                                         \
-        finish(result < 0, errno, number);                                                         \
+            errno = turn.fault;                                                                    \
+        finish(turn, result);                                                                      \
         return result;                                                                             \
     }
 

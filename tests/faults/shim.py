@@ -18,6 +18,7 @@ SHORT = -1  # the enum of shim.c
 NO_FAULT = 0
 # More calls than any run makes that is never counted: of a clean run.
 NO_LIMIT = 1_000_000
+MOST_RESULTS = 1024
 SIGNAL = signal.SIGUSR1
 
 ERRORS = (
@@ -37,10 +38,21 @@ ERRORS = (
     "EMFILE",
     "ESTALE",
 )
+# What else happens: see Fault.
+SHORTS = ("short", "signal+short")
+SIGNALS = ("signal", "signal+EINTR", "signal+short")
+KINDS = (*ERRORS, "short", *SIGNALS)
 # The calls that transfer bytes, and so can return short.
 TRANSFERS = frozenset(
     ("send", "sendto", "sendmsg", "sendfile", "pread", "preadv2", "write", "writev")
 )
+# The calls that scenarios must meet, and others that the library makes.
+CALLS = (
+    *("send", "sendto", "sendmsg", "sendfile", "pread", "preadv2", "write", "writev"),
+    *("setsockopt", "getsockopt", "fstat", "open", "dup", "poll"),
+    *("epoll_ctl", "epoll_wait", "close"),
+)
+OTHERS = ("epoll_create", "lseek", "ioctl", "posix_fadvise", "accept", "getdents")
 
 
 class Fault(NamedTuple):
@@ -59,7 +71,15 @@ class Fault(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Fault:
+        """Return the fault of its str().
+
+        Raises:
+            ValueError: the text is none.
+
+        """
         call, nth, kind = text.split(":")
+        if call not in (*CALLS, *OTHERS) or kind not in KINDS:
+            raise ValueError(text)
         return cls(call, int(nth), kind)
 
     @property
@@ -85,6 +105,7 @@ class _State(ctypes.Structure):
         ("fault", ctypes.c_int),
         ("signal", ctypes.c_int),
         ("nth", ctypes.c_long),
+        ("part", ctypes.c_long),
         ("limit", ctypes.c_long),
         ("met", ctypes.c_long),
         ("bad_closes", ctypes.c_long),
@@ -106,20 +127,23 @@ class Shim:
         self._state = _State.in_dll(library, "shim_state")
         address = ctypes.addressof(self._state) + ctypes.sizeof(_State)
         self._counts = (ctypes.c_long * len(self.names)).from_address(address)
+        address += ctypes.sizeof(self._counts)
+        self._results = (ctypes.c_long * MOST_RESULTS * len(self.names)).from_address(address)
 
-    def arm(self, fault: Fault | None = None, limit: int = NO_LIMIT) -> None:
+    def arm(self, fault: Fault | None = None, limit: int = NO_LIMIT, part: int = 0) -> None:
         """Set the counts to zero, and have a fault happen; None: calls are counted only.
 
         Args:
             fault: what happens, once.
             limit: the process aborts at the next call after this number of calls.
+            part: the number of bytes that a short call transfers.
 
         """
         state = self._state
         state.counting = 0
         ctypes.memset(self._counts, 0, ctypes.sizeof(self._counts))
         state.met = state.total = 0
-        state.limit = limit
+        state.limit, state.part = limit, part
         state.call = -1 if fault is None else self.names.index(fault.call)
         if fault is not None:
             state.nth = fault.nth
@@ -129,11 +153,12 @@ class Shim:
     @contextmanager
     def counting(self) -> Iterator[None]:
         """Count the calls of the block, of all threads; the fault can happen only there."""
+        before = self._state.counting
         self.start()
         try:
             yield
         finally:
-            self.stop()
+            self._state.counting = before
 
     def start(self) -> None:
         """Begin to count."""
@@ -149,18 +174,17 @@ class Shim:
         return self._state.met
 
     @property
-    def total(self) -> int:
-        """The number of calls since arm()."""
-        return self._state.total
-
-    @property
     def bad_closes(self) -> int:
         """How often a closed descriptor was closed again, ever."""
         return self._state.bad_closes
 
-    def counts(self) -> dict[str, int]:
-        """Return how often each function was called since arm(), without those that were not."""
-        return {name: count for name, count in zip(self.names, self._counts, strict=True) if count}
+    def results(self) -> dict[str, list[int]]:
+        """Return what the calls of each name since arm() have returned: a negative errno if -1."""
+        return {
+            name: results[:count]
+            for name, count, results in zip(self.names, self._counts, self._results, strict=True)
+            if count
+        }
 
 
 def build(folder: Path) -> Path:

@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
 from iobatch import COMPILED
-from tests.faults.__main__ import run
+from tests.faults.__main__ import FORMS, Row, run, total_of, unmet
 from tests.faults.harness import load_scenarios
-from tests.faults.shim import build
+from tests.faults.shim import CALLS, build
 from tests.support.programs import tool
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-MODULES: dict[str, list[str]] = {}
-for name, each in load_scenarios().items():
-    MODULES.setdefault(each.function.__module__.rpartition(".")[2], []).append(name)
+SCENARIOS = list(load_scenarios())
+# All scenarios run in the first test's setup, which takes minutes on a loaded machine.
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
-def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the library to preload."""
+def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Row]:
+    """Run all scenarios; return their rows by their names."""
     tool("gcc", "gcc libc6-dev")
-    return build(tmp_path_factory.mktemp("shim"))
+    shim = build(tmp_path_factory.mktemp("shim"))
+    form = FORMS[0] if COMPILED else FORMS[1]
+    return {row.argument: row for row in run(shim, SCENARIOS, form, ends=True)}
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_first_and_last_call_of_each_name_may_fail_in_every_way(module: str, shim: Path) -> None:
-    report = run(shim, MODULES[module], ends=True)
-    assert report.failures == []
-    assert report.compiled == COMPILED
-    assert [row[0] for row in report.rows] == MODULES[module]
-    assert all(combinations == met > 0 for _, _, combinations, met in report.rows)
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_first_and_last_call_of_each_name_may_fail_in_every_way(
+    scenario: str, rows: dict[str, Row]
+) -> None:
+    row = rows[scenario]
+    assert row.failures == []
+    assert row.combinations == row.met.total() == row.passed > 0
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_call_meets_each_fault_in_some_scenario(call: str, rows: dict[str, Row]) -> None:
+    assert unmet(total_of(rows.values()), call) == []
