@@ -239,6 +239,14 @@ async def test_writer_cancel_ends_all_writes_in_order_and_leaves_the_writer_open
 
 
 @both_loops
+async def test_writer_cancel_of_the_only_write_stops_the_watch() -> None:
+    with full_writer() as (writer, _):
+        writer.write(batch_of(b"abc"))
+        assert writer.cancel()
+        assert not is_watched(writer)
+
+
+@both_loops
 async def test_writer_total_cancel_spares_the_started_operation_and_returns_false() -> None:
     with scripted_writer(2, again()) as (writer, sock):
         operations = [writer.write(batch_of(b"abc")) for _ in range(3)]

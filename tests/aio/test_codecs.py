@@ -262,6 +262,14 @@ async def test_async_with_accepts_a_stream_that_was_ended(ends: str) -> None:
 
 
 @both_loops
+async def test_one_byte_begins_the_stream_of_a_filter() -> None:
+    with writer_pair(through=Filter(Identity())) as (writer, _):
+        assert await writer.write(batch_of(b"x")) == 1
+        with pytest.raises(RuntimeError, match="the stream of a filter was not ended"):
+            writer._sender.pipelines.check_finished()
+
+
+@both_loops
 async def test_stream_below_the_filter_that_was_left_open_is_not_ended() -> None:
     secure = Filter(Xor())
     middle = Filter(Identity(), secure)

@@ -56,6 +56,13 @@ async def test_long_write_sends_at_most_limit_bytes_in_each_turn() -> None:
 
 
 @both_loops
+async def test_limit_of_one_byte_sends_one_byte_in_each_turn() -> None:
+    with scripted_writer(limit=1) as (writer, sock):
+        assert await writer.write(batch_of(b"abc")) == 3
+        assert sock.sizes == [1, 1, 1]
+
+
+@both_loops
 async def test_write_of_limit_bytes_is_done_at_once_and_the_next_waits() -> None:
     for options in {}, {"flags": MORE}:
         with scripted_writer(limit=1000) as (writer, sock):

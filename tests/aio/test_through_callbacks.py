@@ -89,6 +89,12 @@ async def test_write_whose_offer_is_pending_counts_as_started() -> None:
 
 
 @both_loops
+async def test_one_byte_that_is_offered_counts_as_started() -> None:
+    with writer_pair(through=answer_again) as (writer, _):
+        assert not writer.write(batch_of(b"x")).cancel(CancellationType.TOTAL)
+
+
+@both_loops
 @pytest.mark.parametrize(
     ("through", "pins", "starts"),
     [
