@@ -91,3 +91,13 @@ async def test_close_wakes_a_task_that_waits_in_drain() -> None:
         assert not task.done()
         writer.close()
         await task
+
+
+@both_loops
+async def test_task_that_has_waited_in_drain_is_forgotten() -> None:
+    with full_writer(high_water=1) as (writer, peer):
+        writer.write(batch_of(b"abc"))
+        draining = asyncio.create_task(writer.drain())
+        assert await peer.read(3) == b"abc"
+        await draining
+        assert not writer._sender._waiters

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from iobatch import COPY_LIMIT, IOB_AGAIN, IOBatch, iob_write
+from iobatch import COPY_LIMIT, IOB_AGAIN, IOB_ERROR, IOBatch, iob_write
 from iobatch.aio import WriteStatus
 from tests.support.batches import batch_of, data
 from tests.support.fakes import again
@@ -142,6 +142,17 @@ async def test_write_some_is_done_with_the_first_bytes_taken() -> None:
         rest = writer.write(operation.batch)
         assert await read(peer, MIB) == content
         assert await rest == MIB - sent
+
+
+@both_loops
+async def test_entries_of_a_failed_batch_are_sent() -> None:
+    """The error is the batch's, and stays there."""
+    batch = batch_of(b"abc")
+    assert iob_write(None, batch, lambda _sock, _view: 0) == IOB_ERROR
+    with writer_pair() as (writer, peer):
+        assert await writer.write(batch) == 3
+        assert peer.recv(99) == b"abc"
+        assert isinstance(batch.error, BrokenPipeError)
 
 
 @both_loops
