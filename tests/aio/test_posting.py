@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from iobatch import COPY_LIMIT, IOB_AGAIN, IOB_ERROR, IOBatch, iob_write
+from iobatch import COPY_LIMIT, IOB_AGAIN, IOB_ERROR, IOBatch, iob_send, iob_write
 from iobatch.aio import WriteStatus
 from tests.support.batches import batch_of, data
 from tests.support.fakes import again
@@ -153,6 +153,16 @@ async def test_entries_of_a_failed_batch_are_sent() -> None:
         assert await writer.write(batch) == 3
         assert peer.recv(99) == b"abc"
         assert isinstance(batch.error, BrokenPipeError)
+
+
+@both_loops
+async def test_operation_counts_no_bytes_that_its_batch_sent_before() -> None:
+    with scripted_writer(3, 2) as (writer, sock):
+        batch = batch_of(b"abcdef")
+        assert iob_send(sock, batch, limit=3) == 3
+        operation = writer.write(batch)
+        assert (operation.bytes_transferred, batch.bytessent) == (2, 3)
+        assert await operation == 3
 
 
 @both_loops
