@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # If a handler raises in one of these, the transport loses the count of what it sent.
 TRANSPORT = tuple(
     (call, kind)
-    for call in ("send", "sendfile", "write", "writev", "epoll_wait")
+    for call in ("send", "sendmsg", "sendfile", "write", "writev", "epoll_wait")
     for kind in SIGNALS
 )
 
