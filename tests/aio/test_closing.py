@@ -57,6 +57,15 @@ async def test_close_aborts_pending_writes_and_refuses_more_but_keeps_the_socket
 
 
 @both_loops
+async def test_closed_writer_stays_closed_if_it_is_cancelled() -> None:
+    with writer_pair() as (writer, _):
+        writer.close()
+        assert not writer.cancel()
+        with pytest.raises(OSError, match="closed"):
+            writer.write(batch_of(b"abc"))
+
+
+@both_loops
 async def test_closing_the_writer_after_its_socket_does_no_harm() -> None:
     """BatchWriter(3) forbids this order."""
     for reads in False, True:

@@ -398,3 +398,29 @@ async def test_a_codec_that_failed_lets_no_other_bytes_follow() -> None:
             await writer.write(batch_of(b"bad"), through=broken)
         with pytest.raises(RuntimeError, match="another codec has failed"):
             writer.write(batch_of(b"the next response"))
+
+
+@both_loops
+async def test_one_byte_opens_a_codec() -> None:
+    """While the write of that byte is queued, and after it."""
+    with full_writer() as (writer, peer):
+        coded = Filter(Chunked())
+        operation = writer.write(batch_of(b"x"), through=coded)
+        with pytest.raises(RuntimeError, match="codec is open"):
+            writer.write(batch_of(b"plain"))
+        assert await peer.read(6) == b"1\r\nx\r\n"
+        assert await operation == 1
+        with pytest.raises(RuntimeError, match="codec is open"):
+            writer.write(batch_of(b"plain"))
+
+
+@both_loops
+async def test_cancelled_write_through_the_writers_filter_opens_no_codec() -> None:
+    secure = Filter(Identity())
+    with full_writer(through=secure) as (writer, peer):
+        first = writer.write(batch_of(b"head"))
+        assert writer.write(batch_of(b"cancelled")).cancel()
+        coded = Filter(Chunked(), secure)
+        operation = writer.write(batch_of(b"body"), through=coded)
+        assert await peer.read(13) == b"head4\r\nbody\r\n"
+        assert [await first, await operation] == [4, 4]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from iobatch import IOB_AGAIN
+from iobatch import IOB_AGAIN, iob_write
 from iobatch.aio import CancellationType, WriteStatus
 from iobatch.filters import Chunked, Filter
 from tests.support.aio import statuses
@@ -72,3 +72,21 @@ async def test_owed_offer_stays_owed_until_its_callback_gets_it() -> None:
         with pytest.raises(RuntimeError, match="offered the bytes of an earlier operation"):
             writer.write(batch_of(b"other"))
         assert set(offers) == {b"first"}
+
+
+@both_loops
+async def test_offer_of_the_same_length_does_not_stand_for_the_owed_one() -> None:
+    with writer_pair(through=lambda _sock, _view: IOB_AGAIN) as (writer, _):
+        assert writer.write(batch_of(b"first")).cancel()
+        other = batch_of(b"other")
+        assert iob_write(None, other, lambda _sock, _view: IOB_AGAIN) == IOB_AGAIN
+        with pytest.raises(RuntimeError, match="offered the bytes of an earlier operation"):
+            writer.write(other)
+
+
+@both_loops
+async def test_offer_of_one_byte_may_have_been_sent() -> None:
+    with writer_pair(through=lambda _sock, _view: IOB_AGAIN) as (writer, _):
+        operation = writer.write(batch_of(b"x"))
+        assert not operation.cancel(CancellationType.TOTAL)
+        assert operation.cancel()

@@ -158,7 +158,7 @@ async def test_entries_of_a_failed_batch_are_sent() -> None:
 @both_loops
 async def test_operation_counts_no_bytes_that_its_batch_sent_before() -> None:
     with scripted_writer(3, 2) as (writer, sock):
-        batch = batch_of(b"abcdef")
+        batch = batch_of(b"abc", b"def")
         assert iob_send(sock, batch, limit=3) == 3
         operation = writer.write(batch)
         assert (operation.bytes_transferred, batch.bytessent) == (2, 3)

@@ -24,6 +24,7 @@ from tests.support.pagecache import (
     LARGE,
     slow_disk,
 )
+from tests.support.sockets import without_standard_input
 
 if TYPE_CHECKING:
     from tests.support.batches import MakeFile
@@ -51,12 +52,29 @@ async def test_read_error_of_a_thread_ends_the_write_after_the_readable_bytes(
             await operation
         assert raised.value.errno == errno.EIO
         assert (operation.status, operation.bytes_transferred) == (WriteStatus.ERROR, broken)
+        assert repr(operation.batch.error) == repr(raised.value)
         assert operation.batch.bytesleft == LARGE - broken
         if broken:
             assert following.status is WriteStatus.ABORTED
         else:
             assert await read(peer, 6) == b"follow"
             assert await following == 6
+        assert not disk.stalls
+
+
+@both_loops
+async def test_read_error_of_a_thread_ends_the_write_on_a_socket_with_the_number_0(
+    make_file: MakeFile,
+) -> None:
+    fd = make_file(data(LARGE))
+    with slow_disk() as disk, without_standard_input(), writer_pair() as (writer, _):
+        assert writer.sock.fileno() == 0
+        disk.evict(fd)
+        disk.broken_from = 0
+        batch = IOBatch()
+        batch.addfile(fd)
+        with pytest.raises(OSError, match="broken"):
+            await writer.write(batch)
         assert not disk.stalls
 
 

@@ -10,8 +10,9 @@ import pytest
 
 from iobatch import IOBatch, iob_send
 from iobatch.aio import WriteOperation, WriteStatus
+from tests.support.aio import statuses
 from tests.support.batches import batch_of, data
-from tests.support.fakes import again
+from tests.support.fakes import Scripted, again
 from tests.support.loops import (
     both_loops,
     is_watched,
@@ -133,6 +134,55 @@ async def test_entry_added_by_a_finalizer_goes_out_with_the_next_write(
         assert await writer.write(batch) == 10
         assert await writer.write(batch) == 4
         assert peer.recv(99) == b"header content"
+
+
+@both_loops
+async def test_entry_added_by_a_hook_goes_out_with_the_next_write() -> None:
+    """The hook finds its batch empty although the write has to wait."""
+    with scripted_writer(3) as (writer, sock):
+        batch = IOBatch()
+        batch.addbuf(b"abc", on_release=lambda: batch.addbuf(b"XYZ"))
+        batch.addbuf(b"def")
+        operation = writer.write(batch)
+        assert (operation.done(), batch.bytesleft, batch.bytessent) == (False, 3, 0)
+        assert await operation == 6
+        assert await writer.write(batch) == 3
+        assert sock.taken == b"abcdefXYZ"
+
+
+@both_loops
+async def test_signal_handler_cannot_post_a_batch_that_another_call_sends() -> None:
+    with scripted_writer() as (writer, sock), Scripted() as other:
+        batch = batch_of(b"abc")
+        send = other.send
+
+        def send_and_handle(*args: Any) -> int:
+            with pytest.raises(RuntimeError):
+                writer.write(batch)
+            return send(*args)
+
+        other.send = send_and_handle  # type: ignore[method-assign]
+        assert iob_send(other, batch) == 3
+        assert (sock.taken, other.taken) == (b"", b"abc")
+
+
+@both_loops
+async def test_write_posted_by_a_signal_handler_follows_one_that_fails_at_once() -> None:
+    """The failed write has sent no byte, so it aborts nothing."""
+    with scripted_writer() as (writer, sock):
+        posted: list[WriteOperation] = []
+        send = sock.send
+
+        def send_or_fail(*args: Any) -> int:
+            if posted:
+                return send(*args)
+            posted.append(writer.write(batch_of(b"next")))
+            raise BrokenPipeError(errno.EPIPE, "scripted")
+
+        sock.send = send_or_fail  # type: ignore[method-assign]
+        failed = writer.write(batch_of(b"abc"))
+        assert statuses([failed, *posted]) == [WriteStatus.ERROR, DONE]
+        assert sock.taken == b"next"
 
 
 @both_loops

@@ -6,13 +6,17 @@ import asyncio
 import errno
 import os
 import socket
+from unittest.mock import Mock
 
 import pytest
 
+from iobatch import IOB_AGAIN
 from iobatch.aio import BatchWriter, WriteOperation, WriteStatus
 from iobatch.aio._watch import _checks_of
+from iobatch.filters import Filter
 from tests.support.aio import statuses
 from tests.support.batches import batch_of, data
+from tests.support.filters import Identity
 from tests.support.loops import (
     FakeTime,
     both_loops,
@@ -198,3 +202,23 @@ async def test_refused_watch_fails_the_started_write_and_aborts_the_next() -> No
         assert fd_count() == before
         assert statuses([operation, *posted]) == [ERROR, ABORTED]
         assert operation.bytes_transferred == 1
+
+
+@both_loops
+async def test_bytes_in_a_filter_wait_for_the_next_write_after_a_refused_watch() -> None:
+    ready = False
+
+    def callback(_sock: object, view: memoryview) -> int:
+        return len(view) if ready else IOB_AGAIN
+
+    with writer_pair(through=Filter(Identity(), callback)) as (writer, _):
+        with pytest.MonkeyPatch.context() as patch:
+            loop = Mock(add_writer=Mock(side_effect=RuntimeError("scripted")))
+            patch.setattr(writer._sender._watch, "loop", loop)
+            assert writer.write(batch_of(b"abc")).status is ERROR
+        ready = True
+        writer.cancel()
+        assert not is_watched(writer)
+        assert writer.pending == 3
+        assert writer.flush().done()
+        assert writer.pending == 0

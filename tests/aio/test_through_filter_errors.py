@@ -220,6 +220,17 @@ async def test_retrieved_filter_error_is_not_raised_again_by_drain_or_exit() -> 
 
 
 @both_loops
+async def test_retrieved_filter_error_is_not_raised_again_for_leftovers() -> None:
+    filter_ = ScriptedFilter(IOB_AGAIN, IOB_ERROR, IOB_ERROR)
+    with writer_pair(through=filter_) as (writer, _):
+        assert writer.write(batch_of(b"abc")).cancel()
+        operation = writer.write(batch_of(b"def"), on_error=lambda _: None)
+        writer._sender.resume()
+        assert (operation.status, operation.error) == (WriteStatus.ERROR, filter_.error)
+        await writer.drain()
+
+
+@both_loops
 async def test_drain_does_not_wait_for_bytes_held_by_a_failed_filter() -> None:
     filter_ = ScriptedFilter(IOB_AGAIN, IOB_ERROR, IOB_ERROR)
     with writer_pair(through=filter_, high_water=1) as (writer, _):

@@ -132,6 +132,21 @@ async def test_cancelling_after_the_filter_took_every_byte_aborts_nothing() -> N
 
 
 @both_loops
+async def test_leftovers_go_out_in_one_turn_however_many_steps_they_take() -> None:
+    ready = False
+
+    def callback(_sock: socket.socket, _view: memoryview) -> int:
+        return 1 if ready else IOB_AGAIN
+
+    with writer_pair(through=Filter(Identity(), callback)) as (writer, _):
+        assert writer.write(batch_of(b"abc")).cancel()
+        ready = True
+        writer._sender.resume()
+        assert writer.pending == 0
+        assert not is_watched(writer)
+
+
+@both_loops
 async def test_leftovers_that_use_up_a_turns_limit_end_in_the_next_turn() -> None:
     with full_writer(through=Filter(Identity()), limit=5000) as (writer, peer):
         operation = writer.write(batch_of(bytes(5000)))

@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 
+from iobatch import IOBatch
 from iobatch.aio import BatchWriter, WriteOperation, WriteStatus
 from tests.support.aio import statuses
 from tests.support.batches import batch_of
+from tests.support.fakes import again
 from tests.support.loops import (
     FakeTime,
     both_loops,
     full_writer,
     is_watched,
+    scripted_writer,
     turns,
     writer_pair,
 )
@@ -139,6 +142,34 @@ async def test_slow_progress_is_not_a_stall() -> None:
         assert operation.status is PENDING
         clock.advance(0.2)
         assert statuses([operation, following]) == [TIMEOUT, ABORTED]
+
+
+@both_loops
+async def test_one_byte_is_progress() -> None:
+    with scripted_writer(again(), 1, again(), again()) as (writer, _):
+        clock = FakeTime(asyncio.get_running_loop())
+        writer._sender.loop = clock  # type: ignore[assignment]
+        operation = writer.write(batch_of(b"some"), stall_timeout=10)
+        clock.advance(2.5)
+        assert operation.bytes_transferred == 1
+        clock.advance(9)
+        assert (operation.status, operation.bytes_transferred) == (PENDING, 1)
+
+
+@both_loops
+async def test_end_of_an_empty_write_is_no_progress() -> None:
+    with full_writer() as (writer, _):
+        clock = FakeTime(asyncio.get_running_loop())
+        writer._sender.loop = clock  # type: ignore[assignment]
+        first = writer.write(batch_of(b"first"))
+        empty = writer.write(IOBatch())
+        last = writer.write(batch_of(b"last"), stall_timeout=10)
+        clock.advance(9)
+        first.cancel()
+        writer._sender.resume()
+        assert statuses([empty, last]) == [DONE, PENDING]
+        clock.advance(1.1)
+        assert last.status is TIMEOUT
 
 
 @both_loops

@@ -160,6 +160,23 @@ async def test_no_write_follows_one_whose_cancellation_or_timeout_was_interrupte
 
 
 @both_loops
+async def test_exception_of_a_handler_in_the_end_of_a_write_closes_the_writer() -> None:
+    """The exception leaves the call, and the writes after that one have ended."""
+    with full_writer() as (writer, _):
+        operations = [writer.write(batch_of(b"abc"), on_complete=print) for _ in range(2)]
+        with pytest.MonkeyPatch.context() as patch:
+            call_soon = Mock(side_effect=[ZeroDivisionError("handler"), None, None])
+            loop = Mock(call_soon=call_soon, is_closed=bool)
+            patch.setattr(writer._sender, "loop", loop)
+            with pytest.raises(ZeroDivisionError, match="handler"):
+                operations[0].cancel()
+        assert call_soon.call_count == 3
+        assert all(operation.done() for operation in operations)
+        with pytest.raises(OSError, match="closed"):
+            writer.write(batch_of(b"def"))
+
+
+@both_loops
 async def test_oserror_of_a_handler_in_add_writer_closes_the_writer() -> None:
     """The exception leaves the call: it isn't the loop's refusal, which leaves the writer open."""
     with full_writer() as (writer, _):
