@@ -73,15 +73,15 @@ class Disk:
 
     def load(self, fd: int, offset: int, count: int) -> int:
         """Bring a range into the cache; return how many of its bytes can be read."""
+        in_loop = threading.get_ident() == self.loop_thread
+        assert in_loop or self.ready.wait(PATIENCE)
         if self.broken_from is not None:
             count = min(count, self.broken_from - offset)
             if count <= 0:
                 raise OSError(errno.EIO, "the disk is broken")
         evicted = self.evicted_in(fd, offset, count)
-        if threading.get_ident() == self.loop_thread:
+        if in_loop:
             self.stalls += evicted
-        else:
-            assert self.ready.wait(PATIENCE)
         if not self.keeps_nothing:
             self.evicted -= evicted
         return count
