@@ -247,8 +247,8 @@ class WriteSender:
 
     def resume(self) -> None:
         """Send queued writes in a new turn of the loop, with a full budget."""
-        if self.sock.fileno() < 0:
-            self.close()  # the socket was closed under the writer
+        if self.state == CLOSED or self.sock.fileno() < 0:
+            self.close()  # the socket was closed under the writer, or close() was interrupted
             return
         self.budget.refill()
         self._send_queued()
@@ -481,8 +481,12 @@ class WriteSender:
         if kind is CancellationType.TOTAL:
             writes = [write for write in writes if not write.started]
         cancelled = 0 < len(writes) == len(self.queue.writes)
-        for write in writes:
-            self.queue.end_one(write, WriteStatus.CANCELLED)
+        try:
+            for write in writes:
+                self.queue.end_one(write, WriteStatus.CANCELLED)
+        except BaseException:
+            self.close()
+            raise
         self._update_watch()
         if kind is CancellationType.TERMINAL:
             self.close()
@@ -506,6 +510,13 @@ class WriteSender:
     def close(self) -> None:
         """Abort all writes, and accept no more."""
         self.state = CLOSED
+        try:
+            self._end_all()
+        except BaseException:
+            self._end_all()  # continue where a signal handler's exception stopped the first call
+            raise
+
+    def _end_all(self) -> None:
         self.queue.abort_all()
         self._leftovers = None
         self._watch.stop()

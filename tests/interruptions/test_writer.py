@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from contextlib import suppress
 from functools import partial
@@ -130,8 +131,8 @@ async def test_interrupted_post_of_a_write_that_waits_leaks_no_descriptor() -> N
 
 @both_loops
 @every_kind
-@pytest.mark.parametrize("end", ["cancel", "expire"])
-async def test_no_write_follows_one_whose_cancellation_or_timeout_was_interrupted(
+@pytest.mark.parametrize("end", ["cancel", "expire", "cancel all", "close"])
+async def test_no_write_follows_one_whose_early_end_was_interrupted(
     end: str, kind: type[Exception]
 ) -> None:
     """The peer would read the bytes of a later write as a part of the truncated one."""
@@ -143,8 +144,12 @@ async def test_no_write_follows_one_whose_cancellation_or_timeout_was_interrupte
             with handler_that_raises(point, kind) as raised, suppress(kind):
                 if end == "cancel":
                     operation.cancel()
-                else:
+                elif end == "expire":
                     writer._sender.expire(operation._posted_write)
+                elif end == "cancel all":
+                    writer.cancel()
+                else:
+                    writer.close()
             if operation.done():
                 assert later.done()
                 assert later.bytes_transferred == 0
@@ -160,10 +165,24 @@ async def test_no_write_follows_one_whose_cancellation_or_timeout_was_interrupte
 
 
 @both_loops
+async def test_writer_stays_closed_however_often_its_close_is_interrupted() -> None:
+    with full_writer() as (writer, peer):
+        operations = [writer.write(batch_of(b"abc"), on_complete=lambda _: None) for _ in range(2)]
+        with pytest.MonkeyPatch.context() as patch:
+            call_soon = Mock(side_effect=ZeroDivisionError("handler"))
+            patch.setattr(writer._sender, "loop", Mock(call_soon=call_soon, is_closed=bool))
+            with pytest.raises(ZeroDivisionError, match="handler"):
+                writer.close()
+        await peer.clear()
+        await asyncio.wait(operations)
+        assert drain(peer.sock) == b""
+
+
+@both_loops
 async def test_exception_of_a_handler_in_the_end_of_a_write_closes_the_writer() -> None:
     """The exception leaves the call, and the writes after that one have ended."""
     with full_writer() as (writer, _):
-        operations = [writer.write(batch_of(b"abc"), on_complete=print) for _ in range(2)]
+        operations = [writer.write(batch_of(b"abc"), on_complete=lambda _: None) for _ in range(2)]
         with pytest.MonkeyPatch.context() as patch:
             call_soon = Mock(side_effect=[ZeroDivisionError("handler"), None, None])
             loop = Mock(call_soon=call_soon, is_closed=bool)
