@@ -424,3 +424,19 @@ async def test_cancelled_write_through_the_writers_filter_opens_no_codec() -> No
         operation = writer.write(batch_of(b"body"), through=coded)
         assert await peer.read(13) == b"head4\r\nbody\r\n"
         assert [await first, await operation] == [4, 4]
+
+
+@both_loops
+async def test_leftovers_of_a_codec_are_sent_on_after_a_flush_that_does_not_reach_it() -> None:
+    ready = False
+
+    def callback(_sock: object, view: memoryview) -> int:
+        return len(view) if ready else IOB_AGAIN
+
+    with writer_pair() as (writer, _):
+        assert writer.write(batch_of(b"abc"), through=Filter(Identity(), callback)).cancel()
+        operation = writer.flush()
+        ready = True
+        writer._sender.resume()
+        assert operation.done()
+        assert writer.pending == 0
