@@ -408,8 +408,6 @@ class WriteSender:
 
     def _update_watch(self) -> None:
         """Have the loop resume if anything waits for it, and wake tasks that can go on."""
-        if self.state == CLOSED:
-            return
         waits = bool(self.queue.order) or self._leftovers is not None
         if waits and self._awaiting_read is None:
             waits = self._start_watch()
