@@ -13,13 +13,22 @@ from tests.support.sockets import PATIENCE, receive_all, stream_pair
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
+    from pathlib import Path
 
-PAGES = sorted((ROOT / "man").iterdir())
+MAN = ROOT / "man"
+# The names of libowfat's functions are symbolic links to the pages of what replaces them.
+LINKS = sorted(each for each in MAN.glob("man*/*") if each.is_symlink())
+PAGES = sorted({*MAN.glob("man*/*")} - {*LINKS})
+
+
+def path(page: str) -> Path:
+    """Return the path of a page, which is in the folder of its section."""
+    return MAN / f"man{page[-1]}" / page
 
 
 def section(page: str, title: str) -> list[str]:
     """Return the source lines of a section or subsection of a page."""
-    lines = (ROOT / "man" / page).read_text().splitlines()
+    lines = path(page).read_text().splitlines()
     heading = next(line for line in lines if line in {f".Sh {title}", f".Ss {title}"})
     ends = (".Sh ", heading[:4])
     after = lines[lines.index(heading) + 1 :]
