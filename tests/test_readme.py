@@ -1,17 +1,29 @@
-"""The README: its commands, example, links and tables."""
+"""README.md: its commands, examples, links and tables."""
 
 from __future__ import annotations
 
+import gzip
 import re
+import socket
+import subprocess
+import sys
 import tomllib
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import pytest
 
 import iobatch
-from tests.support.programs import ROOT, run_python
+from tests.support.batches import data
+from tests.support.manpages import PAGES, sent
+from tests.support.programs import ROOT
+from tests.support.sockets import PATIENCE, receive_all
+from tests.support.tls import tls_contexts
 
 if TYPE_CHECKING:
-    import pytest
+    from pathlib import Path
+
+    import trustme
 
 README = (ROOT / "README.md").read_text()
 
@@ -22,7 +34,7 @@ def blocks(language: str) -> list[str]:
 
 
 def test_two_one_line_commands_install_an_extra_then_serve_or_test() -> None:
-    serve, test = blocks("sh")
+    _install, serve, test, _manual = blocks("sh")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for command, extra, action in (
         (serve, "httpd", "-m iobatch.httpd ."),
@@ -36,29 +48,64 @@ def test_two_one_line_commands_install_an_extra_then_serve_or_test() -> None:
     assert find_spec("iobatch.httpd.__main__")
 
 
-def test_example_of_ten_lines_sends_the_license_and_prints_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    [example] = blocks("python")
-    assert len(example.splitlines()) == 10
-    monkeypatch.chdir(ROOT)
-    result = run_python(example)
-    assert result.stderr == ""
-    assert result.stdout == "Here is the license.\n\n" + (ROOT / "LICENSE").read_text()
+# Lets the kernel choose the port of an example, and prints it.
+FREE_PORT = """
+import socket
+
+def create_server(address):
+    listener = SERVER((address[0], 0))
+    print(listener.getsockname()[1], flush=True)
+    return listener
+
+SERVER, socket.create_server = socket.create_server, create_server
+"""
 
 
-def test_each_relative_link_points_at_a_file_and_each_page_has_a_link() -> None:
-    targets = re.findall(r"\]\(([^:)]+)\)", README)
-    for target in targets:
-        assert (ROOT / target).is_file(), target
-    assert {path.name for path in (ROOT / "man").iterdir()} == {
-        target.removeprefix("man/") for target in targets if target.startswith("man/")
-    }
+@pytest.mark.parametrize("number", [0, 1], ids=["selectors", "asyncio"])
+def test_example_sends_a_text_and_the_license_to_each_client(number: int) -> None:
+    program = [sys.executable, "-W", "error", "-c", FREE_PORT + blocks("python")[number]]
+    with subprocess.Popen(program, cwd=ROOT, stdout=subprocess.PIPE) as server:
+        assert server.stdout
+        try:
+            address = ("127.0.0.1", int(server.stdout.readline()))
+            for _ in range(2):
+                with socket.create_connection(address, PATIENCE) as client:
+                    answer = receive_all(client)
+                assert answer == b"Here is the license.\n\n" + (ROOT / "LICENSE").read_bytes()
+        finally:
+            server.kill()
 
 
-def test_each_program_in_the_folder_of_examples_is_in_the_table() -> None:
-    programs = re.findall(r"^\| `(\w+\.py)` \|", README, re.MULTILINE)
-    assert sorted(programs) == sorted(path.name for path in (ROOT / "examples").glob("*.py"))
+def test_example_sends_a_file_over_tls_compressed(tmp_path: Path, authority: trustme.CA) -> None:
+    namespace: dict[str, Any] = {}
+    exec(blocks("python")[2], namespace)
+    content = data(200_000)
+    (tmp_path / "file").write_bytes(content)
+    server, client = tls_contexts(authority)
+
+    def send(sock: socket.socket) -> None:
+        with server.wrap_socket(sock, server_side=True) as conn:
+            namespace["send_compressed"](conn, str(tmp_path / "file"))
+
+    def receive(sock: socket.socket) -> bytes:
+        with client.wrap_socket(sock, server_hostname="localhost") as conn:
+            return receive_all(conn)
+
+    assert gzip.decompress(sent(send, receive)) == content
+
+
+def test_each_relative_link_points_at_a_file_or_folder_that_a_browser_renders() -> None:
+    for path in (ROOT / "README.md", ROOT / "examples/README.md", ROOT / "tests/bench/README.md"):
+        targets = re.findall(r"\]\(([^:)#]+)\)", path.read_text())
+        assert targets
+        for target in targets:
+            assert (path.parent / target).exists(), target
+            assert target == "LICENSE" or target.endswith(("/", ".md", ".py", ".svg"))
+
+
+def test_each_page_and_no_other_is_named() -> None:
+    named = set(re.findall(r"([\w-]+)\((\d)\)", README))
+    assert {f"{name}.{number}" for name, number in named} == {page.name for page in PAGES}
 
 
 def test_table_of_return_codes_has_each_code_with_its_value() -> None:
@@ -69,11 +116,5 @@ def test_table_of_return_codes_has_each_code_with_its_value() -> None:
     }
 
 
-def test_row_of_iobatch_names_each_of_its_methods() -> None:
-    [row] = re.findall(r"^\| \[`IOBatch`\].*$", README, re.MULTILINE)
-    methods = {
-        name
-        for name, member in vars(iobatch.IOBatch).items()
-        if callable(member) and not name.startswith("_")
-    }
-    assert set(re.findall(r"`(\w+)`", row)) == {"IOBatch", *methods}
+def test_readme_has_fewer_than_200_lines() -> None:
+    assert len(README.splitlines()) < 200
