@@ -24,17 +24,18 @@ class TLS:
     """A transform to TLS over memory BIOs, for one connection: the last filter before its socket.
 
     The filter sends. Received data goes to receive(), or the caller writes it to the incoming BIO
-    and uses the SSLObject directly. Both drive the handshake. The handshake is over as soon as
-    sslobject.version() is not None. Until then nothing can be written, and the filter wants to
-    read. The messages of a handshake or an alert go out with the next write or with drain(): call
-    drain() (of a BatchWriter: flush()) after each receive(), even if it has raised.
+    and uses the SSLObject directly. Both drive the handshake. The handshake is over when
+    sslobject.version() returns a str. Until then it returns None, nothing can be written, and the
+    filter wants to read. The messages of a handshake, and alerts, go out with the next write or by
+    drain() of the filter (with a BatchWriter, by flush() of the writer): call it after each
+    receive(), even if that has raised.
 
-    The peer's close_notify ends what the peer sends. In TLS 1.3 writing goes on, and finish() sends
-    our close_notify. Earlier versions close both directions: once receive() has raised
+    The close_notify of the peer ends what the peer sends. In TLS 1.3 writing goes on, and finish()
+    of the filter sends our close_notify. TLS 1.2 closes both directions: after receive() has raised
     SSLZeroReturnError, only finish() works. A write fails with that error, and the filter with it.
 
-    All records of a piece of input go to the socket in one system call. ssl.SSLSocket.send makes
-    one system call for each record, but needs no BIOs and is itself a callback of iob_write.
+    All records of an offer go to the socket in one system call. ssl.SSLSocket.send makes one system
+    call for each record of 16 KiB, but needs no BIOs and is itself a callback of iob_write.
 
     Args:
         sslobject: made by ssl.SSLContext.wrap_bio(incoming, outgoing).
@@ -74,15 +75,19 @@ class TLS:
         return self._receive_error is not None
 
     def receive(self, data: Buffer, /) -> bytes:
-        """Decrypt data that the socket received; b"" marks the end of the stream.
+        """Decrypt bytes that the socket received.
+
+        Args:
+            data: the bytes; b"" is the end of the stream.
 
         Returns:
             The plain text of all complete records; b"" if there is none, as during a handshake.
 
         Raises:
             SSLZeroReturnError: the peer has sent close_notify.
-            SSLEOFError: the stream ended without close_notify.
-            SSLError: the peer sent an alert, or invalid data (drain() then sends the alert).
+            SSLEOFError: the stream has ended without close_notify.
+            SSLError: the handshake has failed, or the peer has sent an alert or invalid data
+                (drain() of the filter then sends the alert, if there is one).
             Plain text that came before the error is returned first, and the next call raises. Each
             later call raises the same error. Nothing more can be written, except after close_notify
             in TLS 1.3.
@@ -95,7 +100,13 @@ class TLS:
         raise copy(self._receive_error)
 
     def compress(self, data: Buffer, /) -> bytes:
-        """Return the waiting messages, then data as records."""
+        """Return the messages that wait, then data as records.
+
+        Raises:
+            SSLWantReadError: nothing was taken: the handshake is not over.
+            SSLError: nothing was taken: the connection has failed, or ended (see receive).
+
+        """
         view = memoryview(data).cast("B")
         error = self._receive_error
         if view and error is not None:
@@ -111,7 +122,13 @@ class TLS:
         return self._outgoing.read()
 
     def flush(self) -> bytes:
-        """Return the waiting messages, then close_notify, without waiting for the peer's."""
+        """Return the messages that wait, then close_notify, without waiting for the peer's.
+
+        Raises:
+            SSLWantReadError: the handshake is not over.
+            SSLError: the connection has failed (see receive).
+
+        """
         error = self._receive_error
         if error is not None:
             closed = isinstance(error, SSLZeroReturnError)

@@ -56,10 +56,10 @@ async def send_batch(
             socket.socket; or any other object with fileno() that iob_send, or the callback, takes.
             Before another task closes a socket.socket, it must call anyio.notify_closing. A
             trio.socket needs no such call.
-        batch: the batch to send. Entries that are added meanwhile are sent too.
-        callback: write through this callback with iob_write. A Filter is drained too, and so is any
-            object with drain, and with bytesleft, error and wants as on a batch. finish() is left
-            to the caller.
+        batch: the batch to send. Entries that are added during the call are sent, too.
+        callback: write through this callback with iob_write. A Filter is drained, too, and so is
+            any object with drain, and with bytesleft, error and wants as on a batch. finish() is
+            left to the caller.
         limit: the most bytes of one step, after which other tasks run; None: no limit. With a
             callback a step has at most WRITE_LIMIT bytes.
         progress: called after each step that sent bytes of the batch, with their number.
@@ -68,8 +68,8 @@ async def send_batch(
         The number of bytes sent by this call.
 
     Raises:
-        BaseException: the task was cancelled (trio.Cancelled, asyncio.CancelledError). The call
-            does not wait for a thread that reads.
+        trio.Cancelled, asyncio.CancelledError: the task was cancelled. The call does not wait for a
+            thread that reads.
         OSError: a copy of batch.error, or of the callback's error.
         anyio.BusyResourceError: another task is in send_batch with sock, or waits until sock is
             writable.
@@ -81,8 +81,8 @@ async def send_batch(
         ValueError: sock is not non-blocking, or limit is below 1.
         Exception: any exception of iob_send, iob_write and progress.
 
-    After each of them batch.bytessent counts the bytes sent before, and the rest is still in the
-    batch. If batch.error is None, another call can continue.
+    After each of them batch.bytessent has grown by the bytes that were sent, and the rest is still
+    in the batch. If batch.error is None, another call can continue.
 
     Source: trio's rules for checkpoints and cancellation; preadv2(2), RWF_NOWAIT.
     """

@@ -40,19 +40,27 @@ class Transform(Protocol):
 
     @abstractmethod
     def compress(self, data: bytes | memoryview, /) -> Buffer:
-        """Take all of data, and return the output that is ready, possibly none.
+        """Take all of data, and return the output that is ready; it may be empty.
 
-        Empty data requests the output that the transform can return without further input, if any.
-        Raising SSLWantReadError means that nothing was taken because the transform must read first.
-        The data is valid only during the call, but may be returned in whole or in part.
+        Args:
+            data: a view that is valid only during the call, but the method may return it or a part
+                of it. The bytes object b"" requests the output that is ready without input, if any.
+
+        Raises:
+            SSLWantReadError: nothing was taken, because the transform must read first.
+
         """
 
     @abstractmethod
     def flush(self) -> Buffer:
         """End the stream, and return the rest of the output.
 
-        A Filter calls it once, and again only after SSLWantReadError. After it has returned, the
-        filter calls no method of the transform.
+        Only Filter.finish calls it: once, and again only after SSLWantReadError. After it has
+        returned, the filter calls no method of the transform.
+
+        Raises:
+            SSLWantReadError: the transform must read first.
+
         """
 
 
@@ -79,8 +87,9 @@ class Filter:
         transform: the object that the bytes go through.
         then: the destination of the output: another Filter, any other callback of iob_write, or
             None for the socket itself, by iob_send.
-        high_water: a filter that holds at least this number of bytes takes no input. It never
-            holds more than this number plus the output for one piece of input.
+        high_water: a number of bytes, at least 1. A filter that holds at least this number of bytes
+            takes no input. It never holds more than this number plus the output for one piece of
+            input.
 
     Raises:
         ValueError: high_water is below 1.
@@ -159,6 +168,7 @@ class Filter:
 
         Raises:
             SSLWantReadError: nothing was taken; wait for reading.
+            BrokenPipeError: nothing was taken: the filter was finished before.
             OSError: nothing was taken; the error is permanent.
             Exception: any other exception of the transform, or of the callback at the end.
 
@@ -190,9 +200,11 @@ class Filter:
         return taken
 
     def drain(self, sock: Any) -> int:
-        """Send on the bytes held here and in later filters, and the output waiting in transforms.
+        """Send on the bytes that this filter and later filters hold.
 
-        It ends no stream: bytes inside a compressor stay there.
+        Also send the output that transforms have ready without input, such as a message of a TLS
+        handshake. It ends no stream: bytes inside a compressor stay there. BatchWriter.flush posts
+        such a push; BatchWriter.drain is a wait, and sends nothing.
 
         Args:
             sock: as given to iob_write.
@@ -222,8 +234,8 @@ class Filter:
 
         Args:
             sock: as given to iob_write.
-            until: this filter or a later one, which is drained but stays open; for example, the TLS
-                filter of a connection, after the codings of one response.
+            until: this filter or a later one. It is drained, but it and the filters after it stay
+                open: for example, the TLS of a connection, after the codings of one response.
 
         Returns:
             As for drain().
@@ -370,13 +382,18 @@ class Filter:
 
 
 class Chunked:
-    """A transform to the chunked coding of HTTP/1.1. Each piece of input becomes a chunk.
+    """A transform to the chunked coding of HTTP/1.1: it makes each piece of input a chunk.
 
     Source: RFC 9112, section 7.1.
     """
 
     def compress(self, data: Buffer, /) -> bytes:
-        """Return data as a chunk, and b"" for empty data: an empty chunk would be the last one."""
+        """Return data as a chunk, or b"" for empty data: an empty chunk would end the body.
+
+        Raises:
+            TypeError: data does not support the buffer protocol, or is not C-contiguous.
+
+        """
         size = memoryview(data).nbytes
         return b"".join((b"%x\r\n" % size, data, b"\r\n")) if size else b""
 

@@ -17,13 +17,14 @@ from iobatch.aio._posted import DONE, PENDING, CancellationType, PostedWrite, Se
 @final
 @compiled_methods
 class WriteOperation:
-    """A write that was posted on a BatchWriter. Only iobatch creates operations.
+    """A write that was posted on a BatchWriter. Only a writer makes operations.
 
-    Awaiting an operation returns the number of bytes sent, or raises `error`, or raises
-    asyncio.CancelledError if the operation was cancelled. If the task that awaits an operation is
-    cancelled, the operation is cancelled too (PARTIAL). An operation may be awaited any number of
-    times, by any number of tasks, or never. An error that is never retrieved is not logged. The
-    writer's drain() and the end of `async with` raise the first such error, except that of ABORTED.
+    Awaiting an operation returns the number of bytes that were sent, or raises `error`, or raises
+    asyncio.CancelledError if the operation was cancelled. It can be awaited any number of times, by
+    any number of tasks, or never. If a task that awaits it is cancelled, the operation is
+    cancelled, too (PARTIAL). An error that is never retrieved is not logged, but drain() of the
+    writer and the end of its `async with` raise the first one, except that of ABORTED. After an
+    error the unsent bytes are in `batch`, and can be posted again.
     """
 
     __slots__ = ("__weakref__", "_write")
@@ -49,26 +50,26 @@ class WriteOperation:
 
     @property
     def status(self) -> WriteStatus:
-        """The status of the write: PENDING, or how it ended."""
+        """The WriteStatus of the operation; every status except PENDING is final."""
         return self._posted_write.status
 
     @property
     def error(self) -> Exception | None:
-        """The exception that ended the write; None if it is pending, done or cancelled.
+        """The exception that ended the operation; None if it is pending, done or cancelled.
 
-        The exception is an OSError (also TimeoutError, and ECANCELED for ABORTED), or any other
-        exception of a callback.
+        TimeoutError for TIMEOUT; OSError (ECANCELED) for ABORTED; for ERROR an OSError, such as
+        TruncatedFileError and SSLWantReadError, or any other Exception of the filter or callback.
         """
         return self._posted_write.error
 
     @property
     def user_info(self) -> Any:
-        """The caller's user_info."""
+        """The value that the caller gave."""
         return self._posted_write.user_info
 
     @property
     def batch(self) -> IOBatch:
-        """The bytes not sent yet. While the operation is pending, the writer owns the batch."""
+        """The bytes that are not sent yet. The writer owns it while the operation is pending."""
         write = self._posted_write
         if write.batch is None:
             write.batch = IOBatch()
@@ -76,7 +77,7 @@ class WriteOperation:
 
     @property
     def bytes_transferred(self) -> int:
-        """The number of bytes sent: accepted by the kernel, or by `through`."""
+        """The number of bytes that were sent: accepted by the kernel, or by `through`."""
         return self._posted_write.transferred
 
     def done(self) -> bool:
@@ -84,10 +85,10 @@ class WriteOperation:
         return self._posted_write.status is not PENDING
 
     def add_done_callback(self, callback: DoneCallback) -> None:
-        """Have the loop call callback(operation) when the operation has ended.
+        """Have the loop call callback with the operation when it has ended.
 
-        The callback runs from the loop, in the context of this call, and never inside a call of
-        this library. An exception of the callback goes to the loop's exception handler.
+        If it has ended already, that is in the next turn of the loop. The context is that of this
+        call. An exception of the callback goes to the exception handler of the loop.
 
         Raises:
             TypeError: callback is not callable, or is a coroutine function.
@@ -105,7 +106,7 @@ class WriteOperation:
             write.sender.loop.call_soon(callback, self, context=context)
 
     def remove_done_callback(self, callback: DoneCallback) -> int:
-        """Remove a callback that the loop has not scheduled yet; return how often it was added."""
+        """Remove a callback, unless the loop has scheduled it; return how often it was added."""
         return self._posted_write.remove_done_callback(callback)
 
     def cancelled(self) -> bool:
@@ -142,7 +143,8 @@ class WriteOperation:
             byte was sent, or may have been sent: then the operation goes on.
 
         Raises:
-            RuntimeError: the writer is sending, as in a hook of a batch, or in `through`.
+            RuntimeError: the writer is sending, as in a hook of a batch or in `through`; nothing
+                has changed.
 
         Source: Boost.Asio, cancellation_type.
         """

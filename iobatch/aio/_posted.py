@@ -38,7 +38,15 @@ if TYPE_CHECKING:
 
 
 class WriteStatus(Enum):
-    """The status of a posted write: pending, or how it ended (see the module's table)."""
+    """The status of a posted write: PENDING, or how it ended (see the module's table).
+
+    PENDING: the operation waits, or is being sent.
+    DONE: all bytes that were to be sent were accepted.
+    TIMEOUT: it was not done in `timeout` seconds, or nothing was sent for `stall_timeout` seconds.
+    CANCELLED: it was cancelled by cancel(), or with a task that awaited it.
+    ABORTED: an earlier operation ended part-way, or the writer or its socket was closed.
+    ERROR: the kernel returned an error, a file ended early, or the filter failed.
+    """
 
     PENDING = "pending"
     DONE = "done"
@@ -49,13 +57,17 @@ class WriteStatus(Enum):
 
 
 class CancellationType(Enum):
-    """How far a cancellation goes (Boost.Asio: cancellation_type)."""
+    """How far a cancellation goes.
 
-    # Cancel, and close the writer.
+    TERMINAL: cancel the operation, end all others as ABORTED, and close the writer.
+    PARTIAL: cancel the operation; bytes_transferred is exact, and the rest is in its batch.
+    TOTAL: cancel the operation only if no byte of it was sent, or may have been sent.
+
+    Source: Boost.Asio, cancellation_type.
+    """
+
     TERMINAL = "terminal"
-    # Cancel; sent bytes are counted, and the rest is in the operation's batch.
     PARTIAL = "partial"
-    # Cancel only if no byte was sent, or may have been sent; else change nothing.
     TOTAL = "total"
 
 

@@ -32,29 +32,37 @@ _CLOSE_CHECK_INTERVAL: Final = 1.0
 
 
 async def send_to_stream(writer: asyncio.StreamWriter, batch: IOBatch) -> int:
-    """Send a whole batch over a stream of asyncio or uvloop, TLS included.
+    """Send a whole batch over a stream of asyncio or uvloop, with or without TLS.
 
-    Buffers and file ranges up to 512 KiB are written, a piece at a time, with a drain after each. A
-    larger range is sent by the loop's sendfile if the loop supports it for this transport, else
-    read and written like a small one. A range that is not in the page cache is first read by a
-    thread. Nothing else may write to the stream meanwhile: other bytes would come in between, and
-    while asyncio sends a file every other write raises RuntimeError.
+    Buffers, and file ranges of at most 512 KiB, are written a piece at a time, with a drain() of
+    the stream after each. A longer range goes by loop.sendfile if the loop supports it for this
+    transport; otherwise it is read and written like a short one. A range that is not in the page
+    cache is first read by a thread. Nothing else may write to the stream during the call: other
+    bytes would come in between, and while asyncio sends a file, every other write raises
+    RuntimeError.
 
     Args:
         writer: the stream.
-        batch: the batch to send. Entries that are added meanwhile are sent too.
+        batch: the batch to send. Entries that are added during the call are sent, too. It must not
+            be sent or reset during the call.
 
     Returns:
         The number of bytes that the stream has taken. It may still hold some of them.
 
     Raises:
-        OSError: a copy of batch.error, an error of a file or of the stream. Bytes taken before are
-            counted in batch.bytessent; the rest is still in the batch. An error that stops the
-            loop's sendfile leaves it unknown how many bytes of the range were sent: none of them
-            are counted, and the transport is aborted, as nothing may follow a truncated body.
-        asyncio.CancelledError: the task was cancelled; the counts are as for OSError.
+        OSError: a copy of batch.error, which is an error of the stream, such as
+            ConnectionResetError, or of a file.
+        BrokenPipeError: as OSError: the stream is closed, or was closed during the call.
+        TruncatedFileError: as OSError: a file ended before its range did.
+        asyncio.CancelledError: the task was cancelled.
         RuntimeError: a call on the batch is in progress, as during its hooks and callbacks; or the
             transport is sending a file for another caller.
+
+    After each of them batch.bytessent counts the bytes that the stream has taken, and the rest is
+    still in the batch. If batch.error is None, another call can continue. There is one exception:
+    if an error or a cancellation stops loop.sendfile, it is unknown how many bytes of its range
+    were sent. The batch counts none of them, and the transport is aborted: nothing may follow a
+    truncated body.
 
     Source: StreamWriter.drain, loop.sendfile.
     """

@@ -42,32 +42,32 @@ _NO_ANCDATA: Final = ()
 @final
 @compiled_methods
 class BatchWriter:
-    """Sends batches over a socket, one after the other, on the running asyncio loop.
+    """Sends batches over a socket, in the order of posting, on the running asyncio or uvloop loop.
 
-    The socket belongs to the caller. The caller may read from the socket meanwhile, and must close
-    it only after closing the writer: a socket that is closed under a waiting writer ends its
-    operations as ABORTED within a second and closes the writer. Nothing else may write to the
-    socket, and it must not belong to an asyncio transport. A writer may be used only in the thread
-    of its loop.
+    The socket belongs to the caller, who may read from it at any time. Nothing else may write to
+    it, and it must not belong to an asyncio transport. Close the writer before the socket: if the
+    socket is closed under a writer that waits, the operations end as ABORTED within a second, and
+    the writer is closed. A writer must be used in the thread of its loop only.
 
     Args:
         sock: a non-blocking socket. On a message socket (datagram, seqpacket) each write is one
-            message, and an empty batch sends none.
-        through: a callback of iob_write, normally a Filter, that all bytes go through. An operation
-            is done when the filters have passed on all bytes that they held, or another callback
-            has taken the operation's bytes. A writer does not read: if the filter or callback must
-            read (a TLS handshake), the operation ends with SSLWantReadError.
-        timeout: seconds from the posting of an operation until it must be done; None: no bound.
-        stall_timeout: seconds within which the writer must send some bytes while an operation is
+            message, all or nothing, and an empty batch sends none.
+        through: a callback of iob_write, normally a Filter, that all bytes go through; None: the
+            socket itself. An operation is done when the filters have passed on all bytes that they
+            held, or another callback has taken the operation's bytes. A writer does not read: if
+            the filter or callback must read (a TLS handshake), the operation ends with
+            SSLWantReadError.
+        timeout: the most seconds from the posting of an operation until it is done; None: no bound.
+        stall_timeout: the most seconds in which the writer sends no byte while an operation is
             pending; None: no bound. Bytes that a filter holds are not sent yet.
-        limit: the most bytes to send in one turn of the loop; None: SEND_LIMIT, or WRITE_LIMIT
-            with through (in iob_send and iob_write None is no limit).
+        limit: the most bytes to send in one turn of the loop, so that other tasks run; None:
+            SEND_LIMIT, or WRITE_LIMIT with through (in iob_send and iob_write None is no limit).
         high_water: drain() waits while at least this number of bytes is pending.
         user_info: the user_info of operations that are posted without one.
 
     Attributes:
         sock: as above.
-        timeout, stall_timeout, user_info: as above; they may be set for later operations. An
+        timeout, stall_timeout, user_info: as above; they can be set, for later operations. An
             infinite timeout reads None.
         status: the final status of the operation whose write_buffer() callback was called last.
 
@@ -130,7 +130,7 @@ class BatchWriter:
 
     @property
     def timeout(self) -> float | None:
-        """Seconds from the posting of an operation until it must be done; None: no bound."""
+        """The most seconds from the posting of an operation until it is done; None: no bound."""
         return self._timeout
 
     @timeout.setter
@@ -139,7 +139,7 @@ class BatchWriter:
 
     @property
     def stall_timeout(self) -> float | None:
-        """Seconds within which the writer must send some bytes; None: no bound."""
+        """The most seconds in which the writer sends no byte; None: no bound."""
         return self._stall_timeout
 
     @stall_timeout.setter
@@ -148,9 +148,10 @@ class BatchWriter:
 
     @property
     def pending(self) -> int:
-        """The number of bytes posted and not sent yet.
+        """The number of bytes that were posted and are not sent yet.
 
-        It includes the bytes in each filter that the queued writes go through.
+        It includes the bytes in each filter that the queued writes go through, or that has taken
+        bytes and is not finished.
         """
         return self._sender.pending
 
@@ -179,44 +180,50 @@ class BatchWriter:
     ) -> WriteOperation:
         """Post a write of a whole batch, and return at once.
 
-        The writer takes the batch's entries, as IOBatch.extend does: the batch is then empty, and
-        may be filled again. Writes are sent in the order of posting. Bytes that the socket takes at
-        once are sent inside this call, so the operation may be done when write() returns; its
-        callbacks still run from the loop. A file that is not in the page cache is first read by a
-        thread, while the loop goes on.
+        The writer takes the entries of the batch, as IOBatch.extend does: the batch is then empty,
+        and can be filled again. Buffers are not copied; they must not change until they are sent.
+        Writes are sent in the order of posting. Bytes that the socket takes at once are sent inside
+        this call, so the operation may be done when write() returns; its callbacks still run from
+        the loop. A file that is not in the page cache is first read by a thread, while the loop
+        goes on.
 
-        An operation that ends before its first byte was sent, or may have been sent, just leaves
-        the queue, and the operations after it go on. An operation that ends after that and before
-        its last byte also ends those after it, as ABORTED: nothing may follow a truncated body.
-        Unsent bytes are in the batch of each operation, and can be posted again. Operations that
-        are posted later are ABORTED too, until the unsent bytes of the first one were posted again,
-        or dropped by reset() of its batch.
+        An operation that ends before its first byte was sent, or may have been sent, leaves the
+        queue, and the operations after it go on. An operation that ends after that and before its
+        last byte ends all operations after it as ABORTED: nothing may follow a truncated body.
+        Operations that are posted later are ABORTED, too, until the unsent bytes of the first one
+        were posted again, or dropped by reset() of its batch. The unsent bytes of each operation
+        are in its batch.
 
         Args:
             batch: the batch to send.
-            flags: MSG_* flags for every send(2); not with through.
+            flags: MSG_* flags for every send(2) of the operation; not with a pipeline.
             through: the pipeline of this write, such as the codings of one response; `...`: the
-                writer's. It must lead to the writer's. All bytes through a Filter of its own are
-                one stream: end it by finish(through=...) before bytes of another pipeline.
+                writer's; None: the socket itself. It must lead to the writer's. All bytes through a
+                Filter of its own are one stream: end it by finish(through=...) before bytes of
+                another pipeline.
             exactly: the number of bytes to send; the rest stays in the operation's batch. Not for
                 messages.
-            ancdata: ancillary data of a message, as for socket.sendmsg.
-            address: the destination of a message; None: the connected one.
-            timeout: seconds until the operation must be done; None: no bound; `...`: the writer's.
-            stall_timeout: seconds within which the writer must send some bytes; None: no bound;
+            ancdata: the ancillary data of one message, as for sendmsg(2).
+            address: the destination of one message; None: the connected one.
+            timeout: the most seconds until the operation is done; None: no bound; `...`: the
+                writer's.
+            stall_timeout: the most seconds in which the writer sends no byte; None: no bound;
                 `...`: the writer's.
-            on_complete: called with the operation when it is done; without on_error, also when it
-                ends in any other way.
-            on_error: called with the operation when it ends in any way except DONE.
+            on_complete: called with the operation when it is done; without on_error also when it
+                has ended in any other way.
+            on_error: called with the operation when it has ended in any way except DONE.
             user_info: the operation's user_info; `...`: the writer's.
 
+        Returns:
+            The operation, which can be awaited.
+
         Raises:
-            OSError: ECANCELED: the writer was closed, or cancelled as TERMINAL. EOPNOTSUPP: for
-                MSG_MORE, as iob_send raises it.
+            OSError: ECANCELED: the writer is closed, by close(), by a cancellation as TERMINAL, or
+                because its socket was closed. EOPNOTSUPP: for MSG_MORE, as iob_sendmsg raises it.
             ValueError: exactly is negative, more than the batch has, less than the offer that a
                 callback must be given again (see iob_write), or given for a message; a timeout is
-                negative or NaN; flags are given with through; through does not lead to the writer's
-                own; ancdata or address is given for a stream.
+                negative or NaN; flags are given with a pipeline; through does not lead to the
+                writer's own; ancdata or address is given for a stream.
             TypeError: batch is not an IOBatch; through is not callable; ancdata is malformed; a
                 timeout is not a number of seconds; a callback is not callable, or is a coroutine
                 function.
@@ -224,7 +231,7 @@ class BatchWriter:
             RuntimeError: a call on the batch is in progress, as during its hooks and callbacks; the
                 stream of another Filter that was given as through is open; an operation that ended
                 early has left an offer that a callback must be given again.
-            None of these changes the batch or the writer.
+            Nothing was sent, and the batch and the writer are unchanged.
 
         Source: WSASend; Boost.Asio, async_write.
         """
@@ -272,10 +279,13 @@ class BatchWriter:
         on_error: DoneCallback | None = None,
         user_info: Any = ...,
     ) -> WriteOperation:
-        """Post a write that is done as soon as some bytes of the batch were sent.
+        """Post a write that is done when some bytes of the batch were sent.
 
         The operation's bytes_transferred is their number, and its batch has the rest. The
-        operations posted after it follow at once. Args and Raises: as for write().
+        operations that are posted after it follow at once. Args and Raises: as for write().
+
+        Returns:
+            The operation, which can be awaited.
 
         Source: Boost.Asio, async_write_some.
         """
@@ -303,12 +313,12 @@ class BatchWriter:
     ) -> WriteOperation:
         """Post a write of data[start:end].
 
-        When the operation has ended, the loop calls callback(writer, data, nbytes): on success, on
-        a timeout, and without error_callback in every other case too. During that call the writer's
-        `status` is the operation's.
+        When the operation has ended, the loop calls callback(writer, data, nbytes) with the number
+        of bytes that were sent: on success, on a timeout, and without error_callback in every other
+        case too. During that call the writer's `status` is the operation's.
 
         Args:
-            data: a C-contiguous buffer; held, not copied, until it is sent.
+            data: a C-contiguous buffer; not copied: it must not change until it is sent.
             callback: as above.
             start: the offset of the first byte, in bytes whatever the item size.
             end: the offset after the last byte, in bytes; None: the end of data.
@@ -316,6 +326,9 @@ class BatchWriter:
             error_callback: called instead of callback if the operation failed, was cancelled or was
                 aborted.
             user_info: as for write(), but kept for later operations.
+
+        Returns:
+            The operation, which can be awaited, too.
 
         Raises:
             OSError: as for write().
@@ -354,16 +367,19 @@ class BatchWriter:
     def finish(
         self, *, through: Through | EllipsisType = ..., until: Filter | None = None
     ) -> WriteOperation:
-        """Post the end of a stream: the final output of filters, such as TLS's close_notify.
+        """Post the end of the stream of a pipeline, such as the close_notify of TLS.
 
-        The operation has no bytes of its own. It is done when all writes posted before have ended
-        and the final output is sent. The filters take no writes after it. Without a filter there is
-        no stream to end, and the operation is done when it reaches the head of the queue.
+        The operation has no bytes of its own. It is done when the writes before it have ended and
+        the last output of the filters was sent. The filters take no writes after it. Without a
+        filter there is no stream to end, and the operation is done in its turn.
 
         Args:
             through: the pipeline whose stream ends; `...`: the writer's.
-            until: a filter of that pipeline that stays open; for example, the TLS filter of a
-                connection, after the codings of one response.
+            until: a filter of that pipeline. It and the filters after it stay open: for example,
+                the TLS of a connection, after the codings of one response.
+
+        Returns:
+            The operation, which can be awaited.
 
         Raises:
             OSError, TypeError, RuntimeError: as for write().
@@ -373,14 +389,18 @@ class BatchWriter:
         return self._post(IOBatch(), through=through, finishes=True, until=until)
 
     def flush(self, *, through: Through | EllipsisType = ...) -> WriteOperation:
-        """Post a push of the bytes that filters hold, without bytes of its own.
+        """Post a push of what the filters hold: Filter.drain, in the order of posting.
 
-        Await it after each receive() of TLS, even if it has raised: it sends the messages that TLS
-        makes by itself, such as those of a handshake or an alert. The operation is done when they
-        are sent. It ends no stream: bytes inside a compressor stay there.
+        Await it after each receive() of TLS, even if that has raised: it sends the messages that
+        TLS makes by itself, such as those of a handshake or an alert. The operation has no bytes of
+        its own. It is done when they are sent. It ends no stream: bytes inside a compressor stay
+        there.
 
         Args:
             through: the pipeline to push; `...`: the writer's.
+
+        Returns:
+            The operation, which can be awaited.
 
         Raises:
             OSError, TypeError, ValueError: as for write().
@@ -390,6 +410,8 @@ class BatchWriter:
 
     async def drain(self) -> None:
         """Wait until fewer than high_water bytes, or no operations, are pending.
+
+        It sends nothing by itself: flush() posts a push of what the filters hold.
 
         Raises:
             Exception: the first unretrieved error or timeout of an operation, once. It is
@@ -408,7 +430,7 @@ class BatchWriter:
 
         Args:
             kind: TERMINAL: also close the writer. TOTAL: cancel only operations of which no byte
-                was sent, or may have been sent; the others go on.
+                was sent, or may have been sent; the others go on. See CancellationType.
 
         Returns:
             Whether operations were pending and all of them were cancelled.
@@ -420,10 +442,10 @@ class BatchWriter:
         return self._sender.cancel_all(kind)
 
     def close(self) -> None:
-        """End all pending operations as ABORTED, and take no more.
+        """End all pending operations as ABORTED, and refuse further ones.
 
-        Bytes that the filter holds are not sent: await finish() first. The socket stays open.
-        Further calls do nothing.
+        Bytes that a filter holds are not sent: await finish() first. The socket stays open. More
+        calls do nothing.
 
         Raises:
             RuntimeError: the writer is sending, as in a hook of a batch, or in `through`.

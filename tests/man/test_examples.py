@@ -11,6 +11,7 @@ import socket
 import ssl
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -295,6 +296,30 @@ async def test_tls_example_of_batch_writer_sends_the_alert_of_a_failed_handshake
             await example("BatchWriter.3")["echo"](ours, server)
         with pytest.raises(ssl.SSLError, match="ALERT_PROTOCOL_VERSION"):
             await receiving
+
+
+@both_loops
+async def test_server_example_of_batch_writer_serves_each_client_and_closes(
+    authority: trustme.CA, tmp_path: Path
+) -> None:
+    """A client that breaks off before its handshake ends only its own connection."""
+    pem = tmp_path / "server.pem"
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(pem))
+    _, client = tls_contexts(authority)
+    names = example("BatchWriter.3")
+    listener = socket.create_server(("127.0.0.1", 0))
+    names["socket"] = SimpleNamespace(create_server=lambda _: listener, SHUT_WR=socket.SHUT_WR)
+    serving = asyncio.create_task(names["serve_tls"](None, pem, pem))
+    address = listener.getsockname()
+    socket.create_connection(address).close()
+    with socket.create_connection(address) as first, socket.create_connection(address) as second:
+        clients = [asyncio.to_thread(tls_client, each, client) for each in (first, second)]
+        assert await asyncio.gather(*clients) == [b"hello\ndata"] * 2
+        for each in (first, second):
+            assert await asyncio.to_thread(receive_all, each) == b""
+    serving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await serving
 
 
 @both_loops
