@@ -30,7 +30,7 @@ from iobatch import (
 from tests.support.batches import IOV_MAX, batch_of, data, take
 from tests.support.drivers import pump
 from tests.support.fakes import Scripted, again, patch_os, script_sendfile
-from tests.support.manpages import covered_departures, departures
+from tests.support.manpages import covered, subjects
 from tests.support.programs import run_python
 from tests.support.sockets import PATIENCE, fd_count, receive, stream_pair
 
@@ -40,12 +40,13 @@ if TYPE_CHECKING:
 
     from tests.support.batches import MakeFile
 
+DEPARTURES = ("iobatch.7", "Departures from libowfat")
 MSG_ZEROCOPY = 0x4000000  # of Linux; Python has no name for it
 LARGE = COPY_LIMIT + 1  # the shortest range that goes by sendfile
 
 
 def test_the_tests_here_and_the_rows_of_the_table_correspond_in_order() -> None:
-    assert covered_departures(globals()) == departures()
+    assert covered(globals(), *DEPARTURES) == subjects(*DEPARTURES)
 
 
 @pytest.mark.parametrize("count", [COPY_LIMIT, 2 * COPY_LIMIT], ids=["read", "sendfile"])

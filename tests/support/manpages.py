@@ -37,34 +37,35 @@ def section(page: str, title: str) -> list[str]:
 
 def table(page: str, title: str) -> list[list[str]]:
     """Return the rows of the first table in a section or subsection, each as a list of cells."""
-    source = "\n".join(section(page, title))
-    body = source.partition(".TS\n")[2].partition("\n.TE")[0]
-    # tbl(1): T{ and T} enclose a cell of whole lines.
-    cell = re.compile(r"T\{\n(.*?)\nT\}", re.DOTALL)
-    body = cell.sub(lambda found: found[1].replace("\n", " "), body)
-    _layout, *rows = _unescape(body).splitlines()
-    return [row.split("\t") for row in rows]
+    return _tables(section(page, title))[0]
 
 
-def departures() -> list[str]:
-    """Return the subjects of the table of departures in iobatch(7), as in the names of tests."""
-    _header, *rows = table("iobatch.7", "Departures from libowfat")
+def subjects(page: str, title: str | None = None) -> list[str]:
+    """Return the first cells of a page's tables, as in the names of tests.
+
+    With a title, only those of that section or subsection. The first row of a table is its header.
+    A row whose second cell begins with "none" is left out.
+    """
+    lines = path(page).read_text().splitlines() if title is None else section(page, title)
     return [
-        re.sub(r"\W+", "_", subject.replace("-1", "minus_1")).strip("_").lower()
-        for subject, _libowfat, _iobatch in rows
+        _slug(subject)
+        for _header, *rows in _tables(lines)
+        for subject, answer, *_ in rows
+        if not answer.startswith("none")
     ]
 
 
-def covered_departures(module: dict[str, Any]) -> list[str]:
+def covered(module: dict[str, Any], page: str, title: str | None = None) -> list[str]:
     """Return the subjects that a module's tests begin with, in the tests' order.
 
     A test without a row stands for itself, so that a comparison shows it. The first test is left
     out: it compares.
     """
     _compares, *tests = [name for name in module if name.startswith("test_")]
-    subjects = departures()
+    # iob_addbuf_free before iob_addbuf
+    longest_first = sorted(subjects(page, title), key=len, reverse=True)
     return [
-        next((subject for subject in subjects if test.startswith(f"test_{subject}_")), test)
+        next((each for each in longest_first if test.startswith(f"test_{each}_")), test)
         for test in tests
     ]
 
@@ -100,6 +101,25 @@ def sent(
         finally:
             ours.close()
         return arrived.result(PATIENCE)
+
+
+def _tables(lines: list[str]) -> list[list[list[str]]]:
+    """Return the rows of each table in source lines."""
+    source = "\n".join(lines) + "\n"
+    # tbl(1): T{ and T} enclose a cell of whole lines.
+    cell = re.compile(r"T\{\n(.*?)\nT\}", re.DOTALL)
+    source = cell.sub(lambda found: found[1].replace("\n", " "), source)
+    found = []
+    for body in re.findall(r"^\.TS\n(.*?)^\.TE$", source, re.DOTALL | re.MULTILINE):
+        _layout, _, data = body.partition(".\n")
+        rows = [row for row in _unescape(data).splitlines() if row not in {"_", "="}]
+        found.append([row.split("\t") for row in rows])
+    return found
+
+
+def _slug(subject: str) -> str:
+    """Return a table's cell as a part of a function's name."""
+    return re.sub(r"\W+", "_", re.sub(r"(?<!\w)-(?=\d)", "minus_", subject)).strip("_").lower()
 
 
 def _unescape(source: str) -> str:
