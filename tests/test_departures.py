@@ -1,4 +1,4 @@
-"""Departures from libowfat: one test for each row of the table in iobatch(7).
+"""Departures from libowfat: one test for each row of the table in iobatch-libowfat(7).
 
 A test's name is the row's subject followed by what iobatch does; the tests are in the rows' order.
 """
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from tests.support.batches import MakeFile
 
-DEPARTURES = ("iobatch.7", "Departures from libowfat")
+DEPARTURES = ("iobatch-libowfat.7", "Departures from libowfat")
 MSG_ZEROCOPY = 0x4000000  # of Linux; Python has no name for it
 LARGE = COPY_LIMIT + 1  # the shortest range that goes by sendfile
 

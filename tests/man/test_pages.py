@@ -22,11 +22,14 @@ if TYPE_CHECKING:
 PUBLIC = {*iobatch.__all__, *filters.__all__, *aio.__all__, *anyio.__all__, *typing.__all__}
 # The classes that a program makes or is given, and uses by methods.
 CLASSES = {"IOBatch", "Filter", "Chunked", "TLS", "BatchWriter", "WriteOperation"}
+# The libraries from which a program may come, each with a page.
+ORIGINS = {"libowfat", "libevent"}
 
 
 def test_each_function_each_class_with_methods_and_the_server_have_a_page() -> None:
     functions = {name for name in PUBLIC if name.startswith(("iob_", "send_"))}
     expected = {f"{name}.3" for name in functions | CLASSES} | {"iobatch.7", "iobatch-httpd.1"}
+    expected |= {f"iobatch-{origin}.7" for origin in ORIGINS}
     assert {page.name for page in PAGES} == expected
 
 

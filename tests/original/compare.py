@@ -70,7 +70,7 @@ def steps_correspond(plan: Plan) -> bool:
 
 
 def departure(plan: Plan, theirs: Theirs, ours: Result) -> str | None:
-    """Return the row of the table in iobatch(7) that explains a difference; None: there is none."""
+    """Return the row of the table of departures that explains a difference; None: there is none."""
     writes = plan.way != "send"
     if isinstance(theirs, str):
         mapped = theirs == "SIGBUS" and plan.truncated and writes

@@ -1,4 +1,4 @@
-"""For each row of the table of departures in iobatch(7): what libowfat does, and what iobatch does.
+"""What libowfat and iobatch do, for each row of the table of departures in iobatch-libowfat(7).
 
 Each scenario of rows.py runs with both. tests/test_departures.py has more facts about iobatch.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Traced = Callable[..., list[tuple[Any, list[str]]]]
 
 THEIRS, OURS = "libowfat", INSTALLED
-DEPARTURES = ("iobatch.7", "Departures from libowfat")
+DEPARTURES = ("iobatch-libowfat.7", "Departures from libowfat")
 NETWORK = "sendto,sendmsg,sendfile"
 MEMORY = "mmap,madvise,fadvise64"
 

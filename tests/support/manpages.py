@@ -40,13 +40,15 @@ def table(page: str, title: str) -> list[list[str]]:
     return _tables(section(page, title))[0]
 
 
-def subjects(page: str, title: str | None = None) -> list[str]:
+def subjects(page: str, *titles: str) -> list[str]:
     """Return the first cells of a page's tables, as in the names of tests.
 
-    With a title, only those of that section or subsection. The first row of a table is its header.
-    A row whose second cell begins with "none" is left out.
+    With titles, only those of these sections or subsections. The first row of a table is its
+    header. A row whose second cell begins with "none" is left out.
     """
-    lines = path(page).read_text().splitlines() if title is None else section(page, title)
+    lines = path(page).read_text().splitlines()
+    if titles:
+        lines = [line for title in titles for line in section(page, title)]
     return [
         _slug(subject)
         for _header, *rows in _tables(lines)
@@ -55,7 +57,7 @@ def subjects(page: str, title: str | None = None) -> list[str]:
     ]
 
 
-def covered(module: dict[str, Any], page: str, title: str | None = None) -> list[str]:
+def covered(module: dict[str, Any], page: str, *titles: str) -> list[str]:
     """Return the subjects that a module's tests begin with, in the tests' order.
 
     A test without a row stands for itself, so that a comparison shows it. The first test is left
@@ -63,7 +65,7 @@ def covered(module: dict[str, Any], page: str, title: str | None = None) -> list
     """
     _compares, *tests = [name for name in module if name.startswith("test_")]
     # iob_addbuf_free before iob_addbuf
-    longest_first = sorted(subjects(page, title), key=len, reverse=True)
+    longest_first = sorted(subjects(page, *titles), key=len, reverse=True)
     return [
         next((each for each in longest_first if test.startswith(f"test_{each}_")), test)
         for test in tests
