@@ -175,7 +175,7 @@ def test_io_canwrite_returns_a_writable_socket_again() -> None:
         batch = batch_of(b"abc")
         for _ in range(3):
             [(key, _)] = selector.select()
-            assert iob_send(key.fileobj, batch, limit=1) == 1  # type: ignore[arg-type]
+            assert iob_send(key.fileobj, batch, limit=1) == 1
 
 
 def test_io_setcookie_is_the_data_of_a_key() -> None:
