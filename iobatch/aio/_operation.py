@@ -143,11 +143,14 @@ class WriteOperation:
             byte was sent, or may have been sent: then the operation goes on.
 
         Raises:
-            RuntimeError: the writer is sending, as in a hook of a batch or in `through`; nothing
-                has changed.
+            RuntimeError: the writer is sending, as in a hook of a batch or in `through`.
+            ValueError: kind is not a CancellationType.
+
+        After each of them nothing has changed.
 
         Source: Boost.Asio, cancellation_type.
         """
+        kind = CancellationType(kind)
         write = self._posted_write
         return write.status is PENDING and write.sender.cancel(write, kind)
 

@@ -461,7 +461,6 @@ class WriteSender:
 
     def cancel(self, write: PostedWrite, kind: CancellationType) -> bool:
         """Cancel a pending write; see WriteOperation.cancel."""
-        kind = CancellationType(kind)
         self.check_not_busy()
         if kind is CancellationType.TOTAL and write.started:
             return False
@@ -473,7 +472,6 @@ class WriteSender:
 
     def cancel_all(self, kind: CancellationType) -> bool:
         """Cancel all pending writes; see BatchWriter.cancel."""
-        kind = CancellationType(kind)
         self.check_not_busy()
         writes = self.queue.writes
         if kind is CancellationType.TOTAL:

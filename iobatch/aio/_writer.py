@@ -437,9 +437,10 @@ class BatchWriter:
 
         Raises:
             RuntimeError: the writer is sending, as in a hook of a batch, or in `through`.
+            ValueError: kind is not a CancellationType.
 
         """
-        return self._sender.cancel_all(kind)
+        return self._sender.cancel_all(CancellationType(kind))
 
     def close(self) -> None:
         """End all pending operations as ABORTED, and refuse further ones.

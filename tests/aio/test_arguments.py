@@ -119,6 +119,9 @@ async def test_cancel_with_an_unknown_kind_raises_and_changes_nothing() -> None:
             with pytest.raises(ValueError, match="partly"):
                 cancel(wrong)
         assert operation.status is WriteStatus.PENDING
+        operation.cancel()
+        with pytest.raises(ValueError, match="partly"):
+            operation.cancel(wrong)
 
 
 @both_loops
