@@ -12,7 +12,7 @@ import pytest
 
 import iobatch
 from iobatch import aio, anyio, filters, typing
-from tests.support.manpages import MAN, PAGES, path
+from tests.support.manpages import LINKS, MAN, PAGES, path, section
 from tests.support.programs import ROOT, tool
 from tests.support.sockets import PATIENCE
 
@@ -31,6 +31,19 @@ def test_each_function_each_class_with_methods_and_the_server_have_a_page() -> N
     expected = {f"{name}.3" for name in functions | CLASSES} | {"iobatch.7", "iobatch-httpd.1"}
     expected |= {f"iobatch-{origin}.7" for origin in ORIGINS}
     assert {page.name for page in PAGES} == expected
+
+
+def test_name_line_of_a_page_has_each_link_to_it() -> None:
+    assert LINKS
+    for link in LINKS:
+        lines = section(link.resolve().name, "NAME")
+        assert f".Nm {link.stem}" in [line.removesuffix(" ,") for line in lines], link.name
+
+
+def test_overview_refers_to_each_other_page() -> None:
+    text = path("iobatch.7").read_text()
+    found = {f"{name}.{number}" for name, number in re.findall(r"\bXr (\S+) (\d)", text)}
+    assert {page.name for page in PAGES} - {"iobatch.7"} - found == set()
 
 
 def test_each_public_name_occurs_in_a_page() -> None:
