@@ -13,7 +13,9 @@
 
 The man pages are installed with the package. iobatch(7) is the overview, and iobatch-httpd(1)
 describes the server. Each function, and each class with methods, has a page of its own in section
-3, such as IOBatch(3).
+3, such as IOBatch(3). iobatch-libowfat(7), iobatch-asio(7), iobatch-winsock(7),
+iobatch-lispworks(7), iobatch-libevent(7) and iobatch-asyncio(7) list what to write here for the
+calls of another library.
 """
 
 from iobatch._batch import IOBatch

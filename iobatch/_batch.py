@@ -47,8 +47,11 @@ class IOBatch:
     this batch, or move its entries (RuntimeError). It must not raise an exception:
     sys.unraisablehook reports the exception, except a KeyboardInterrupt, which propagates.
 
-    If an argument is refused, the exception is raised before the batch changes (addfile_close()
-    still closes the file). A batch belongs to one thread at a time.
+    If a call is refused, the exception is raised before the batch changes (addfile_close() still
+    closes the file). A batch is true while bytes are left. As a context manager it resets itself at
+    the end. One thread at a time may use a batch.
+
+    Source: libowfat, the iob_* functions.
     """
 
     __slots__ = ("__weakref__", "_core")
@@ -83,7 +86,10 @@ class IOBatch:
 
     @property
     def wants(self) -> int:
-        """The event to wait for after IOB_AGAIN: selectors.EVENT_WRITE, or EVENT_READ (TLS)."""
+        """The event to wait for after IOB_AGAIN.
+
+        selectors.EVENT_WRITE, or EVENT_READ if TLS must read first.
+        """
         return self._core.wants
 
     def __bool__(self) -> bool:
@@ -125,13 +131,14 @@ class IOBatch:
         """Add a buffer, which is held and not copied.
 
         Args:
-            data: an object with a C-contiguous buffer. All bytes of its items are sent.
+            data: an object with a C-contiguous buffer. All bytes of its items are sent. It must not
+                change until it is released; until then a bytearray can't be resized.
             on_release: called once, without arguments, when the batch has released data.
 
         Raises:
-            TypeError: data does not support the buffer protocol (for a str use adds), or on_release
-                is not callable.
+            TypeError: data has no buffer (for a str use adds), or on_release is not callable.
             BufferError: data is not C-contiguous.
+            ValueError: data is a memoryview that was released.
             OverflowError: more than 2**63 - 1 bytes would be left.
 
         """
@@ -160,8 +167,8 @@ class IOBatch:
             buffers: any iterable of buffers.
 
         Raises:
-            TypeError, BufferError: as for addbuf, with the position of the buffer; or buffers is
-                not iterable.
+            TypeError, BufferError, ValueError: as for addbuf, with the position of the buffer; or
+                buffers is not iterable.
             OverflowError: as for addbuf.
             Exception: any exception of the iterator.
 
@@ -232,6 +239,7 @@ class IOBatch:
             OverflowError: the range would end past 2**63 - 1; or the descriptor does not fit a C
                 int; or as for addbuf.
 
+        Source: open(2); fcntl(2), F_SETLEASE.
         """
         if type(file) is int and type(offset) is int and type(count) is int and on_release is None:
             # A copy of BatchCore.append, as in addbuf: a server adds a range for each response.

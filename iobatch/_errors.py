@@ -28,8 +28,8 @@ class TruncatedFileError(OSError):
 
     Attributes:
         fd: the descriptor of the file.
-        offset: the offset of the first missing byte, where the file ended.
-        missing: the number of missing bytes in the range.
+        offset: the offset in bytes at which the file ended.
+        missing: the number of bytes of the range that are missing.
 
     """
 

@@ -79,6 +79,9 @@ def iob_send(
     and sendfile does not wait. If nothing was sent, iob_send returns IOB_AGAIN in both cases. Use
     iob_sendmsg to send one message to a datagram or seqpacket socket, and iob_write for TLS.
 
+    All exceptions except the last are raised before a byte is sent. The batch is unchanged then,
+    and another call can continue.
+
     Args:
         sock: a socket; an int descriptor, which is written to as by write(2), including SIGPIPE; or
             an object with fileno(), whose descriptor is used in the same way.
@@ -91,20 +94,22 @@ def iob_send(
         IOB_DONE (0): the batch is empty.
         IOB_AGAIN (-1): nothing was sent; wait until sock is writable and call again.
         IOB_ERROR (-3): nothing was sent, and batch.error is the permanent error. batch.bytessent
-            counts the bytes sent before the error; the rest is still in the batch.
+            counts the bytes sent before the error; the rest is still in the batch, and extend() of
+            another batch can move it.
 
     Raises:
         TypeError: sock is a TLS socket or a file object of one (its descriptor would send plain
-            text), or belongs to an asyncio transport; or sock is neither a descriptor nor an object
-            with fileno().
+            text), or belongs to an asyncio transport; sock is neither a descriptor nor an object
+            with fileno(); or another argument has a wrong type.
         ValueError: limit is below 1; the descriptor is negative; or flags are given and sock is not
             a socket object.
         OverflowError: flags or the descriptor does not fit a C int.
         OSError: EOPNOTSUPP: MSG_MORE is among the flags, and sock is a message socket that would
             ignore it and send two messages: one outside AF_INET, AF_INET6 and AF_ALG.
         RuntimeError: a call on the batch is in progress, as during its hooks and callbacks.
-        BaseException: a MemoryError, or the exception of a signal handler. If the number of bytes
-            sent is unknown, the batch has failed, and batch.error reports this.
+        BaseException: a MemoryError, or the exception of a signal handler. If batch.error is None,
+            batch.bytessent counts the bytes sent, and another call can continue. If not, the number
+            of bytes sent is unknown, and the batch has failed.
 
     Source: sendmsg(2), sendfile(2), tcp(7).
     """
@@ -198,7 +203,7 @@ def iob_sendmsg(
     flags: int = 0,
     address: Any = None,
 ) -> int:
-    """Send a whole batch as one message, optionally with ancillary data.
+    """Send a whole batch as one message, with ancillary data such as descriptors.
 
     A datagram or seqpacket socket sends the message whole or not at all. A stream socket may send a
     part of it, and the rest stays in the batch. In that case the ancillary data has been sent with
@@ -209,17 +214,19 @@ def iob_sendmsg(
         batch: the message. An empty batch sends nothing.
         ancdata: as for socket.sendmsg: (level, type, data), for example SCM_RIGHTS.
         flags: MSG_* flags.
-        address: the destination, for a socket that is not connected.
+        address: the destination, for a socket that is not connected. A host name is looked up
+            during the call, which waits for the answer.
 
     Returns:
         n > 0: n bytes were sent; the whole batch, except on a stream socket.
         IOB_DONE (0): the batch is empty.
         IOB_AGAIN (-1): nothing was sent; wait until sock is writable and call again.
         IOB_ERROR (-3): nothing was sent, and batch.error is the permanent error (EMSGSIZE: the
-            message is too long). The batch keeps its entries; extend() can move them.
+            message is too long). The batch keeps its entries; extend() of another batch can move
+            them.
 
     Raises:
-        TypeError: sock is not a socket object, or is a TLS socket; ancdata or address has a wrong
+        TypeError: sock is not a socket object, or is a TLS socket; or another argument has a wrong
             type.
         OverflowError: flags, or a number in ancdata or address, is out of range.
         OSError: EOPNOTSUPP: as for iob_send.

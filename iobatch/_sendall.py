@@ -36,6 +36,9 @@ def iob_sendall(
 ) -> int:
     """Send a whole batch, and wait for as long as that takes.
 
+    After an exception batch.bytessent has grown by the bytes that were sent, and the rest is still
+    in the batch. Bytes that a filter has taken count as sent.
+
     Args:
         sock: as for iob_send, or with a callback as for iob_write. Waiting requires a descriptor
             or an object with fileno().
@@ -43,25 +46,28 @@ def iob_sendall(
         callback: write through this callback with iob_write. A Filter (any object with drain, and
             with bytesleft, error and wants as on a batch) is drained too. finish() is left to the
             caller.
-        timeout: seconds for the whole call, during which sock is non-blocking; None: no bound,
-            whatever the socket's own timeout. O_NONBLOCK belongs to the open file: other processes
-            that share it see it too.
-        limit: the most bytes of one step, as for iob_send; None: no limit. With a callback a step
-            has at most WRITE_LIMIT bytes.
+        timeout: seconds for the whole call, during which sock is non-blocking; its mode is restored
+            at the end. None: no bound, whatever the socket's own timeout. O_NONBLOCK belongs to the
+            open file: other processes that share it see it too.
+        limit: the most bytes of one step, after which progress is called; None: no limit. With a
+            callback a step has at most WRITE_LIMIT bytes.
         progress: called after each step that sent bytes of the batch, with their number.
 
     Returns:
         The number of bytes sent by this call.
 
     Raises:
-        OSError: a copy of batch.error, or of the callback's error. Bytes sent before are counted
-            in batch.bytessent; the rest is still in the batch.
+        OSError: a copy of batch.error, or of the callback's error: the batch or the filter has
+            failed, and no call continues. Or sock can't be made non-blocking for the timeout, for
+            example because it is closed; then nothing was sent.
         TimeoutError: the timeout has expired. Another call can continue with the batch.
         SSLWantReadError: a filter must read before it can send, and a filter does not read (TLS
             during its handshake). Another call can continue after the filter was given the bytes
             that the peer has sent. A callback without drain reads by itself, and is waited for.
-        ValueError: timeout is negative or NaN, or limit is below 1.
-        Exception: any exception of iob_send, iob_write and progress.
+        ValueError: timeout is negative or NaN, or limit is below 1. Nothing was sent.
+        Exception: any exception of iob_send, iob_write and progress. Another call can continue if
+            batch.error is None.
+        BaseException: as for iob_send.
 
     """
     if timeout is not None and not timeout >= 0:

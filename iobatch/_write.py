@@ -63,26 +63,29 @@ def iob_write(
         sock: any object; passed to the callback.
         batch: the batch to write.
         callback: the function that takes the bytes, as above.
-        limit: the most bytes to offer in this call; None: no limit.
+        limit: the most bytes to offer in this call, so that an event loop regains control; None: no
+            limit.
 
     Returns:
         n > 0: n bytes were taken; call again.
         IOB_DONE (0): the batch is empty.
         IOB_AGAIN (-1): nothing was taken; wait until sock is ready for batch.wants and call again.
         IOB_ERROR (-3): nothing was taken, and no later call takes anything until reset():
-            batch.error is the reason (BrokenPipeError for a callback's 0). Bytes taken before are
-            counted in batch.bytessent; the rest is still in the batch.
+            batch.error is the permanent error (BrokenPipeError for a callback's 0).
+            batch.bytessent counts the bytes taken before the error; the rest is still in the batch,
+            and extend() of another batch can move it.
 
     Raises:
         ValueError: limit is below 1; or the callback returned a number that is greater than the
             length of the view, or below -1 and not -3.
-        TypeError: the callback returned neither an int nor None.
+        TypeError: the callback returned neither an int nor None, or limit is not an int.
         RuntimeError: a call on the batch is in progress, as during its hooks and callbacks.
         Exception: any other exception of the callback. After an exception that the callback caused,
             the batch is as it was before that call of the callback; bytes taken by its earlier
             calls are counted in batch.bytessent.
-        BaseException: a MemoryError, or the exception of a signal handler. If the number of bytes
-            taken is unknown, the batch has failed, and batch.error states that.
+        BaseException: a MemoryError, or the exception of a signal handler. If batch.error is None,
+            another call can continue. If not, the number of bytes taken is unknown, and the batch
+            has failed.
 
     Source: write(2), SSL_write(3).
     """
