@@ -45,6 +45,16 @@ def test_bad_ancillary_data_raises_and_loses_nothing() -> None:
         assert receive(other, 5) == b"hello"
 
 
+def test_host_name_that_cannot_be_resolved_is_a_permanent_error() -> None:
+    """A name of this length is refused without a query."""
+    batch = IOBatch()
+    batch.addbuf(b"hello")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        assert iob_sendmsg(sock, batch, address=("x" * 300, 9)) == IOB_ERROR
+    assert isinstance(batch.error, socket.gaierror)
+    assert batch.bytesleft == 5
+
+
 def test_failed_batch_makes_no_system_call() -> None:
     batch = IOBatch()
     batch.addbuf(b"hello")
