@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
 from iobatch._arguments import (
@@ -418,5 +417,14 @@ def _make_releases(on_release: Callable[[], object] | None) -> Releases:
     return (Release(on_release),)
 
 
-# Returns the core of a batch. The other modules use this function, not the attribute.
-core_of: Callable[[IOBatch], BatchCore] = attrgetter("_core")
+def core_of(batch: IOBatch) -> BatchCore:
+    """Return the core of a batch. The other modules use this function, not the attribute.
+
+    Raises:
+        TypeError: batch is not an IOBatch.
+
+    """
+    try:
+        return batch._core  # noqa: SLF001 # as a friend of the class
+    except AttributeError:
+        raise TypeError(f"batch must be an IOBatch, not {type(batch).__name__!r}") from None

@@ -78,7 +78,8 @@ def iob_write(
     Raises:
         ValueError: limit is below 1; or the callback returned a number that is greater than the
             length of the view, or below -1 and not -3.
-        TypeError: the callback returned neither an int nor None, or limit is not an int.
+        TypeError: batch is not an IOBatch, limit is not an int, or the callback returned neither an
+            int nor None.
         RuntimeError: a call on the batch is in progress, as during its hooks and callbacks.
         Exception: any other exception of the callback. After an exception that the callback caused,
             the batch is as it was before that call of the callback; bytes taken by its earlier

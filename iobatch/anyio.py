@@ -77,7 +77,8 @@ async def send_batch(
         SSLWantReadError: a filter must read before it can send, and a filter does not read (TLS
             during its handshake). Another call can continue after the filter was given the bytes
             that the peer has sent. A callback without drain reads by itself, and is waited for.
-        TypeError: sock has no fileno(); or iob_send refuses it, such as a TLS socket.
+        TypeError: sock has no fileno(), or iob_send refuses it, such as a TLS socket; or batch is
+            not an IOBatch.
         ValueError: sock is not non-blocking, or limit is below 1.
         Exception: any exception of iob_send, iob_write and progress.
 

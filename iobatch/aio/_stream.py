@@ -57,6 +57,7 @@ async def send_to_stream(writer: asyncio.StreamWriter, batch: IOBatch) -> int:
         asyncio.CancelledError: the task was cancelled.
         RuntimeError: a call on the batch is in progress, as during its hooks and callbacks; or the
             transport is sending a file for another caller.
+        TypeError: batch is not an IOBatch.
 
     After each of them batch.bytessent counts the bytes that the stream has taken, and the rest is
     still in the batch. If batch.error is None, another call can continue. There is one exception:
