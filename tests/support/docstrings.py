@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
@@ -82,9 +83,12 @@ class Documented:
 
 
 def documented(thing: Any) -> Iterator[Documented]:
-    """Give a function; or a class, and the public members of it and of its base classes."""
+    """Give a function; or a class, and the public members of it and of its base classes.
+
+    Of an enumeration it gives the class only: the members of its base class are Python's.
+    """
     yield Documented(thing.__name__, thing)
-    if inspect.isclass(thing):
+    if inspect.isclass(thing) and not issubclass(thing, Enum):
         for base in reversed(thing.__mro__[:-1]):
             for name, member in vars(base).items():
                 if not name.startswith("_") and (
