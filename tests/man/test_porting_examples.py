@@ -1,19 +1,19 @@
-"""The examples of the pages for programs that come from libowfat and libevent."""
+"""The examples of the pages for programs that come from another library."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from tests.support.batches import batch_of, data
-from tests.support.loops import both_loops, writer_pair
+from tests.support.loops import both_loops, read, turns, writer_pair
 from tests.support.manpages import example
-from tests.support.sockets import PATIENCE, receive, stream_pair
+from tests.support.sockets import PATIENCE, clog, receive, stream_pair
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import AsyncIterator
 
 
@@ -50,3 +50,51 @@ async def test_example_of_libevent_flushes_each_message_and_ends_the_stream() ->
         await example("iobatch-libevent.7")["send_messages"](writer.sock, messages())
         assert coder.decompress(await loop.sock_recv(peer, 1 << 16)) == b""
         assert coder.eof
+
+
+@both_loops
+async def test_example_of_asio_echoes_on_each_connection_until_its_end() -> None:
+    names = example("iobatch-asio.7")
+    loop = asyncio.get_running_loop()
+    with socket.socket() as listener, socket.socket() as one, socket.socket() as other:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        listener.setblocking(False)
+        server = asyncio.create_task(names["listen"](listener))
+        for sock in (one, other):
+            sock.setblocking(False)
+            await loop.sock_connect(sock, listener.getsockname())
+        for content in (b"abc", data(100_000)):
+            for sock in (one, other):
+                sending = asyncio.create_task(loop.sock_sendall(sock, content))
+                assert await read(sock, len(content)) == content
+                await sending
+        for sock in (one, other):
+            sock.shutdown(socket.SHUT_WR)
+            assert await loop.sock_recv(sock, 1) == b""
+        await turns()
+        server.cancel()
+        await asyncio.wait([server])
+
+
+@both_loops
+async def test_example_of_lispworks_sends_each_line_after_the_one_before() -> None:
+    finished = asyncio.get_running_loop().create_future()
+    with stream_pair(buffers=4096) as (ours, theirs):
+        theirs.setblocking(False)
+        filler = clog(ours)
+        lines = ["caf\xe9\n", "", "last\n"]
+        example("iobatch-lispworks.7")["send_lines"](ours, lines, finished.set_result)
+        assert (await read(theirs, filler + 10))[filler:] == b"caf\xe9\nlast\n"
+        assert await finished == "all lines were sent"
+
+
+@both_loops
+async def test_example_of_lispworks_reports_a_failure_with_its_count() -> None:
+    reports: list[str] = []
+    with stream_pair() as (ours, theirs):
+        ours.setblocking(False)
+        theirs.close()
+        example("iobatch-lispworks.7")["send_lines"](ours, ["one\n", "other\n"], reports.append)
+        await turns()
+        assert reports == ["ERROR after 0 bytes of b'one\\n'"]

@@ -1,0 +1,104 @@
+"""iobatch-lispworks(7), Collection: one test for each row of the table, in the rows' order."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from iobatch.aio import BatchWriter
+from tests.support.batches import batch_of
+from tests.support.loops import LOOPS, both_loops, new_loop, read, turns, writer_pair
+from tests.support.manpages import covered, subjects
+from tests.support.sockets import PATIENCE, receive, stream_pair
+
+PAGE = "iobatch-lispworks.7", "Collection"
+
+
+def test_the_tests_here_and_the_rows_of_the_table_correspond_in_order() -> None:
+    assert covered(globals(), *PAGE) == subjects(*PAGE)
+
+
+def test_make_wait_state_collection_is_new_event_loop() -> None:
+    loop = asyncio.new_event_loop()
+    with stream_pair() as (ours, theirs):
+        ours.setblocking(False)
+
+        async def write() -> int:
+            return await BatchWriter(ours).write(batch_of(b"abc"))
+
+        assert loop.run_until_complete(write()) == 3
+        assert receive(theirs, 3) == b"abc"
+    loop.close()
+
+
+def test_create_and_run_wait_state_collection_is_a_thread_with_a_loop() -> None:
+    with stream_pair() as (ours, theirs):
+        ours.setblocking(False)
+
+        async def main() -> None:
+            async with BatchWriter(ours) as writer:
+                writer.write(batch_of(b"abc"))
+
+        thread = threading.Thread(target=asyncio.run, args=(main(),))
+        thread.start()
+        assert receive(theirs, 3) == b"abc"
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("loop_name", LOOPS)
+def test_loop_processing_wait_state_collection_is_run_forever(loop_name: str) -> None:
+    loop = new_loop(loop_name)
+    with stream_pair() as (ours, theirs):
+        ours.setblocking(False)
+        calls: list[int] = []
+
+        def post() -> None:
+            writer = BatchWriter(ours)
+            writer.write_buffer(b"abc", lambda _writer, _data, nbytes: calls.append(nbytes))
+            writer.write_buffer(b"def", lambda *_: loop.stop())
+
+        loop.call_soon(post)
+        loop.run_forever()
+        loop.close()
+        assert (calls, receive(theirs, 6)) == ([3], b"abcdef")
+
+
+@pytest.mark.parametrize("loop_name", LOOPS)
+def test_wait_state_collection_stop_loop_is_stop(loop_name: str) -> None:
+    loop = new_loop(loop_name)
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    loop.close()
+
+
+@both_loops
+async def test_apply_in_wait_state_collection_process_is_call_soon_threadsafe() -> None:
+    loop = asyncio.get_running_loop()
+    applied: list[object] = []
+    loop.call_soon_threadsafe(applied.append, "from the loop")
+    assert applied == []
+    await turns(2)
+    await asyncio.to_thread(loop.call_soon_threadsafe, applied.append, "from a thread")
+    await turns(2)
+    assert applied == ["from the loop", "from a thread"]
+
+
+@both_loops
+async def test_write_from_another_process_is_call_soon_threadsafe() -> None:
+    loop = asyncio.get_running_loop()
+    idents: list[int] = []
+
+    def callback(*_: object) -> None:
+        idents.append(threading.get_ident())
+
+    with writer_pair() as (writer, peer):
+        await asyncio.to_thread(loop.call_soon_threadsafe, writer.write_buffer, b"abc", callback)
+        assert await read(peer, 3) == b"abc"
+        await turns()
+        assert idents == [threading.get_ident()]
