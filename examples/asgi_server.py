@@ -1,4 +1,4 @@
-"""Serve an ASGI application over HTTP/1.1: `python asgi_server.py MODULE:APP [--port N]`.
+"""Serve an ASGI application over HTTP/1.1.
 
 asyncio's streams read, and a BatchWriter sends on a duplicate of the socket. asgi_calls.py makes
 the batches. What is left out: TLS, WebSocket, and time limits for requests. It needs httptools.

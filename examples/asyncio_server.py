@@ -1,5 +1,6 @@
-"""Serve one file over HTTP, on asyncio: `python asyncio_server.py FILE [PORT]`."""
+"""Serve one file over HTTP, on asyncio."""
 
+import argparse
 import asyncio
 import os
 import socket
@@ -46,4 +47,8 @@ async def main(fd: int, port: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(os.open(sys.argv[1], os.O_RDONLY), int([*sys.argv, "8000"][2])))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("port", metavar="PORT", nargs="?", type=int, default=8000)
+    args = parser.parse_args()
+    asyncio.run(main(os.open(args.file, os.O_RDONLY), args.port))

@@ -1,8 +1,6 @@
-"""Serve a directory over HTTP and TLS: `python asyncio_tls_server.py CERT KEY DIRECTORY [PORT]`.
+"""Serve a directory over HTTP and TLS, with gzip for clients that accept it. It needs httptools."""
 
-Bodies go through gzip and chunked coding above TLS if the client accepts them. It needs httptools.
-"""
-
+import argparse
 import asyncio
 import re
 import socket
@@ -24,13 +22,12 @@ from iobatch.filters import TLS, Chunked, Filter
 class Connection:
     """A client's connection. The parser calls on_url, on_header and on_message_complete."""
 
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext, root: Path) -> None:
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext, directory: str) -> None:
         """Wait for the handshake."""
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.sslobject = context.wrap_bio(incoming, outgoing, server_side=True)
         self.tls = TLS(self.sslobject, incoming, outgoing)
-        self.secure = Filter(self.tls)
-        self.sock, self.root = sock, root
+        self.sock, self.root, self.secure = sock, Path(directory).resolve(), Filter(self.tls)
         self.writer = BatchWriter(sock, through=self.secure, stall_timeout=30)
         self.parser, self.target, self.gzip = HttpRequestParser(self), b"", False
         self.requests: list[tuple[bytes, str, bool]] = []  # method, path, whether to use gzip
@@ -115,35 +112,38 @@ class Connection:
             await self.writer.finish(through=coded, until=self.secure)
 
 
-async def serve(sock: socket.socket, context: ssl.SSLContext, root: Path) -> None:
+async def serve(sock: socket.socket, context: ssl.SSLContext, directory: str) -> None:
     """Serve one client; report an error of its connection."""
     with sock:
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await Connection(sock, context, root).run()
+            await Connection(sock, context, directory).run()
         except ssl.SSLEOFError:
             pass  # many clients end an idle connection without close_notify (RFC 9112, 9.8)
         except OSError as exc:
             print(f"connection lost: {exc!r}", file=sys.stderr)
 
 
-async def main(context: ssl.SSLContext, root: Path, port: int = 8000) -> None:
+async def main(cert: str, key: str, directory: str, port: int) -> None:
     """Serve until interrupted."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
     tasks: set[asyncio.Task[None]] = set()  # not a TaskGroup: one fault would end them all
     with socket.create_server(("127.0.0.1", port)) as listener:
         listener.setblocking(False)
         print(f"listening on https://127.0.0.1:{listener.getsockname()[1]}", flush=True)
         while True:
-            try:
+            with suppress(OSError):  # no descriptor is free, or the client has disconnected
                 sock, _ = await asyncio.get_running_loop().sock_accept(listener)
-            except OSError:  # no descriptor is free, or the client has disconnected
-                await asyncio.sleep(0.1)
+                tasks.add(task := asyncio.create_task(serve(sock, context, directory)))
+                task.add_done_callback(tasks.discard)
                 continue
-            tasks.add(task := asyncio.create_task(serve(sock, context, root)))
-            task.add_done_callback(tasks.discard)
+            await asyncio.sleep(0.1)
 
 
 if __name__ == "__main__":
-    tls_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    tls_context.load_cert_chain(*sys.argv[1:3])
-    asyncio.run(main(tls_context, Path(sys.argv[3]).resolve(), *map(int, sys.argv[4:])))
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("cert", "key", "directory"):
+        parser.add_argument(name, metavar=name.upper())
+    parser.add_argument("port", metavar="PORT", nargs="?", type=int, default=8000)
+    asyncio.run(main(**vars(parser.parse_args())))

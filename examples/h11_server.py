@@ -1,8 +1,9 @@
-"""Serve a directory or a file over HTTP: `python h11_server.py PATH [PORT]`. It needs h11.
+"""Serve a directory or a file over HTTP, each connection in a thread. It needs h11.
 
 h11 frames a body without reading it. The body is a batch here, so sendfile sends what h11 frames.
 """
 
+import argparse
 import os
 import socket
 import sys
@@ -84,8 +85,9 @@ def respond(http: h11.Connection, root: Path, request: h11.Request | None, statu
     return batch
 
 
-def main(root: Path, port: int = 8000) -> None:
+def main(path: str, port: int) -> None:
     """Serve each client in a thread, until interrupted."""
+    root = Path(path).resolve()
     with socket.create_server(("127.0.0.1", port)) as listener:
         print(f"listening on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
         while True:
@@ -96,4 +98,7 @@ def main(root: Path, port: int = 8000) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve(), *map(int, sys.argv[2:]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("path", metavar="PATH")
+    parser.add_argument("port", metavar="PORT", nargs="?", type=int, default=8000)
+    main(**vars(parser.parse_args()))

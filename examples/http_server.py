@@ -1,13 +1,13 @@
-"""Serve the files of a directory over HTTP: `python http_server.py DIRECTORY [PORT]`.
+"""Serve the files of a directory over HTTP.
 
 A connection reads requests, adds a response for each of them to its batch, and sends the batch
 whenever its socket is writable. What it leaves out is in `iobatch.httpd`: limits and timeouts, a
 lingering close, all forms of targets, ranges, TLS. It needs httptools.
 """
 
+import argparse
 import os
 import socket
-import sys
 from contextlib import suppress
 from email.utils import formatdate
 from http import HTTPStatus
@@ -93,7 +93,7 @@ class Connection:
         )
 
 
-def main(directory: str, port: int = 8000) -> None:
+def main(directory: str, port: int) -> None:
     """Serve forever."""
     selector = DefaultSelector()
     listener = socket.create_server(("127.0.0.1", port))
@@ -116,4 +116,7 @@ def main(directory: str, port: int = 8000) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("directory", metavar="DIRECTORY")
+    parser.add_argument("port", metavar="PORT", nargs="?", type=int, default=8000)
+    main(**vars(parser.parse_args()))

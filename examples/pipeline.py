@@ -1,12 +1,11 @@
 """Serve one file, compressed, over TLS: gzip, then TLS, then the socket.
 
-python examples/pipeline.py CERT KEY FILE
-openssl s_client -quiet -connect 127.0.0.1:PORT | gzip -dc
+A client: openssl s_client -quiet -connect 127.0.0.1:PORT | gzip -dc
 """
 
+import argparse
 import socket
 import ssl
-import sys
 import zlib
 from collections.abc import Generator
 from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
@@ -31,11 +30,11 @@ def answer(sock: socket.socket, context: ssl.SSLContext, path: str) -> Generator
                 tls.receive(sock.recv(65536))  # the client's handshake; raises at end of stream
 
 
-def main(cert: str, key: str, path: str) -> None:
+def main(cert: str, key: str, file: str, port: int) -> None:
     """Serve until interrupted."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
-    with socket.create_server(("127.0.0.1", 0)) as listener, DefaultSelector() as selector:
+    with socket.create_server(("127.0.0.1", port)) as listener, DefaultSelector() as selector:
         selector.register(listener, EVENT_READ)
         print(f"listening on 127.0.0.1:{listener.getsockname()[1]}", flush=True)
         while True:
@@ -43,7 +42,7 @@ def main(cert: str, key: str, path: str) -> None:
                 if registered.data is None:
                     sock = listener.accept()[0]
                     sock.setblocking(False)
-                    task = answer(sock, context, path)
+                    task = answer(sock, context, file)
                     selector.register(sock, next(task), (sock, task))
                     continue
                 sock, task = registered.data
@@ -56,4 +55,8 @@ def main(cert: str, key: str, path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("cert", "key", "file"):
+        parser.add_argument(name, metavar=name.upper())
+    parser.add_argument("port", metavar="PORT", nargs="?", type=int, default=8000)
+    main(**vars(parser.parse_args()))

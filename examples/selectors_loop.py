@@ -1,13 +1,13 @@
-"""Send a file to each client that connects: `python selectors_loop.py FILE [PORT]`."""
+"""Send a file to each client that connects."""
 
+import argparse
 import socket
-import sys
 from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 
 from iobatch import IOBatch, iob_send
 
 
-def main(path: str, port: int = 8000) -> None:
+def main(path: str, port: int) -> None:
     """Serve until interrupted."""
     selector = DefaultSelector()
     listener = socket.create_server(("127.0.0.1", port))
@@ -35,4 +35,7 @@ def main(path: str, port: int = 8000) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("path", metavar="FILE")
+    parser.add_argument("port", metavar="PORT", nargs="?", type=int, default=8000)
+    main(**vars(parser.parse_args()))

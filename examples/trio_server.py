@@ -1,5 +1,6 @@
-"""Serve one file over HTTP, on trio: `python trio_server.py FILE [PORT]`."""
+"""Serve one file over HTTP, on trio."""
 
+import argparse
 import os
 import sys
 from functools import partial
@@ -40,4 +41,8 @@ async def main(fd: int, port: int) -> None:
 
 
 if __name__ == "__main__":
-    trio.run(main, os.open(sys.argv[1], os.O_RDONLY), int([*sys.argv, "8000"][2]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("port", metavar="PORT", nargs="?", type=int, default=8000)
+    args = parser.parse_args()
+    trio.run(main, os.open(args.file, os.O_RDONLY), args.port)

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 PROGRAM = "selectors_loop.py"
 
 
-def test_selectors_loop_has_fewer_than_40_lines() -> None:
+def test_selectors_loop_has_fewer_than_45_lines() -> None:
     """It is the shortest complete sender."""
-    assert line_count(PROGRAM) < 40
+    assert line_count(PROGRAM) < 45
 
 
 def test_selectors_loop_sends_all_to_a_fast_client_while_a_slow_one_waits(large_file: Path) -> None:

@@ -31,7 +31,11 @@ def line_count(program: str) -> int:
 
 @contextmanager
 def running(
-    program: str, *arguments: str | Path, reports: str = RESET, status: int = -signal.SIGTERM
+    program: str,
+    *arguments: str | Path,
+    reports: str = RESET,
+    status: int = -signal.SIGTERM,
+    cwd: Path = ROOT,
 ) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """Run a server; give its process and its port, which ends the first line that it prints.
 
@@ -43,6 +47,7 @@ def running(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        cwd=cwd,
         env=environment(),
     ) as process:
         try:
