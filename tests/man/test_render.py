@@ -1,4 +1,4 @@
-"""man/html.py: the pages as HTML, with an index, links that lead somewhere, and a style sheet."""
+"""man/render.py: the pages as HTML, with an index, links that lead somewhere, and a style sheet."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Document(HTMLParser):
 def run(*arguments: str | Path, **changes: str) -> subprocess.CompletedProcess[str]:
     """Run the command that renders, as CONTRIBUTING.md has it."""
     return subprocess.run(
-        [sys.executable, "man/html.py", *arguments],
+        [sys.executable, "man/render.py", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -183,18 +183,18 @@ def test_missing_mandoc_is_reported_with_its_package(tmp_path: Path) -> None:
     result = run(tmp_path, PATH=str(tmp_path))
     assert result.returncode == 1
     assert result.stderr == (
-        "man/html.py: mandoc is not installed (Debian: apt-get install mandoc)\n"
+        "man/render.py: mandoc is not installed (Debian: apt-get install mandoc)\n"
     )
 
 
 def test_missing_folder_is_a_wrong_usage() -> None:
     result = run()
     assert result.returncode == 2
-    assert "usage: html.py [-h] FOLDER" in result.stderr
+    assert "usage: render.py [-h] FOLDER" in result.stderr
 
 
 def test_folder_that_is_a_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     result = run(tmp_path / "file")
     assert result.returncode == 1
-    assert re.fullmatch(r"man/html\.py: .*File exists.*\n", result.stderr)
+    assert re.fullmatch(r"man/render\.py: .*File exists.*\n", result.stderr)

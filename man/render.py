@@ -1,10 +1,8 @@
-"""Render the manual as HTML into a folder, with an index: `python3 man/html.py FOLDER`.
+"""Render the manual as HTML into a folder, with an index: `python3 man/render.py FOLDER`.
 
 mandoc(1) renders the pages. A symbolic link in `man/` is one more name of its page: the index lists
 it there, and references to it lead to the page.
 """
-
-# This file hides the module `html` of the standard library from itself and from what it imports.
 
 from __future__ import annotations
 
@@ -115,5 +113,5 @@ if __name__ == "__main__":
         main(arguments.folder)
     except OSError as exc:
         missing = "mandoc is not installed (Debian: apt-get install mandoc)"
-        sys.exit(f"man/html.py: {missing if exc.filename == 'mandoc' else exc}")
+        sys.exit(f"man/render.py: {missing if exc.filename == 'mandoc' else exc}")
     print(arguments.folder / "index.html")
