@@ -23,7 +23,7 @@ PUBLIC = {*iobatch.__all__, *filters.__all__, *aio.__all__, *anyio.__all__, *typ
 # The classes that a program makes or is given, and uses by methods.
 CLASSES = {"IOBatch", "Filter", "Chunked", "TLS", "BatchWriter", "WriteOperation"}
 # The libraries from which a program may come, each with a page.
-ORIGINS = {"libowfat", "libevent", "asio", "lispworks"}
+ORIGINS = {"libowfat", "libevent", "asio", "lispworks", "winsock", "asyncio"}
 
 
 def test_each_function_each_class_with_methods_and_the_server_have_a_page() -> None:

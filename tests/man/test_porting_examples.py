@@ -8,6 +8,8 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.support.batches import batch_of, data
 from tests.support.loops import both_loops, read, turns, writer_pair
 from tests.support.manpages import example
@@ -98,3 +100,16 @@ async def test_example_of_lispworks_reports_a_failure_with_its_count() -> None:
         example("iobatch-lispworks.7")["send_lines"](ours, ["one\n", "other\n"], reports.append)
         await turns()
         assert reports == ["ERROR after 0 bytes of b'one\\n'"]
+
+
+@both_loops
+async def test_example_of_winsock_collects_the_size_of_each_send() -> None:
+    send_buffers = example("iobatch-winsock.7")["send_buffers"]
+    buffers = [data(50_000), b"abc", data(50_000, 1)]
+    with writer_pair(buffers=4096) as (writer, peer):
+        sending = asyncio.create_task(send_buffers(writer.sock, buffers))
+        assert await read(peer, 100_003) == b"".join(buffers)
+        assert await sending == {0: 50_000, 1: 3, 2: 50_000}
+        peer.close()
+        with pytest.raises(BrokenPipeError):
+            await send_buffers(writer.sock, buffers)

@@ -37,16 +37,17 @@ def test_page_of_operations_lists_each_status_and_each_kind_of_cancellation() ->
     assert listed == [*WriteStatus.__members__, *aio.CancellationType.__members__]
 
 
-def test_table_of_wsasend_pairs_each_errno_with_the_exception_that_python_raises() -> None:
-    """WSASend documents twenty codes. An errno determines the subclass of OSError."""
-    rows = table("WriteOperation.3", "The codes of WSASend")
-    codes = [row[0] for row in rows if row[0]]
-    assert len(codes) == len(set(codes)) == 20
-    for _, exception, meaning in rows:
-        for name in re.findall(r"\bE[A-Z]+\b", meaning):
-            error = OSError(getattr(errno, name), "text")
-            # On Linux some of these conditions have another errno, with a subclass of its own.
-            if "on Linux" not in meaning:
-                assert exception == type(error).__name__
+def test_table_of_winsock_pairs_each_errno_with_the_exception_that_python_raises() -> None:
+    """An errno determines the subclass of OSError. WSASend documents twenty codes.
+
+    WSASendTo documents five more.
+    """
+    _header, *rows = table("iobatch-winsock.7", "Error codes")
+    assert len({code for code, _ in rows}) == len(rows) == 25
+    for _, meaning in rows:
+        pairs = re.findall(r"\b(\w+) \((E[A-Z]+)\)", meaning)
+        assert [name for _, name in pairs] == re.findall(r"\bE[A-Z]{3,}\b", meaning)
+        for exception, name in pairs:
+            assert exception == type(OSError(getattr(errno, name), "text")).__name__
         for status in re.findall(r"status ([A-Z]+)", meaning):
             assert status in WriteStatus.__members__
