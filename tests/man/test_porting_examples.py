@@ -17,6 +17,7 @@ from tests.support.sockets import PATIENCE, clog, receive, stream_pair
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
 
 def test_example_of_libowfat_sends_each_batch_and_returns_the_errors() -> None:
@@ -113,3 +114,26 @@ async def test_example_of_winsock_collects_the_size_of_each_send() -> None:
         peer.close()
         with pytest.raises(BrokenPipeError):
             await send_buffers(writer.sock, buffers)
+
+
+@both_loops
+@pytest.mark.parametrize("over", ["stream", "socket"])
+async def test_example_of_asyncio_answers_with_a_header_and_a_file(
+    over: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(data(200_000))
+    header = b"HTTP/1.0 200 OK\r\nContent-Length: 200000\r\n\r\n"
+    names = example("iobatch-asyncio.7")
+    with stream_pair("tcp4", buffers=4096) as (ours, peer):
+        ours.setblocking(False)
+        peer.setblocking(False)
+        peer.send(b"GET / HTTP/1.0\r\n\r\n")
+        if over == "stream":
+            reader, writer = await asyncio.open_connection(sock=ours.dup())
+            answering = asyncio.create_task(
+                names["answer_stream"](reader, writer, tmp_path / "file")
+            )
+        else:
+            answering = asyncio.create_task(names["answer_socket"](ours, tmp_path / "file"))
+        assert await read(peer, len(header) + 200_000) == header + data(200_000)
+        await answering
