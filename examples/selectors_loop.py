@@ -1,4 +1,7 @@
-"""Send a file to each client that connects."""
+"""Send a file to each client that connects. The clients send nothing.
+
+If they do, read before the close: see "Closing a connection" in iobatch(7).
+"""
 
 import argparse
 import socket

@@ -76,7 +76,7 @@ def test_more_than_iov_max_buffers_are_sent() -> None:
         assert receive(theirs, len(content)) == content
 
 
-def test_tcp_cork_is_always_removed_except_the_callers(
+def test_tcp_cork_is_removed_by_each_call_except_the_callers(
     monkeypatch: pytest.MonkeyPatch, make_file: MakeFile
 ) -> None:
     fd = make_file(data(1 << 20))

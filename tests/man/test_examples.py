@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import trustme
 
 CONTENT = data(200_000)
+HEADER = b"HTTP/1.0 200 OK\r\nContent-Length: 200000\r\n\r\n"
 WITH_LINE = f"{len(CONTENT)} bytes follow\n".encode() + CONTENT
 
 
@@ -63,16 +64,12 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_example_of_the_overview_sends_a_header_and_a_file(path: Path) -> None:
-    header = f"HTTP/1.0 200 OK\r\nContent-Length: {len(CONTENT)}\r\n\r\n".encode()
-    assert sent(lambda sock: example("iobatch.7")["answer"](sock, path)) == header + CONTENT
+    assert sent(lambda sock: example("iobatch.7")["answer"](sock, path)) == HEADER + CONTENT
 
 
 @pytest.mark.parametrize(
     ("page", "function", "announced"),
-    [
-        ("iobatch.7", "answer", b"HTTP/1.0 200 OK\r\nContent-Length: 200000\r\n\r\n"),
-        ("iob_sendall.3", "send_file", b"200000 bytes follow\n"),
-    ],
+    [("iobatch.7", "answer", HEADER), ("iob_sendall.3", "send_file", b"200000 bytes follow\n")],
 )
 def test_example_keeps_the_announced_length_of_a_file_that_grows(
     path: Path, page: str, function: str, announced: bytes
@@ -83,10 +80,14 @@ def test_example_keeps_the_announced_length_of_a_file_that_grows(
     assert path.stat().st_size == len(CONTENT) + 5
 
 
+def test_example_of_iobatch_announces_the_length_of_its_file(path: Path) -> None:
+    batch = example("IOBatch.3")["response"](str(path))
+    assert sent(lambda sock: iobatch.iob_sendall(sock, batch)) == HEADER + CONTENT
+
+
 def test_example_of_iobatch_gets_its_buffer_back_when_it_was_sent() -> None:
     names = example("IOBatch.3")
-    batch = IOBatch()
-    names["add"](batch, b"some bytes")
+    names["add"](batch := IOBatch(), b"some bytes")
     assert names["pool"] == []
     assert sent(lambda sock: iobatch.iob_send(sock, batch)) == b"some bytes"
     assert [len(buffer) for buffer in names["pool"]] == [65536]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_example_of_libowfat_sends_each_batch_and_returns_the_errors() -> None:
+def test_example_of_libowfat_sends_each_batch_in_time_and_returns_the_errors() -> None:
     content = data(500_000)
     send_all = example("iobatch-libowfat.7")["send_all"]
     with (
@@ -32,7 +32,7 @@ def test_example_of_libowfat_sends_each_batch_and_returns_the_errors() -> None:
         third.close()
         received = [pool.submit(receive, peer, len(content)) for peer in (first, second)]
         batches = {sock: batch_of(content) for sock in (one, other, lost)}
-        errors: dict[socket.socket, OSError] = send_all(batches)
+        errors: dict[socket.socket, OSError] = send_all(batches, PATIENCE)
         assert [each.result(PATIENCE) for each in received] == [content, content]
     assert [(sock, type(error)) for sock, error in errors.items()] == [(lost, BrokenPipeError)]
 

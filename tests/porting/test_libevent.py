@@ -1,6 +1,7 @@
 """Coming from libevent: one test for each row of the tables about evbuffer.
 
-test_libevent_bufferevent.py has the tests for the other tables in iobatch-libevent(7).
+test_libevent_bufferevent.py and test_libevent_filters.py have the tests for the other tables in
+iobatch-libevent(7).
 """
 
 from __future__ import annotations
@@ -127,15 +128,26 @@ def test_evbuffer_file_segment_add_cleanup_cb_is_a_hook_of_each_range(make_file:
     assert freed == [0, 3]
 
 
-def test_evbuf_fs_close_on_free_is_addfile_close(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"abc")
-    borrowed, owned = ((tmp_path / "file").open("rb") for _ in range(2))
-    batch = IOBatch()
-    batch.addfile(borrowed)
-    batch.addfile_close(owned)
-    assert take(batch) == b"abcabc"
-    assert (borrowed.closed, owned.closed) == (False, True)
-    borrowed.close()
+def test_evbuf_fs_close_on_free_is_addfile_close_or_a_count_of_several_ranges(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").write_bytes(b"abcdef")
+    file, segment = ((tmp_path / "file").open("rb") for _ in range(2))
+    one, other = IOBatch(), IOBatch()
+    one.addfile_close(file)
+    assert (take(one), file.closed) == (b"abcdef", True)
+
+    unsent = [0, 3]
+
+    def on_release() -> None:
+        unsent.pop()
+        if not unsent:
+            segment.close()
+
+    one.addfile(segment, 0, 3, on_release=on_release)
+    other.addfile(segment, 3, 3, on_release=on_release)
+    assert (take(one), segment.closed) == (b"abc", False)
+    assert (take(other), segment.closed) == (b"def", True)
 
 
 def test_evbuffer_add_buffer_is_extend() -> None:
@@ -173,6 +185,9 @@ def test_evbuffer_drain_is_a_callback_that_drops(make_file: MakeFile) -> None:
     while dropped < 4:
         dropped += iob_write(None, batch, lambda _, view: len(view), limit=4 - dropped)
     assert take(batch) == b"ef"
+    batch = batch_of(b"abc")
+    batch.reset()
+    assert not batch
 
 
 def test_evbuffer_remove_is_a_callback_that_copies() -> None:
@@ -211,13 +226,15 @@ def test_evbuffer_write_atmost_is_limit_for_files_too(make_file: MakeFile) -> No
         assert batch.bytesleft == LARGE - 50_000
 
 
-def test_evbuffer_add_cb_is_progress_and_the_counts() -> None:
+def test_evbuffer_add_cb_n_deleted_is_progress_or_the_count_that_includes_dropped_bytes() -> None:
     deleted: list[int] = []
     with stream_pair() as (ours, _theirs):
-        batch = batch_of(b"abcdef")
-        assert (batch.bytesleft, batch.bytessent) == (6, 0)
+        batch = batch_of(b"abcdefgh")
+        before = batch.bytessent
+        iob_write(None, batch, lambda _, view: len(view), limit=2)
+        assert batch.bytessent - before == 2
         iob_sendall(ours, batch, limit=4, progress=deleted.append)
-        assert (batch.bytesleft, batch.bytessent) == (0, 6)
+        assert batch.bytessent - before == 8
     assert deleted == [4, 2]
 
 

@@ -1,47 +1,32 @@
-"""Coming from libevent: one test for each row of the tables about bufferevent and filters."""
+"""Coming from libevent: one test for each row of the tables about bufferevent."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
 import socket
-import zlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from iobatch import IOB_AGAIN, IOB_DONE, IOB_ERROR, IOBatch, TruncatedFileError, iob_write
-from iobatch.aio import BatchWriter, WriteOperation, WriteStatus
+from iobatch import IOB_AGAIN, IOBatch, TruncatedFileError, iob_write
+from iobatch.aio import BatchWriter, WriteOperation, WriteStatus, send_to_stream
 from iobatch.filters import Filter
 from tests.support.batches import batch_of, data
-from tests.support.fakes import Scripted
-from tests.support.filters import (
-    Identity,
-    Swallowing,
-    step_until_done,
-    step_when_writable,
-    write_and_finish,
-)
+from tests.support.filters import Identity
 from tests.support.loops import both_loops, full_writer, read, turns, writer_pair
-from tests.support.manpages import covered, example, subjects
+from tests.support.manpages import covered, subjects
 from tests.support.sockets import stream_pair
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tests.support.batches import MakeFile
     from tests.support.tls import TLSClient
 
-PAGE = ("iobatch-libevent.7", "bufferevent", "Events", "Filters and flush modes")
+PAGE = ("iobatch-libevent.7", "bufferevent", "Events")
 
 
 def test_the_tests_here_and_the_rows_of_the_tables_correspond_in_order() -> None:
     assert covered(globals(), *PAGE) == subjects(*PAGE)
-
-
-def flushing_gzip() -> Any:
-    """Return the transform of the page's example."""
-    return example(PAGE[0])["FlushingGzip"]()
 
 
 # bufferevent
@@ -100,15 +85,30 @@ async def test_bufferevent_write_buffer_empties_the_batch() -> None:
 @both_loops
 async def test_bufferevent_get_output_is_pending_or_the_batch_of_an_operation() -> None:
     with full_writer() as (writer, _):
-        operation = writer.write(batch_of(b"abc"))
+        batch = batch_of(b"ab")
+        batch.addbuf(b"c")
+        operation = writer.write(batch)
         assert writer.pending == 3
         writer.close()
         assert (writer.pending, operation.batch.bytesleft) == (0, 3)
 
 
 @both_loops
-async def test_writecb_is_on_complete_when_the_write_is_done() -> None:
-    called: list[WriteOperation] = []
+async def test_bufferevent_setcb_is_the_callbacks_and_user_info_of_a_write() -> None:
+    done: list[WriteOperation] = []
+    failed: list[WriteOperation] = []
+    with writer_pair() as (writer, _):
+        operation = writer.write(
+            batch_of(b"abc"), on_complete=done.append, on_error=failed.append, user_info="cbarg"
+        )
+        await turns()
+        assert (done, failed) == ([operation], [])
+        assert operation.user_info == "cbarg"
+
+
+@both_loops
+async def test_writecb_is_on_complete_which_is_called_for_errors_too_without_on_error() -> None:
+    called: list[object] = []
     with full_writer() as (writer, peer):
         operation = writer.write(batch_of(b"abc"), on_complete=called.append)
         await turns()
@@ -117,6 +117,15 @@ async def test_writecb_is_on_complete_when_the_write_is_done() -> None:
         assert await operation == 3
         await turns()
         assert called == [operation]
+    called.clear()
+    with writer_pair() as (writer, lost):
+        lost.close()
+        failed = writer.write(batch_of(b"abc"), on_complete=called.append)
+        writer.write(
+            batch_of(b"abc"), on_complete=called.append, on_error=lambda _: called.append("g")
+        )
+        await turns()
+        assert called == [failed, "g"]
 
 
 @both_loops
@@ -139,7 +148,7 @@ async def test_cbarg_is_user_info() -> None:
 
 
 @both_loops
-async def test_low_watermark_is_high_water_less_1() -> None:
+async def test_bufferevent_setwatermark_ev_write_lowmark_is_high_water_less_1() -> None:
     with full_writer(high_water=2 + 1) as (writer, peer):
         writer.write(batch_of(b"ab"))
         await writer.drain()
@@ -151,7 +160,7 @@ async def test_low_watermark_is_high_water_less_1() -> None:
         await draining
 
 
-def test_high_watermark_is_that_of_a_filter() -> None:
+def test_bufferevent_setwatermark_ev_write_highmark_is_that_of_a_filter() -> None:
     pipeline = Filter(Identity(), lambda _sock, _view: -1, high_water=3)
     batch = batch_of(b"abc", b"def")
     assert iob_write(None, batch, pipeline, limit=3) == 3
@@ -160,16 +169,20 @@ def test_high_watermark_is_that_of_a_filter() -> None:
 
 
 @both_loops
-async def test_bufferevent_disable_is_cancel_and_a_later_write() -> None:
-    with full_writer() as (writer, peer):
-        operation = writer.write(batch_of(b"abc"))
-        assert operation.cancel()
-        writer.write(operation.batch)
-        assert await peer.read(3) == b"abc"
+async def test_bufferevent_disable_ev_write_is_cancel_and_later_writes_in_order() -> None:
+    content = data(200_000)
+    with writer_pair(buffers=4096) as (writer, peer):
+        operations = [writer.write(batch_of(content)), writer.write(batch_of(b"abc"))]
+        operations.append(writer.write(batch_of(b"def")))
+        assert writer.cancel()
+        assert 0 < operations[0].bytes_transferred < len(content)
+        for operation in operations:
+            writer.write(operation.batch)
+        assert await read(peer, len(content) + 6) == content + b"abcdef"
 
 
 @both_loops
-async def test_bufferevent_set_timeouts_is_stall_timeout() -> None:
+async def test_bufferevent_set_timeouts_timeout_write_is_stall_timeout() -> None:
     for options in ({"stall_timeout": 0.01}, {"timeout": 0.01}):
         with full_writer(**options) as (writer, _), pytest.raises(TimeoutError):
             await writer.write(batch_of(b"abc"))
@@ -215,6 +228,29 @@ async def test_ssl_shutdown_is_finish(tls_client: TLSClient) -> None:
 
 
 @both_loops
+async def test_socket_connect_hostname_is_open_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        _reader, writer = await asyncio.open_connection("localhost", listener.getsockname()[1])
+        peer, _ = listener.accept()
+        with peer:
+            assert await send_to_stream(writer, batch_of(b"abc")) == 3
+            assert peer.recv(10) == b"abc"
+            writer.close()
+
+
+@both_loops
+async def test_evconnlistener_new_bind_is_create_server_and_sock_accept() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        with socket.create_connection(listener.getsockname()) as peer:
+            sock, _ = await asyncio.get_running_loop().sock_accept(listener)
+            with sock:
+                async with BatchWriter(sock) as writer:
+                    writer.write(batch_of(b"abc"))
+                assert peer.recv(10) == b"abc"
+
+
+@both_loops
 async def test_bufferevent_pair_new_is_a_socketpair() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -234,7 +270,9 @@ async def test_bufferevent_getfd_is_sock() -> None:
 
 
 @both_loops
-async def test_bev_event_eof_is_a_truncated_file_error(make_file: MakeFile) -> None:
+async def test_bev_event_eof_is_the_end_of_the_stream_or_a_truncated_file_error(
+    make_file: MakeFile,
+) -> None:
     with writer_pair() as (writer, peer):
         batch = batch_of(b"abc")
         batch.addfile(make_file(b"def"), 0, 4)
@@ -266,134 +304,24 @@ async def test_evutil_socket_error_is_the_errno_of_the_error() -> None:
 
 
 @both_loops
-async def test_bev_event_timeout_is_a_timeout_error_after_which_the_rest_can_be_posted() -> None:
+async def test_bev_event_timeout_is_a_timeout_error_after_which_the_rests_are_posted() -> None:
     content = data(100_000)
     with writer_pair(buffers=4096, stall_timeout=0.01) as (writer, peer):
-        operation = writer.write(batch_of(content))
+        operations = [writer.write(batch_of(content)), writer.write(batch_of(b"abc"))]
         with pytest.raises(TimeoutError):
-            await operation
-        assert operation.status is WriteStatus.TIMEOUT
-        assert 0 < operation.bytes_transferred < len(content)
-        writer.write(operation.batch, stall_timeout=None)
-        assert await read(peer, len(content)) == content
-
-
-# Filters and flush modes
-
-
-def test_bufferevent_filter_new_is_a_filter_over_another(sock: Scripted) -> None:
-    write_and_finish(sock, batch_of(b"abc"), Filter(zlib.compressobj(), Filter(Identity())))
-    assert zlib.decompress(bytes(sock.taken)) == b"abc"
-
-
-def test_src_is_taken_as_a_whole(sock: Scripted) -> None:
-    seen: list[bytes] = []
-
-    class Transform(Identity):
-        def compress(self, data: Any) -> bytes:
-            seen.append(bytes(data))
-            return b""
-
-    assert iob_write(sock, batch_of(b"abc"), Filter(Transform())) == 3
-    assert seen == [b"abc"]
-
-
-def test_dst_is_the_value_returned(sock: Scripted) -> None:
-    class Transform(Identity):
-        def compress(self, data: Any) -> bytes:
-            return bytes(data).upper()
-
-        def flush(self) -> bytes:
-            return b"."
-
-    write_and_finish(sock, batch_of(b"abc"), Filter(Transform()))
-    assert sock.taken == b"ABC."
-
-
-def test_dst_limit_is_high_water_of_the_filter() -> None:
-    pipeline = Filter(Identity(), lambda _sock, _view: -1, high_water=3)
-    batch = batch_of(b"abcdef")
-    codes = [iob_write(None, batch, pipeline, limit=2) for _ in range(3)]
-    assert codes == [2, 2, IOB_AGAIN]
-
-
-def test_ctx_is_an_attribute_of_the_transform(sock: Scripted) -> None:
-    transform = Swallowing()
-    assert iob_write(sock, batch_of(b"abc"), Filter(transform)) == 3
-    assert transform.kept == b"abc"
-
-
-def test_bev_ok_is_the_output(sock: Scripted) -> None:
-    assert iob_write(sock, batch_of(b"abc"), Filter(Identity())) == 3
-    assert sock.taken == b"abc"
-
-
-def test_bev_need_more_is_no_output(sock: Scripted) -> None:
-    pipeline = Filter(Swallowing())
-    batch = batch_of(b"abc")
-    assert iob_write(sock, batch, pipeline) == 3
-    assert (sock.taken, batch.bytesleft) == (b"", 0)
-    step_until_done(sock, lambda: pipeline.finish(sock), pipeline)
-    assert sock.taken == b"abc"
-
-
-def test_bev_error_is_an_os_error_that_stays(sock: Scripted) -> None:
-    class Transform(Identity):
-        def compress(self, data: Any) -> bytes:
-            raise OSError(errno.EILSEQ, "scripted")
-
-    pipeline = Filter(Transform())
-    batch = batch_of(b"abc")
-    assert [iob_write(sock, batch, pipeline) for _ in range(2)] == [IOB_ERROR] * 2
-    assert pipeline.error is not None
-    assert pipeline.error.errno == errno.EILSEQ
-
-
-def test_bev_normal_is_compress_and_flushes_nothing(sock: Scripted) -> None:
-    pipeline = Filter(flushing_gzip())
-    assert iob_write(sock, batch_of(b"abc"), pipeline) == 3
-    assert zlib.decompressobj(31).decompress(bytes(sock.taken)) == b""
-
-
-@pytest.mark.parametrize("flush", ["drain", "flush", "write"])
-@both_loops
-async def test_bev_flush_is_compress_of_nothing(flush: str) -> None:
-    pipeline = Filter(flushing_gzip())
-    with writer_pair(through=pipeline) as (writer, peer):
-        if flush == "write":
-            await writer.write(batch_of(b"abc"))
-        else:
-            assert iob_write(writer.sock, batch_of(b"abc"), pipeline) == 3
-            if flush == "flush":
-                await writer.flush()
-            else:
-                step_when_writable(lambda: pipeline.drain(writer.sock), writer.sock, pipeline)
-        assert zlib.decompressobj(31).decompress(peer.recv(1 << 16)) == b"abc"
-        assert pipeline.drain(writer.sock) == IOB_DONE  # no further flush
-
-
-@both_loops
-async def test_bev_finished_is_flush_called_once() -> None:
-    pipeline = Filter(flushing_gzip())
-    with writer_pair(through=pipeline) as (writer, peer):
-        writer.write(batch_of(b"abc"))
-        await writer.finish()
-        assert await writer.finish() == 0
-        coder = zlib.decompressobj(31)
-        assert coder.decompress(peer.recv(1 << 16)) == b"abc"
-        assert (coder.eof, coder.unused_data) == (True, b"")
-
-
-@pytest.mark.parametrize("step", [Filter.drain, Filter.finish])
-def test_bufferevent_flush_is_called_until_0(step: Callable[[Filter, Any], int]) -> None:
-    pipeline = Filter(flushing_gzip())
-    with Scripted(*[1] * 5) as sock:
-        assert iob_write(sock, batch_of(b"abc"), pipeline) == 3
-        assert step(pipeline, sock) > 0
-        step_until_done(sock, lambda: step(pipeline, sock), pipeline)
-        assert zlib.decompressobj(31).decompress(bytes(sock.taken)) == b"abc"
-
-
-def test_bufferevent_get_underlying_is_then() -> None:
-    underlying = Filter(Identity())
-    assert Filter(Identity(), underlying).then is underlying
+            await operations[0]
+        assert [each.status.name for each in operations] == ["TIMEOUT", "ABORTED"]
+        assert 0 < operations[0].bytes_transferred < len(content)
+        writer.cancel()
+        for operation in operations:
+            writer.write(operation.batch, stall_timeout=None)
+        assert await read(peer, len(content) + 3) == content + b"abc"
+    with full_writer() as (writer, reader):
+        operations = [writer.write(batch_of(b"abc"), timeout=0.01), writer.write(batch_of(b"def"))]
+        with pytest.raises(TimeoutError):
+            await operations[0]
+        assert operations[1].status is WriteStatus.PENDING
+        writer.cancel()
+        for operation in operations:
+            writer.write(operation.batch)
+        assert await reader.read(6) == b"abcdef"

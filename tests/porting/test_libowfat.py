@@ -9,9 +9,10 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sys
 from array import array
 from selectors import EVENT_WRITE
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -47,7 +48,7 @@ def test_iob_new_makes_an_empty_batch() -> None:
     assert not IOBatch()
 
 
-def test_iob_addbuf_holds_the_first_n_bytes() -> None:
+def test_iob_addbuf_holds_the_first_n_bytes_of_an_array_after_a_cast() -> None:
     buf = bytearray(b"abcdef")
     batch = IOBatch()
     batch.addbuf(memoryview(buf)[:3])
@@ -55,6 +56,9 @@ def test_iob_addbuf_holds_the_first_n_bytes() -> None:
         buf.clear()
     assert take(batch) == b"abc"
     buf.clear()
+    items = array("i", [1, 2])
+    batch.addbuf(memoryview(items).cast("B")[:5])
+    assert take(batch) == items.tobytes()[:5]
 
 
 def test_iob_addbuf_free_calls_the_hook_after_the_last_byte_and_not_after_an_error() -> None:
@@ -71,12 +75,21 @@ def test_iob_addbuf_free_calls_the_hook_after_the_last_byte_and_not_after_an_err
     assert freed == ["sent", "reset"]
 
 
-def test_iob_addbuf_munmap_closes_the_mapping() -> None:
-    mapping = mmap_of(b"abc")
+def test_iob_addbuf_munmap_closes_the_mapping_unless_there_is_another_view(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reports: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda report: reports.append(report.exc_type))
+    mapping = mmap_of(b"abcdef")
     batch = IOBatch()
-    batch.addbuf(mapping, on_release=mapping.close)
+    batch.addbuf(memoryview(mapping)[:3], on_release=mapping.close)
     assert take(batch) == b"abc"
-    assert mapping.closed
+    assert (mapping.closed, reports) == (True, [])
+    mapping = mmap_of(b"abcdef")
+    with memoryview(mapping) as view:
+        batch.addbuf(view[:3], on_release=mapping.close)
+        assert take(batch) == b"abc"
+        assert (mapping.closed, reports) == (False, [BufferError])
 
 
 def test_iob_adds_encodes_all_of_the_str() -> None:
@@ -152,9 +165,11 @@ def test_iob_write_gives_any_object_to_the_callback() -> None:
     assert seen == [connection]
 
 
-def test_iob_reset_drops_the_rest_and_the_error() -> None:
-    batch = batch_of(b"abc")
+def test_iob_reset_drops_the_error_and_what_extend_has_not_moved() -> None:
+    batch, other = batch_of(b"abc"), IOBatch()
     assert iob_write(None, batch, Sink(-3)) == IOB_ERROR
+    other.extend(batch)
+    assert take(other) == b"abc"
     batch.reset()
     assert (batch.bytesleft, batch.error) == (0, None)
     batch.addbuf(b"def")
@@ -192,7 +207,17 @@ def test_io_passfd_is_a_message_with_a_byte(make_file: MakeFile) -> None:
     with stream_pair() as (ours, theirs):
         assert iob_sendmsg(ours, IOBatch(), rights) == IOB_DONE
         assert iob_sendmsg(ours, batch_of(b"x"), rights) == 1
+        with pytest.raises(TypeError):
+            iob_sendmsg(ours.fileno(), batch_of(b"x"), rights)  # type: ignore[arg-type]
         message, [fd], _, _ = socket.recv_fds(theirs, 10, 1)
+    assert (message, os.pread(fd, 10, 0)) == (b"x", b"passed")
+    os.close(fd)
+
+
+def test_io_receivefd_is_recv_fds(make_file: MakeFile) -> None:
+    with stream_pair() as (ours, theirs):
+        socket.send_fds(ours, [b"x"], [make_file(b"passed")])
+        message, [fd], _, _ = socket.recv_fds(theirs, 1, 1)
     assert (message, os.pread(fd, 10, 0)) == (b"x", b"passed")
     os.close(fd)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import socket
 import ssl
-from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
+from concurrent.futures import ThreadPoolExecutor
+from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector, EpollSelector
 
 import pytest
 
@@ -19,10 +19,9 @@ from iobatch import (
     iob_sendall,
     iob_write,
 )
-from iobatch.aio import BatchWriter
 from tests.support.batches import batch_of
-from tests.support.manpages import covered, subjects
-from tests.support.sockets import clog, receive, stream_pair
+from tests.support.manpages import covered, example, subjects
+from tests.support.sockets import PATIENCE, clog, receive, stream_pair
 from tests.support.write import Sink
 
 PAGE = ("iobatch-libowfat.7", "Callbacks", "Event loop")
@@ -58,6 +57,8 @@ def test_io_trywrite_is_send_or_os_write() -> None:
         batch.addbuf(b"abc")
         assert iob_write(ours, batch, socket.socket.send) == IOB_AGAIN
         assert iob_write(ours.fileno(), batch, os.write) == IOB_AGAIN
+        with pytest.raises(BlockingIOError):
+            ours.send(b"abc")
 
 
 def test_io_trywritetimeout_is_a_callback_that_raises_etimedout() -> None:
@@ -119,7 +120,7 @@ def test_returns_minus_3_is_eio() -> None:
     assert batch.error.errno == errno.EIO
 
 
-def test_64k_then_minus_1_is_the_default_limit() -> None:
+def test_writes_64k_then_returns_minus_1_is_the_default_limit() -> None:
     batch = batch_of(bytes(3 * WRITE_LIMIT))
     assert iob_write(None, batch, Sink()) == WRITE_LIMIT == 64 * 1024
 
@@ -142,15 +143,28 @@ def test_io_fd_is_not_needed_to_send() -> None:
         assert receive(theirs, 3) == b"abc"
 
 
-def test_io_wantwrite_is_register() -> None:
-    with stream_pair() as (ours, _theirs), DefaultSelector() as selector:
-        selector.register(ours, EVENT_WRITE)
-        assert [key.fileobj for key, _ in selector.select()] == [ours]
+def test_io_wantread_io_wantwrite_is_register_or_modify() -> None:
+    with stream_pair() as (ours, theirs), DefaultSelector() as selector:
+        theirs.send(b"abc")
+        selector.register(ours, EVENT_WRITE, "data")
+        assert [events for _, events in selector.select()] == [EVENT_WRITE]
+        with pytest.raises(KeyError):
+            selector.register(ours, EVENT_READ, "data")
+        selector.modify(ours, EVENT_READ | EVENT_WRITE, "data")
+        [(key, events)] = selector.select()
+        assert (key.data, events) == ("data", EVENT_READ | EVENT_WRITE)
+        assert selector.modify(ours, EVENT_READ).data is None
 
 
-def test_io_dontwantwrite_is_unregister() -> None:
-    with stream_pair() as (ours, _theirs), DefaultSelector() as selector:
-        selector.register(ours, EVENT_WRITE)
+def test_io_dontwantread_io_dontwantwrite_is_modify_or_unregister() -> None:
+    with stream_pair() as (ours, theirs), EpollSelector() as selector:
+        selector.register(ours, EVENT_READ | EVENT_WRITE, "data")
+        selector.modify(ours, EVENT_READ, "data")
+        assert selector.select(0) == []
+        selector.modify(ours, 0, "data")
+        theirs.close()
+        for _ in range(2):
+            assert [events for _, events in selector.select()] == [0]
         selector.unregister(ours)
         assert selector.select(0) == []
 
@@ -169,31 +183,87 @@ def test_io_waituntil_is_select_with_seconds_from_now() -> None:
         assert selector.select(0.001) == []
 
 
-def test_io_canwrite_returns_a_writable_socket_again() -> None:
+def test_io_waituntil2_is_select_with_seconds_or_none() -> None:
     with stream_pair() as (ours, _theirs), DefaultSelector() as selector:
+        assert selector.select(1 / 1000) == []
         selector.register(ours, EVENT_WRITE)
+        assert selector.select(None)
+
+
+def test_io_check_is_select_without_a_wait() -> None:
+    with stream_pair() as (ours, _theirs), DefaultSelector() as selector:
+        selector.register(ours, EVENT_READ)
+        assert selector.select(0) == []
+
+
+def test_io_canread_io_canwrite_are_the_events_of_a_socket_that_is_returned_again() -> None:
+    with stream_pair() as (ours, theirs), DefaultSelector() as selector:
+        theirs.send(b"abc")
+        selector.register(ours, EVENT_READ | EVENT_WRITE)
         batch = batch_of(b"abc")
         for _ in range(3):
-            [(key, _)] = selector.select()
+            [(key, events)] = selector.select()
+            assert events == EVENT_READ | EVENT_WRITE
             assert iob_send(key.fileobj, batch, limit=1) == 1
+        ours.recv(3)
+        assert [events for _, events in selector.select()] == [EVENT_WRITE]
 
 
-def test_io_setcookie_is_the_data_of_a_key() -> None:
+def test_io_setcookie_io_getcookie_is_the_data_of_a_key() -> None:
     batch = batch_of(b"abc")
     with stream_pair() as (ours, _theirs), DefaultSelector() as selector:
         selector.register(ours, EVENT_WRITE, batch)
         [(key, _)] = selector.select()
         assert key.data is batch
+        assert selector.get_key(ours).data is batch
 
 
-def test_io_timeout_is_a_number_of_seconds_of_a_send() -> None:
-    async def main(sock: socket.socket) -> None:
-        async with BatchWriter(sock, timeout=0.001) as writer:
-            with pytest.raises(TimeoutError):
-                await writer.write(batch_of(b"abc"))
-
+def test_io_timeout_is_a_deadline_in_the_data() -> None:
+    """As in the example of the page: a socket that takes nothing stays registered until it."""
+    batch = batch_of(b"abc")
     with stream_pair(buffers=4096) as (ours, _theirs):
         clog(ours)
-        with pytest.raises(TimeoutError):
-            iob_sendall(ours, batch_of(b"abc"), timeout=0.001)
-        asyncio.run(main(ours))
+        errors = example(PAGE[0])["send_all"]({ours: batch}, 0)
+        assert [(sock, type(error)) for sock, error in errors.items()] == [(ours, TimeoutError)]
+    assert batch.bytesleft == 3
+
+
+def test_io_timeouted_compares_each_deadline_with_the_clock() -> None:
+    """The socket whose deadline is not reached is sent to."""
+    content = bytes(3)
+    with stream_pair() as (ours, theirs):
+        assert example(PAGE[0])["send_all"]({ours: batch_of(content)}, PATIENCE) == {}
+        assert receive(theirs, 3) == content
+
+
+def test_io_tryread_is_recv() -> None:
+    with stream_pair() as (ours, theirs):
+        ours.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            ours.recv(10)
+        theirs.send(b"abc")
+        assert ours.recv(10) == b"abc"
+        theirs.close()
+        assert ours.recv(10) == b""
+
+
+def test_io_waitread_is_recv_of_a_blocking_socket() -> None:
+    with stream_pair() as (ours, theirs), ThreadPoolExecutor(1) as pool:
+        received = pool.submit(ours.recv, 10)
+        theirs.send(b"abc")
+        assert received.result(PATIENCE) == b"abc"
+
+
+def test_io_close_is_unregister_and_close() -> None:
+    with DefaultSelector() as selector:
+        sock, _peer = socket.socketpair()
+        with _peer:
+            selector.register(sock, EVENT_WRITE)
+            fd = sock.fileno()
+            sock.close()
+            with socket.socket(fileno=os.dup2(_peer.fileno(), fd)) as following:
+                with pytest.raises(KeyError):
+                    selector.register(following, EVENT_WRITE)
+                selector.unregister(fd)
+                selector.register(following, EVENT_WRITE)
+                selector.unregister(following)
