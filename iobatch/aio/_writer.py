@@ -209,8 +209,8 @@ class BatchWriter:
                 writer's.
             stall_timeout: the most seconds in which the writer sends no byte; None: no bound;
                 `...`: the writer's.
-            on_complete: called with the operation when it is done; without on_error also when it
-                has ended in any other way.
+            on_complete: called with the operation when it has ended: as DONE only, if there is an
+                on_error, else in any way.
             on_error: called with the operation when it has ended in any way except DONE.
             user_info: the operation's user_info; `...`: the writer's.
 
