@@ -45,10 +45,18 @@ def test_buffer_data_is_addbuf() -> None:
         assert take(batch) == b"abc"
 
 
-def test_buffer_data_n_is_a_slice_of_a_memoryview() -> None:
+def test_buffer_data_n_is_a_slice_of_a_memoryview_of_bytes() -> None:
     with IOBatch() as batch:
-        batch.addbuf(memoryview(b"abcdef")[:4])
-        assert take(batch) == b"abcd"
+        numbers = array.array("H", b"abcdef")
+        batch.addbuf(memoryview(numbers).cast("B")[:3])
+        batch.addbuf(memoryview(numbers)[:2])
+        assert take(batch) == b"abcabcd"
+
+
+def test_const_buffer_n_is_a_slice_from_an_offset() -> None:
+    with IOBatch() as batch:
+        batch.addbuf(memoryview(array.array("H", b"abcdef")).cast("B")[3:])
+        assert take(batch) == b"def"
 
 
 def test_buffer_string_is_adds_in_utf_8() -> None:
@@ -108,7 +116,8 @@ async def test_memory_valid_until_handler_is_held_by_the_batch() -> None:
         buffer.append(0)
 
 
-def test_memory_free_in_handler_is_a_hook_of_each_buffer() -> None:
+@both_loops
+async def test_memory_free_in_handler_is_a_hook_that_may_run_inside_write() -> None:
     released: list[str] = []
     with Scripted(4, again()) as sock, IOBatch() as batch:
         batch.addbuf(b"abc", on_release=lambda: released.append("abc"))
@@ -116,6 +125,12 @@ def test_memory_free_in_handler_is_a_hook_of_each_buffer() -> None:
         assert (iob_send(sock, batch), released) == (4, ["abc"])
         assert (iob_send(sock, batch), released) == (-1, ["abc"])
         assert (iob_send(sock, batch), released) == (2, ["abc", "def"])
+    released: list[str] = []
+    with writer_pair() as (writer, _):
+        batch = IOBatch()
+        batch.addbuf(b"abc", on_release=lambda: released.append("abc"))
+        writer.write(batch)
+        assert released == ["abc"]
 
 
 def test_more_than_64_buffers_go_out_together() -> None:

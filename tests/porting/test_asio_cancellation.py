@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 
 import pytest
 
@@ -73,6 +74,23 @@ async def test_cancellation_type_total_is_for_the_time_before_the_first_byte() -
 
 
 @both_loops
+async def test_total_partial_is_partial() -> None:
+    with scripted_writer(2, again()) as (writer, _):
+        first, second = writer.write(batch_of(b"abc")), writer.write(batch_of(b"def"))
+        assert (second.cancel(PARTIAL), first.cancel(PARTIAL)) == (True, True)
+        assert (second.bytes_transferred, first.bytes_transferred) == (0, 2)
+
+
+@both_loops
+async def test_cancellation_type_all_is_partial_and_keeps_the_socket() -> None:
+    with full_writer() as (writer, peer):
+        assert writer.write(batch_of(b"abc")).cancel()
+        op = writer.write(batch_of(b"def"))
+        assert await peer.read(3) == b"def"
+        assert await op == 3
+
+
+@both_loops
 async def test_emit_after_completion_changes_nothing() -> None:
     with writer_pair() as (writer, _):
         op = writer.write(batch_of(b"abc"))
@@ -97,6 +115,10 @@ async def test_write_after_a_partial_one_is_aborted_until_its_rest_was_posted_or
                 op.batch.reset()
             assert await writer.write(later.batch) == 3
             assert sock.taken == (b"abcdef" if resume else b"abdef")
+    with scripted_writer(2, again()) as (writer, _):
+        writer.write(batch_of(b"abc"), timeout=0)
+        gc.collect()
+        assert writer.write(batch_of(b"def")).status is ABORTED
 
 
 @both_loops
@@ -109,6 +131,19 @@ async def test_socket_cancel_ends_all_writes_and_no_reads() -> None:
         assert statuses(ops) == [CANCELLED] * 2
         peer.sock.send(b"abc")
         assert await reading == b"abc"
+    for kind in CancellationType.PARTIAL, CancellationType.TERMINAL:
+        with scripted_writer(2, again()) as (writer, _):
+            ops = [writer.write(batch_of(b"abc")), writer.write(batch_of(b"def"))]
+            assert writer.cancel(kind)
+            assert statuses(ops) == [CANCELLED] * 2
+    with scripted_writer(2, again()) as (writer, sock):
+        ops = [writer.write(batch_of(b"abc")), writer.write(batch_of(b"def"))]
+        writer.cancel()
+        assert writer.write(batch_of(b"x")).status is ABORTED
+        for op in ops:
+            writer.write(op.batch)
+        await turns()
+        assert sock.taken == b"abcdef"
 
 
 @both_loops
@@ -169,7 +204,7 @@ async def test_timer_set_anew_by_progress_is_a_stall_timeout() -> None:
 
 
 @both_loops
-async def test_coroutine_cancelled_cancels_the_operation() -> None:
+async def test_coroutine_cancelled_cancels_the_operation_unless_in_asyncio_wait() -> None:
     content = bytes(1 << 20)
     with writer_pair(buffers=4096) as (writer, _):
         op = writer.write(batch_of(content))
@@ -183,3 +218,27 @@ async def test_coroutine_cancelled_cancels_the_operation() -> None:
         await asyncio.wait([task])
         assert (task.cancelled(), op.status) == (True, CANCELLED)
         assert 0 < op.bytes_transferred == len(content) - op.batch.bytesleft
+    with full_writer() as (writer, _):
+        op = writer.write(batch_of(b"abc"))
+        task = asyncio.create_task(asyncio.wait([op]))
+        await turns()
+        task.cancel()
+        await asyncio.wait([task])
+        assert (task.cancelled(), op.status) == (True, PENDING)
+
+
+@both_loops
+async def test_disable_cancellation_is_shield() -> None:
+    with full_writer() as (writer, peer):
+        op = writer.write(batch_of(b"abc"))
+
+        async def wait() -> None:
+            await asyncio.shield(op)
+
+        task = asyncio.create_task(wait())
+        await turns()
+        task.cancel()
+        await asyncio.wait([task])
+        assert (task.cancelled(), op.status) == (True, PENDING)
+        assert await peer.read(3) == b"abc"
+        assert await op == 3

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
 from iobatch.aio import WriteOperation, WriteStatus
-from tests.support.batches import batch_of
+from tests.support.batches import batch_of, data
 from tests.support.fakes import again
 from tests.support.loops import both_loops, full_writer, read, scripted_writer, turns, writer_pair
 from tests.support.manpages import covered, subjects
@@ -169,23 +170,28 @@ async def test_yield_context_is_await_in_a_coroutine_function() -> None:
 
 
 @both_loops
-async def test_yield_ec_redirect_error_is_asyncio_wait() -> None:
+async def test_yield_ec_redirect_error_is_asyncio_wait_and_the_status() -> None:
     with failing_writer() as (writer, _):
         op = writer.write(batch_of(b"abcdef"))
         await asyncio.wait([op])
-        assert type(op.error) is BrokenPipeError
+        assert (op.status, type(op.error)) == (WriteStatus.ERROR, BrokenPipeError)
+    with scripted_writer(2, again()) as (writer, _):
+        op = writer.write(batch_of(b"abcdef"))
+        op.cancel()
+        await asyncio.wait([op])
+        assert (op.status, op.error, op.bytes_transferred) == (WriteStatus.CANCELLED, None, 2)
 
 
 @both_loops
-async def test_as_tuple_is_asyncio_wait_and_two_attributes() -> None:
+async def test_as_tuple_is_asyncio_wait_and_three_attributes() -> None:
     with writer_pair() as (writer, _):
         op = writer.write(batch_of(b"abc"))
         await asyncio.wait([op])
-        assert (op.error, op.bytes_transferred) == (None, 3)
+        assert (op.status, op.error, op.bytes_transferred) == (WriteStatus.DONE, None, 3)
 
 
 @both_loops
-async def test_detached_errors_are_raised_by_drain_once() -> None:
+async def test_detached_errors_are_raised_by_drain_once_except_those_of_aborted() -> None:
     with failing_writer() as (writer, _):
         writer.write(batch_of(b"abcdef"))
         await turns()
@@ -195,14 +201,61 @@ async def test_detached_errors_are_raised_by_drain_once() -> None:
     with failing_writer() as (writer, _), pytest.raises(BrokenPipeError):
         async with writer:
             writer.write(batch_of(b"abcdef"))
+    with scripted_writer(2, again()) as (writer, _):
+        async with writer:
+            writer.write(batch_of(b"abcdef")).cancel()
+            op = writer.write(batch_of(b"ghi"))
+            await writer.drain()
+        assert (op.status, op.bytes_transferred) == (WriteStatus.ABORTED, 0)
 
 
 @both_loops
-async def test_system_error_is_the_exception_of_await() -> None:
+async def test_system_error_is_the_exception_of_await_or_a_cancelled_error() -> None:
     with failing_writer() as (writer, _):
         op = writer.write(batch_of(b"abcdef"))
         with pytest.raises(BrokenPipeError):
             await op
+    with full_writer() as (writer, _):
+        op = writer.write(batch_of(b"abc"))
+        op.cancel()
+        with pytest.raises(asyncio.CancelledError) as raised:
+            await op
+        assert not isinstance(raised.value, Exception)
+
+
+@both_loops
+async def test_cancel_by_other_code_ends_the_awaiting_task_as_cancelled() -> None:
+    with full_writer() as (writer, _):
+        op = writer.write(batch_of(b"abc"))
+
+        async def wait() -> None:
+            await op
+
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(wait())
+            await turns()
+            op.cancel()
+        assert (task.cancelled(), task.cancelling()) == (True, 0)
+
+
+@both_loops
+async def test_append_prepend_is_a_partial_function() -> None:
+    seen: list[tuple[str, WriteOperation]] = []
+    with writer_pair() as (writer, _):
+
+        def f(value: str, op: WriteOperation) -> None:
+            seen.append((value, op))
+
+        op = writer.write(batch_of(b"abc"), on_complete=functools.partial(f, "value"))
+        await turns()
+        assert seen == [("value", op)]
+
+
+@both_loops
+async def test_consign_is_user_info() -> None:
+    with writer_pair() as (writer, _):
+        value = object()
+        assert writer.write(batch_of(b"abc"), user_info=value).user_info is value
 
 
 @both_loops
@@ -218,9 +271,43 @@ async def test_co_spawn_ex_f_token_is_create_task() -> None:
 
 
 @both_loops
+async def test_async_compose_is_a_coroutine_function() -> None:
+    content = data(50_000)
+    with writer_pair(buffers=4096) as (writer, peer):
+
+        async def write_with_length() -> int:
+            head = await writer.write(batch_of(len(content).to_bytes(4)))
+            return head + await writer.write(batch_of(content))
+
+        task = asyncio.create_task(write_with_length())
+        received = await read(peer, 4 + len(content))
+        assert (await task, received[4:]) == (4 + len(content), content)
+
+
+@both_loops
 async def test_make_parallel_group_is_asyncio_wait() -> None:
     with full_writer() as (writer, _), writer_pair() as (other, _):
         ops = [writer.write(batch_of(b"abc")), other.write(batch_of(b"abc"))]
         done, pending = await asyncio.wait(ops, return_when=asyncio.FIRST_COMPLETED)
         assert (done, pending) == ({ops[1]}, {ops[0]})
         assert [op.cancel() for op in pending] == [True]
+
+
+@both_loops
+async def test_co_await_a_b_returns_after_the_first_end_of_any_kind() -> None:
+    with full_writer() as (writer, _), failing_writer() as (other, _):
+        ops = [writer.write(batch_of(b"abc")), other.write(batch_of(b"abc"))]
+        done, pending = await asyncio.wait(ops, return_when=asyncio.FIRST_COMPLETED)
+        assert [op.status for op in (*done, *pending)] == [WriteStatus.ERROR, WriteStatus.PENDING]
+
+
+@both_loops
+async def test_co_await_a_b_for_both_is_gather() -> None:
+    with full_writer() as (writer, peer), failing_writer() as (other, _), writer_pair() as (ok, _):
+        assert await asyncio.gather(ok.write(batch_of(b"a")), ok.write(batch_of(b"bc"))) == [1, 2]
+        op = writer.write(batch_of(b"abc"))
+        with pytest.raises(BrokenPipeError):
+            await asyncio.gather(op, other.write(batch_of(b"abc")))
+        assert await peer.read(3) == b"abc"
+        await turns()
+        assert op.status is WriteStatus.DONE

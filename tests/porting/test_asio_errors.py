@@ -20,6 +20,7 @@ from tests.support.manpages import covered, subjects
 from tests.support.sockets import clog, stream_pair
 
 if TYPE_CHECKING:
+    from iobatch.aio import WriteOperation
     from tests.support.batches import MakeFile
 
 PAGE = "iobatch-asio.7", "Error codes"
@@ -34,7 +35,11 @@ def udp() -> socket.socket:
 
 async def failure(sock: socket.socket, batch: IOBatch | None = None, **options: Any) -> OSError:
     """Return the error that ends a write on sock."""
-    op = BatchWriter(sock).write(batch or batch_of(b"abc"), **options)
+    return await failure_of(BatchWriter(sock).write(batch or batch_of(b"abc"), **options))
+
+
+async def failure_of(op: WriteOperation) -> OSError:
+    """Return the error that ends an operation."""
     with pytest.raises(OSError) as raised:  # the caller checks it
         await op
     assert op.status is WriteStatus.ERROR
@@ -72,18 +77,40 @@ async def test_n_beside_an_error_is_exact() -> None:
 
 
 @both_loops
-async def test_operation_aborted_is_cancelled_error_or_ecanceled() -> None:
+async def test_write_after_an_error_is_aborted_or_fails_again() -> None:
+    with scripted_writer(2, ConnectionResetError(errno.ECONNRESET, "reset")) as (writer, _):
+        first = writer.write(batch_of(b"abcdef"))
+        await asyncio.wait([first])
+        later = [writer.write(batch_of(b"ghi")) for _ in range(2)]
+        assert [op.status for op in (first, *later)] == [
+            WriteStatus.ERROR,
+            WriteStatus.ABORTED,
+            WriteStatus.ABORTED,
+        ]
+    with writer_pair() as (writer, peer):
+        peer.close()
+        for _ in range(2):
+            assert type(await failure_of(writer.write(batch_of(b"abc")))) is BrokenPipeError
+
+
+@both_loops
+async def test_operation_aborted_by_cancel_is_cancelled_error() -> None:
     with full_writer() as (writer, _):
-        cancelled, aborted = writer.write(batch_of(b"abc")), writer.write(batch_of(b"def"))
-        cancelled.cancel()
+        op = writer.write(batch_of(b"abc"))
+        op.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await cancelled
-        assert cancelled.status is WriteStatus.CANCELLED
+            await op
+        assert (op.status, op.error) == (WriteStatus.CANCELLED, None)
+
+
+@both_loops
+async def test_operation_aborted_by_close_is_ecanceled() -> None:
+    with full_writer() as (writer, _):
+        op = writer.write(batch_of(b"def"))
         writer.close()
         with pytest.raises(OSError) as raised:  # its errno is checked
-            await aborted
-        assert raised.value.errno == errno.ECANCELED
-        assert aborted.status is WriteStatus.ABORTED
+            await op
+        assert (raised.value.errno, op.status) == (errno.ECANCELED, WriteStatus.ABORTED)
 
 
 @both_loops
@@ -184,10 +211,18 @@ async def test_no_memory_is_enomem_of_the_system() -> None:
 
 
 @both_loops
-async def test_network_down_unreachable_keep_their_errno() -> None:
-    for number in (errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH):
-        error = await scripted_failure(number)
-        assert (type(error), error.errno) == (OSError, number)
+async def test_network_down_is_enetdown() -> None:
+    assert (await scripted_failure(errno.ENETDOWN)).errno == errno.ENETDOWN
+
+
+@both_loops
+async def test_network_unreachable_is_enetunreach() -> None:
+    assert (await scripted_failure(errno.ENETUNREACH)).errno == errno.ENETUNREACH
+
+
+@both_loops
+async def test_host_unreachable_is_ehostunreach() -> None:
+    assert (await scripted_failure(errno.EHOSTUNREACH)).errno == errno.EHOSTUNREACH
 
 
 @both_loops

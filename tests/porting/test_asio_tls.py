@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
@@ -29,10 +29,12 @@ PAGE = "iobatch-asio.7", "TLS"
 class Server:
     """The objects of the page's table, for the server of a connection."""
 
+    SIDE: ClassVar[dict[str, Any]] = {"server_side": True}
+
     def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
         self.sock = sock
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.sslobject = context.wrap_bio(incoming, outgoing, server_side=True)
+        self.sslobject = context.wrap_bio(incoming, outgoing, **self.SIDE)
         self.tls = TLS(self.sslobject, incoming, outgoing)
         self.writer = BatchWriter(sock, through=Filter(self.tls))
 
@@ -41,6 +43,17 @@ class Server:
         while not self.sslobject.version():
             self.tls.receive(await loop.sock_recv(self.sock, 65536))
             await self.writer.flush()
+
+
+class Client(Server):
+    """The same for a client."""
+
+    SIDE: ClassVar[dict[str, Any]] = {"server_hostname": "localhost"}
+
+    async def begin(self) -> None:
+        with suppress(ssl.SSLWantReadError):
+            self.sslobject.do_handshake()
+        await self.writer.flush()
 
 
 @contextmanager
@@ -82,7 +95,7 @@ async def test_ssl_stream_s_context_is_a_writer_through_a_filter(authority: trus
 
 
 @both_loops
-async def test_async_handshake_type_is_receive_and_flush(authority: trustme.CA) -> None:
+async def test_async_handshake_server_is_receive_and_flush(authority: trustme.CA) -> None:
     def client(conn: ssl.SSLSocket) -> bytes:
         receive_all(conn)
         return str(conn.version()).encode()
@@ -92,6 +105,35 @@ async def test_async_handshake_type_is_receive_and_flush(authority: trustme.CA) 
         assert server.sslobject.version()
         await server.writer.finish()
         assert (await version).decode() == server.sslobject.version()
+
+
+@contextmanager
+def client_of(
+    authority: trustme.CA, context: ssl.SSLContext, server: Callable[[ssl.SSLSocket], bytes]
+) -> Iterator[tuple[Client, asyncio.Future[bytes]]]:
+    """Yield a client, and the future result of a server, which runs in a thread."""
+    server_context, _ = tls_contexts(authority)
+
+    def run(sock: socket.socket) -> bytes:
+        with server_context.wrap_socket(sock, server_side=True) as conn:
+            return server(conn)
+
+    with stream_pair() as (ours, theirs):
+        ours.setblocking(False)
+        yield Client(ours, context), asyncio.ensure_future(asyncio.to_thread(run, theirs))
+
+
+@both_loops
+async def test_async_handshake_client_begins_with_do_handshake_and_flush(
+    authority: trustme.CA,
+) -> None:
+    _, context = tls_contexts(authority)
+    with client_of(authority, context, receive_all) as (client, received):
+        await client.begin()
+        await client.shake_hands()
+        await client.writer.write(batch_of(b"abc"))
+        await client.writer.finish()
+        assert await received == b"abc"
 
 
 @both_loops
@@ -135,6 +177,21 @@ async def test_async_shutdown_is_finish_and_does_not_wait_for_the_peer(
             with pytest.raises(ssl.SSLZeroReturnError):
                 server.tls.receive(await loop.sock_recv(server.sock, 65536))
         assert await received == b""
+
+
+@both_loops
+async def test_error_ssl_category_is_ssl_error_of_receive(authority: trustme.CA) -> None:
+    def server(sock: ssl.SSLSocket) -> bytes:
+        raise AssertionError(sock)
+
+    with client_of(authority, ssl.create_default_context(), server) as (client, refused):
+        await client.begin()
+        with pytest.raises(ssl.SSLError) as raised:
+            await client.shake_hands()
+        assert raised.value.reason == "CERTIFICATE_VERIFY_FAILED"
+        await client.writer.flush()
+        with pytest.raises(ssl.SSLError, match="alert"):
+            await refused
 
 
 @both_loops

@@ -160,13 +160,6 @@ async def test_transfer_exactly_n_keeps_the_rest_and_refuses_too_many() -> None:
 
 
 @both_loops
-async def test_transfer_at_least_n_never_sends_more() -> None:
-    with scripted_writer(1, 2) as (writer, sock):
-        assert await writer.write(batch_of(b"abcdef"), exactly=2) == 2
-        assert sock.taken == b"ab"
-
-
-@both_loops
 async def test_async_write_to_stream_file_goes_by_a_thread(tmp_path: Path) -> None:
     with (tmp_path / "file").open("wb", buffering=0) as file:  # a small file
         sent = await asyncio.to_thread(iob_sendall, file.fileno(), batch_of(b"abc", b"def"))
@@ -202,22 +195,40 @@ async def test_posix_stream_descriptor_is_for_iob_send() -> None:
 
 
 @both_loops
-async def test_async_wait_wait_write_is_add_writer() -> None:
+async def test_socket_assign_fd_makes_a_socket_for_a_writer() -> None:
+    with stream_pair() as (ours, theirs), socket.socket(fileno=ours.detach()) as sock:
+        sock.setblocking(False)
+        assert await BatchWriter(sock).write(batch_of(b"abc")) == 3
+        assert receive(theirs, 3) == b"abc"
+
+
+def test_native_handle_is_fileno() -> None:
+    with stream_pair() as (ours, theirs):
+        assert iob_send(ours.fileno(), batch_of(b"abc")) == 3
+        assert receive(theirs, 3) == b"abc"
+
+
+@both_loops
+async def test_async_wait_wait_write_is_add_writer_until_remove_writer() -> None:
     loop = asyncio.get_running_loop()
     with stream_pair(buffers=4096) as (ours, theirs):
         theirs.setblocking(False)
         filler = clog(ours)
         batch = batch_of(b"abc")
         assert iob_send(ours, batch) == IOB_AGAIN
-        sent = loop.create_future()
+        codes: list[int] = []
+        done = loop.create_future()
 
         def send() -> None:
-            loop.remove_writer(ours)
-            sent.set_result(iob_send(ours, batch))
+            codes.append(iob_send(ours, batch))
+            if len(codes) == 3:
+                loop.remove_writer(ours)
+                done.set_result(None)
 
         loop.add_writer(ours, send)
         await read(theirs, filler)
-        assert await sent == 3
+        await done
+        assert codes == [3, IOB_DONE, IOB_DONE]
 
 
 @both_loops
