@@ -83,6 +83,7 @@ async def test_number_of_bytes_written_is_exact_and_the_rest_can_be_sent() -> No
         op = writer.write_buffer(b"abcdef", calls.callback("callback"), timeout=0)
         await turns()
         assert calls == [("callback", b"abcdef", 2, TIMEOUT)]
+        assert writer.timeout == 0
         assert await writer.write(op.batch, timeout=None) == 4
         assert sock.taken == b"abcdef"
 
@@ -129,11 +130,13 @@ async def test_async_io_state_write_status_is_status() -> None:
     with full_writer() as (writer, peer):
         calls = Calls()
         op = writer.write_buffer(b"abc", calls.callback("callback"))
-        assert op.status is WriteStatus.PENDING
+        assert (op.status, writer.status) == (WriteStatus.PENDING, WriteStatus.PENDING)
         assert await peer.read(3) == b"abc"
         await op
         await turns()
         assert (op.status, [call[3] for call in calls]) == (DONE, [DONE])
+        writer.write(batch_of(bytes(1 << 20)))
+        assert writer.status is DONE
 
 
 @both_loops
@@ -181,3 +184,22 @@ async def test_write_after_a_partial_one_is_aborted_until_the_rest_was_posted() 
         assert await writer.write(later.batch) == 3
         writer.write(batch_of(b"g"))
         assert sock.taken == b"abcdefg"
+
+
+@both_loops
+async def test_resume_with_start_follows_a_reset() -> None:
+    with scripted_writer(2, again(), again(), timeout=0) as (writer, sock):
+        ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def resume(writer: BatchWriter, data: bytes, nbytes: int) -> None:
+            op.batch.reset()
+            writer.write_buffer(
+                data,
+                lambda _writer, _data, more: ended.set_result(nbytes + more),
+                start=1 + nbytes,
+                timeout=None,
+            )
+
+        op = writer.write_buffer(b"abcdef", resume, start=1)
+        assert await ended == 5
+        assert sock.taken == b"bcdef"

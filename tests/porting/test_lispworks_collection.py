@@ -33,19 +33,18 @@ def test_make_wait_state_collection_is_new_event_loop() -> None:
     loop.close()
 
 
-def test_create_and_run_wait_state_collection_is_a_thread_with_a_loop() -> None:
+@pytest.mark.parametrize("loop_name", LOOPS)
+def test_create_and_run_wait_state_collection_is_a_thread_with_a_loop(loop_name: str) -> None:
+    loop = new_loop(loop_name)
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
     with stream_pair() as (ours, theirs):
         ours.setblocking(False)
-
-        async def main() -> None:
-            async with BatchWriter(ours) as writer:
-                writer.write(batch_of(b"abc"))
-
-        thread = threading.Thread(target=asyncio.run, args=(main(),))
-        thread.start()
+        loop.call_soon_threadsafe(lambda: BatchWriter(ours).write(batch_of(b"abc")))
         assert receive(theirs, 3) == b"abc"
+        loop.call_soon_threadsafe(loop.stop)
         thread.join(PATIENCE)
-        assert not thread.is_alive()
+        loop.close()
 
 
 @pytest.mark.parametrize("loop_name", LOOPS)
@@ -67,13 +66,35 @@ def test_loop_processing_wait_state_collection_is_run_forever(loop_name: str) ->
 
 
 @pytest.mark.parametrize("loop_name", LOOPS)
-def test_wait_state_collection_stop_loop_is_stop(loop_name: str) -> None:
+def test_wait_state_collection_stop_loop_is_stop_after_run_forever(loop_name: str) -> None:
     loop = new_loop(loop_name)
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     loop.call_soon_threadsafe(loop.stop)
     thread.join(PATIENCE)
     assert not thread.is_alive()
+    loop.close()
+
+    async def main() -> None:
+        asyncio.get_running_loop().stop()
+        await asyncio.sleep(PATIENCE)
+
+    with (
+        asyncio.Runner(loop_factory=lambda: new_loop(loop_name)) as runner,
+        pytest.raises(RuntimeError, match="stopped before"),
+    ):
+        runner.run(main())
+
+
+@pytest.mark.parametrize("loop_name", LOOPS)
+def test_wait_state_collection_alive_p_is_is_running(loop_name: str) -> None:
+    loop = new_loop(loop_name)
+    running: list[bool] = []
+    loop.call_soon(lambda: running.append(loop.is_running()))
+    loop.call_soon(loop.stop)
+    assert not loop.is_running()
+    loop.run_forever()
+    assert running == [True]
     loop.close()
 
 

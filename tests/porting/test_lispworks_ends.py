@@ -11,7 +11,8 @@ import pytest
 from iobatch.aio import BatchWriter, CancellationType, WriteStatus
 from tests.support.aio import statuses
 from tests.support.batches import batch_of
-from tests.support.loops import both_loops, full_writer, read, turns, writer_pair
+from tests.support.fakes import again
+from tests.support.loops import both_loops, full_writer, read, scripted_writer, turns, writer_pair
 from tests.support.manpages import covered, subjects
 
 PAGE = "iobatch-lispworks.7", "Abort and close"
@@ -37,6 +38,34 @@ async def test_async_io_state_abort_output_is_cancel() -> None:
         asyncio.get_running_loop().call_soon(writer.cancel)
         await turns(1)
         assert statuses(ops) == [CANCELLED] * 2
+
+
+@both_loops
+async def test_write_after_an_abort_is_allowed_unless_a_write_was_sent_in_part() -> None:
+    with full_writer() as (writer, peer):
+        writer.write_buffer(
+            b"abc", ignore, error_callback=lambda *_: writer.write_buffer(b"def", ignore)
+        )
+        writer.cancel()
+        assert await peer.read(3) == b"def"
+    with scripted_writer(2, again()) as (writer, sock):
+        op = writer.write_buffer(b"abc", ignore)
+        writer.cancel()
+        assert writer.write_buffer(b"def", ignore).status is ABORTED
+        op.batch.reset()
+        assert await writer.write_buffer(b"def", ignore) == 3
+        assert sock.taken == b"abdef"
+
+
+@both_loops
+async def test_async_io_state_abort_io_is_cancel_of_the_writes_and_of_the_reading_task() -> None:
+    with full_writer() as (writer, _):
+        op = writer.write_buffer(b"abc", ignore)
+        task = asyncio.create_task(read(writer.sock, 1))
+        await turns()
+        assert (writer.cancel(), task.cancel()) == (True, True)
+        await asyncio.wait([task])
+        assert (op.status, task.cancelled()) == (CANCELLED, True)
 
 
 @both_loops
@@ -100,10 +129,29 @@ async def test_write_to_a_closed_state_raises_ecanceled() -> None:
 
 
 @both_loops
-async def test_async_io_state_shutdown_follows_the_last_operation() -> None:
+async def test_async_io_state_shutdown_output_follows_the_last_operation() -> None:
     with full_writer() as (writer, peer):
         op = writer.write_buffer(b"abc", ignore)
         assert await peer.read(3) == b"abc"
         await op
         writer.sock.shutdown(socket.SHUT_WR)
         assert await asyncio.get_running_loop().sock_recv(peer.sock, 1) == b""
+
+
+@both_loops
+async def test_async_io_state_shutdown_input_leaves_the_output() -> None:
+    with writer_pair() as (writer, peer):
+        writer.sock.shutdown(socket.SHUT_RD)
+        assert await asyncio.get_running_loop().sock_recv(writer.sock, 1) == b""
+        assert await writer.write_buffer(b"abc", ignore) == 3
+        assert await read(peer, 3) == b"abc"
+
+
+@both_loops
+async def test_async_io_state_shutdown_io_ends_both() -> None:
+    with writer_pair() as (writer, peer):
+        assert await writer.write_buffer(b"abc", ignore) == 3
+        writer.sock.shutdown(socket.SHUT_RDWR)
+        assert await read(peer, 3) == b"abc"
+        loop = asyncio.get_running_loop()
+        assert [await loop.sock_recv(sock, 1) for sock in (peer, writer.sock)] == [b"", b""]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from iobatch.aio import BatchWriter
+from iobatch.aio import BatchWriter, WriteStatus
 from iobatch.filters import TLS, Filter
 from tests.support.batches import batch_of
 from tests.support.loops import both_loops, turns
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import trustme
+
+    from iobatch.aio import WriteOperation
 
 PAGE = "iobatch-lispworks.7", "Messages and SSL"
 
@@ -45,14 +47,26 @@ async def test_async_io_state_send_message_is_write_buffer() -> None:
 
 @both_loops
 async def test_async_io_state_send_message_to_address_is_write_with_an_address() -> None:
+    ended: list[WriteOperation] = []
     with (
         socket.socket(type=socket.SOCK_DGRAM) as ours,
         socket.socket(type=socket.SOCK_DGRAM) as theirs,
     ):
         ours.setblocking(False)
         theirs.bind(("127.0.0.1", 0))
-        await BatchWriter(ours).write(batch_of(b"a ", b"message"), address=theirs.getsockname())
+        writer = BatchWriter(ours)
+        batch = batch_of(b"a ", b"message")
+        sent = writer.write(
+            batch, address=theirs.getsockname(), on_complete=ended.append, timeout=9, user_info=9
+        )
         assert theirs.recv(99) == b"a message"
+        assert (writer.timeout, writer.user_info) == (None, None)
+        refused = writer.write(
+            batch_of(b"a"), address=("127.0.0.1", "http"), on_complete=ended.append
+        )
+        await turns()
+        assert ended == [sent, refused]
+        assert (refused.status, type(refused.error)) == (WriteStatus.ERROR, TypeError)
 
 
 async def serve(
@@ -94,6 +108,18 @@ async def serve(
 @both_loops
 async def test_async_io_state_attach_ssl_is_a_filter_with_tls(authority: trustme.CA) -> None:
     assert await serve(authority, receive_all) == b"encrypted"
+
+
+@both_loops
+async def test_handshake_timeout_is_asyncio_timeout(authority: trustme.CA) -> None:
+    context, _ = tls_contexts(authority)
+    with stream_pair() as (sock, _):
+        sock.setblocking(False)
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = TLS(context.wrap_bio(incoming, outgoing, server_side=True), incoming, outgoing)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0):
+                tls.receive(await asyncio.get_running_loop().sock_recv(sock, 65536))
 
 
 @both_loops

@@ -116,16 +116,6 @@ async def test_argument_not_supplied_changes_nothing_but_none_does() -> None:
 
 
 @both_loops
-async def test_queue_output_t_is_what_a_writer_does() -> None:
-    with full_writer() as (writer, peer):
-        ops = [writer.write_buffer(content, ignore) for content in (b"abc", b"def")]
-        assert [op.status for op in ops] == [WriteStatus.PENDING] * 2
-        assert await peer.read(6) == b"abcdef"
-        await ops[1]
-        assert writer.pending == 0
-
-
-@both_loops
 async def test_several_buffers_are_one_operation_of_write() -> None:
     with writer_pair() as (writer, peer):
         assert await writer.write(batch_of(b"abc", b"def")) == 6
