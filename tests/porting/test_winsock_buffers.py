@@ -14,7 +14,8 @@ from iobatch import IOBatch, iob_sendmsg
 from iobatch.aio import BatchWriter, WriteStatus
 from tests.support.aio import statuses
 from tests.support.batches import batch_of, data
-from tests.support.loops import both_loops, full_writer, read, turns, writer_pair
+from tests.support.fakes import again
+from tests.support.loops import both_loops, full_writer, read, scripted_writer, turns, writer_pair
 from tests.support.manpages import covered, subjects
 from tests.support.sockets import PATIENCE
 
@@ -130,6 +131,15 @@ async def test_cancelioex_s_null_is_cancel_of_the_writer() -> None:
         operations = [writer.write(batch_of(b"abc")) for _ in range(3)]
         assert writer.cancel()
         assert statuses(operations) == [WriteStatus.CANCELLED] * 3
+    with scripted_writer(2, again()) as (writer, sock):
+        operations = [writer.write(batch_of(b"abc")) for _ in range(2)]
+        assert writer.cancel()
+        operations.append(writer.write(batch_of(b"def")))
+        ended = [WriteStatus.CANCELLED, WriteStatus.CANCELLED, WriteStatus.ABORTED]
+        assert statuses(operations) == ended
+        operations[0].batch.reset()
+        assert await writer.write(operations[2].batch) == 3
+        assert sock.taken == b"abdef"
 
 
 @both_loops
