@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from iobatch.aio import WriteStatus
 from tests.support.batches import batch_of, data
 from tests.support.loops import both_loops, read, turns, writer_pair
 from tests.support.manpages import example
@@ -104,16 +105,16 @@ async def test_example_of_lispworks_reports_a_failure_with_its_count() -> None:
 
 
 @both_loops
-async def test_example_of_winsock_collects_the_size_of_each_send() -> None:
+async def test_example_of_winsock_collects_the_result_of_each_send() -> None:
     send_buffers = example("iobatch-winsock.7")["send_buffers"]
     buffers = [data(50_000), b"abc", data(50_000, 1)]
     with writer_pair(buffers=4096) as (writer, peer):
         sending = asyncio.create_task(send_buffers(writer.sock, buffers))
         assert await read(peer, 100_003) == b"".join(buffers)
-        assert await sending == {0: 50_000, 1: 3, 2: 50_000}
+        done = WriteStatus.DONE
+        assert await sending == {0: (done, 50_000), 1: (done, 3), 2: (done, 50_000)}
         peer.close()
-        with pytest.raises(BrokenPipeError):
-            await send_buffers(writer.sock, buffers)
+        assert await send_buffers(writer.sock, [b"abc"]) == {0: (WriteStatus.ERROR, 0)}
 
 
 @both_loops

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import select
 import socket
+from concurrent.futures import ThreadPoolExecutor
+from selectors import EVENT_WRITE, DefaultSelector
 from typing import TYPE_CHECKING
 
 import pytest
 
-from iobatch import IOBatch
+from iobatch import IOB_AGAIN, IOB_DONE, IOB_ERROR, IOBatch, iob_send, iob_sendall
 from iobatch.aio import BatchWriter, WriteOperation, WriteStatus
 from tests.porting.test_winsock_buffers import PAGE as BUFFERS
 from tests.porting.test_winsock_codes import PAGE as CODES
@@ -21,6 +24,7 @@ from tests.support.batches import IOV_MAX, batch_of, data
 from tests.support.fakes import again
 from tests.support.loops import both_loops, full_writer, read, scripted_writer, turns, writer_pair
 from tests.support.manpages import covered, subjects
+from tests.support.sockets import PATIENCE, clog, receive, stream_pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +33,7 @@ PAGE = (
     "iobatch-winsock.7",
     "Parameters of WSASend",
     "Parameters of the completion routine",
+    "WSASend without overlapped I/O",
 )
 
 
@@ -155,6 +160,12 @@ async def test_hevent_is_await_by_any_number_of_tasks() -> None:
         await peer.read(3)
         assert await asyncio.gather(*waiting) == [3, 3, 3]
         assert [await operation, await operation] == [3, 3]
+    with full_writer() as (writer, _):
+        operation = writer.write(batch_of(b"abc"))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0):
+                await operation
+        assert operation.cancelled()
 
 
 @both_loops
@@ -165,7 +176,23 @@ async def test_context_in_hevent_is_user_info() -> None:
 
 
 @both_loops
-async def test_lpcompletionroutine_is_on_complete_on_error_or_a_done_callback() -> None:
+async def test_lpcompletionroutine_is_on_complete_or_a_done_callback_after_any_end() -> None:
+    completed: list[WriteOperation] = []
+    added: list[WriteOperation] = []
+    reset = ConnectionResetError(errno.ECONNRESET, "scripted")
+    with scripted_writer(3, reset, again(), again()) as (writer, _):
+        for options in ({}, {}, {"timeout": 0}, {}):
+            operation = writer.write(batch_of(b"abc"), on_complete=completed.append, **options)
+            operation.add_done_callback(added.append)
+        operation.cancel()
+        await turns()
+    ends = {WriteStatus.DONE, WriteStatus.ERROR, WriteStatus.TIMEOUT, WriteStatus.CANCELLED}
+    assert {operation.status for operation in completed} == ends
+    assert {*completed} == {*added}
+
+
+@both_loops
+async def test_routine_for_failures_is_on_error() -> None:
     called: list[tuple[str, WriteOperation]] = []
 
     def routine(name: str) -> Callable[[WriteOperation], None]:
@@ -177,10 +204,8 @@ async def test_lpcompletionroutine_is_on_complete_on_error_or_a_done_callback() 
             writer.write(batch_of(b"abc"), on_complete=routine("done"), on_error=routine("error"))
             for _ in range(2)
         ]
-        operations[0].add_done_callback(routine("added"))
         await turns()
-    names = {"done": operations[0], "error": operations[1], "added": operations[0]}
-    assert sorted(called, key=lambda each: each[0]) == sorted(names.items())
+    assert called == [("done", operations[0]), ("error", operations[1])]
 
 
 # Parameters of the completion routine
@@ -221,3 +246,61 @@ async def test_argument_lpoverlapped_is_the_argument_of_the_callback() -> None:
         operation = writer.write(batch_of(b"abc"), on_complete=seen.append)
         await turns()
     assert seen == [operation]
+
+
+# WSASend without overlapped I/O
+
+
+def test_blocking_socket_is_iob_sendall() -> None:
+    content = data(200_000)
+    with stream_pair(buffers=4096) as (ours, peer), ThreadPoolExecutor(1) as pool:
+        received = pool.submit(receive, peer, len(content))
+        batch = batch_of(content)
+        iob_sendall(ours, batch)
+        assert (batch.bytesleft, received.result(PATIENCE)) == (0, content)
+        peer.close()
+        with pytest.raises(BrokenPipeError):
+            iob_sendall(ours, batch_of(b"abc"))
+
+
+def test_non_blocking_socket_is_iob_send_until_it_returns_0() -> None:
+    with stream_pair(buffers=4096) as (ours, peer):
+        ours.setblocking(False)
+        batch = batch_of(bytes(1_000_000))
+        assert 0 < iob_send(ours, batch) == 1_000_000 - batch.bytesleft
+        small = batch_of(b"abc")
+        assert receive(peer, batch.bytessent)
+        assert [iob_send(ours, small), iob_send(ours, small)] == [3, IOB_DONE]
+
+
+def test_its_wsaewouldblock_is_iob_again() -> None:
+    with stream_pair(buffers=4096) as (ours, _):
+        ours.setblocking(False)
+        clog(ours)
+        assert iob_send(ours, batch_of(b"abc")) == IOB_AGAIN
+
+
+def test_its_wsagetlasterror_is_iob_error_and_batch_error() -> None:
+    with stream_pair() as (ours, peer):
+        peer.close()
+        batch = batch_of(b"abc")
+        assert iob_send(ours, batch) == IOB_ERROR
+        assert (type(batch.error), batch.bytesleft) == (BrokenPipeError, 3)
+
+
+def test_fd_write_wsaeventselect_is_a_selector_that_is_level_triggered() -> None:
+    with stream_pair(buffers=4096) as (ours, peer), DefaultSelector() as selector:
+        ours.setblocking(False)
+        selector.register(ours, EVENT_WRITE)
+        assert [len(selector.select(0)) for _ in range(2)] == [1, 1]
+        batch = batch_of(bytes(1_000_000))
+        while iob_send(ours, batch) > 0:
+            pass
+        assert selector.select(0) == []
+        receive(peer, batch.bytessent)
+        assert selector.select(0) != []
+
+
+def test_wsapoll_select_is_a_default_selector() -> None:
+    with DefaultSelector() as selector:
+        assert hasattr(select, type(selector).__name__.removesuffix("Selector").lower())

@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import struct
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
-from iobatch import IOBatch, iob_sendmsg
+from iobatch import IOBatch, TruncatedFileError, iob_sendmsg
 from iobatch.aio import BatchWriter, WriteStatus
 from tests.support.aio import statuses
 from tests.support.batches import batch_of, data
 from tests.support.fakes import again
 from tests.support.loops import both_loops, full_writer, read, scripted_writer, turns, writer_pair
 from tests.support.manpages import covered, subjects
-from tests.support.sockets import PATIENCE
+from tests.support.sockets import PATIENCE, is_silent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +26,13 @@ if TYPE_CHECKING:
 
     from tests.support.batches import MakeFile
 
-PAGE = ("iobatch-winsock.7", "Messages", "Buffers, cancellation and closing", "TransmitFile")
+PAGE = (
+    "iobatch-winsock.7",
+    "Messages",
+    "Buffers, cancellation and closing",
+    "TransmitFile",
+    "Other calls",
+)
 
 
 def test_the_tests_here_and_the_rows_of_the_tables_correspond_in_order() -> None:
@@ -81,6 +88,15 @@ async def test_message_of_0_bytes_is_not_sent_by_an_empty_batch() -> None:
             to.recv(10)
         writer.sock.send(b"")
         assert to.recv(10) == b""
+
+
+@both_loops
+async def test_tp_element_eop_is_the_end_of_a_batch() -> None:
+    loop = asyncio.get_running_loop()
+    with datagrams() as (writer, to):
+        for batch in (batch_of(b"abc", b"def"), batch_of(b"ghi")):
+            await writer.write(batch, address=to.getsockname())
+        assert [await loop.sock_recv(to, 10) for _ in range(2)] == [b"abcdef", b"ghi"]
 
 
 # Buffers, cancellation and closing
@@ -165,6 +181,18 @@ async def test_closesocket_aborts_the_pending_operations(first: str) -> None:
 
 
 @both_loops
+async def test_so_linger_is_the_option_of_the_socket() -> None:
+    """0 seconds: the kernel drops what it has accepted, and resets the connection."""
+    with writer_pair("tcp4") as (writer, peer):
+        option = struct.pack("ii", 1, 0)
+        writer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, option)
+        await writer.write(batch_of(b"abc"))
+        writer.sock.close()
+        with pytest.raises(ConnectionResetError):
+            await read(peer, 4)
+
+
+@both_loops
 async def test_sio_flush_drops_what_waits_in_the_writer_only() -> None:
     with full_writer() as (writer, peer):
         writer.write(batch_of(b"abc"))
@@ -173,6 +201,13 @@ async def test_sio_flush_drops_what_waits_in_the_writer_only() -> None:
         await peer.clear()  # all that the kernel had accepted arrives
         assert await writer.write(batch_of(b"def")) == 3
         assert await peer.read(3) == b"def"
+    with writer_pair(buffers=4096) as (writer, peer):
+        operation = writer.write(batch_of(bytes(1_000_000)))
+        writer.cancel()
+        await read(peer, operation.bytes_transferred)
+        assert writer.write(batch_of(b"def")).status is WriteStatus.ABORTED
+        operation.batch.reset()
+        assert await writer.write(batch_of(b"def")) == 3
 
 
 @both_loops
@@ -183,6 +218,15 @@ async def test_shutdown_s_sd_send_follows_the_last_operation() -> None:
         await writer.write(batch_of(bytes(50_000)))
         writer.sock.shutdown(socket.SHUT_WR)
         await reading
+        assert await asyncio.get_running_loop().sock_recv(peer, 1) == b""
+
+
+@both_loops
+async def test_wsasenddisconnect_is_a_write_and_shutdown() -> None:
+    with writer_pair() as (writer, peer):
+        await writer.write(batch_of(b"disconnect data"))
+        writer.sock.shutdown(socket.SHUT_WR)
+        assert await read(peer, 15) == b"disconnect data"
         assert await asyncio.get_running_loop().sock_recv(peer, 1) == b""
 
 
@@ -263,6 +307,46 @@ async def test_lptransmitbuffers_are_entries_before_and_after_the_file(make_file
 
 
 @both_loops
+async def test_transmitpackets_is_a_batch_of_any_entries(make_file: MakeFile) -> None:
+    with writer_pair() as (writer, peer):
+        batch = IOBatch()
+        fd = make_file(b"abcdef")
+        for start in (4, 0):
+            batch.addfile(fd, start, 2)
+            batch.addbuf(b", ")
+        assert await writer.write(batch) == 8
+        assert await read(peer, 8) == b"ef, ab, "
+
+
+@both_loops
+async def test_range_beyond_the_file_is_a_truncated_file_error(make_file: MakeFile) -> None:
+    with writer_pair() as (writer, peer):
+        batch = batch_of(b"head")
+        batch.addfile(make_file(b"abc"), 0, 5)
+        batch.addbuf(b"tail")
+        operation = writer.write(batch)
+        assert await read(peer, 7) == b"headabc"
+        with pytest.raises(TruncatedFileError):
+            await operation
+        assert (operation.status, operation.bytes_transferred) == (WriteStatus.ERROR, 7)
+        assert is_silent(peer)
+        operation.batch.reset()
+
+
+@both_loops
+async def test_closehandle_hfile_is_after_the_operation_or_addfile_close(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc")
+    with full_writer() as (writer, peer), (tmp_path / "file").open("rb") as file:
+        batch = IOBatch()
+        batch.addfile_close(file)
+        operation = writer.write(batch)
+        assert not file.closed
+        assert await peer.read(3) == b"abc"
+        assert await operation == 3
+        assert file.closed
+
+
+@both_loops
 async def test_tf_disconnect_is_shutdown_after_the_operation(make_file: MakeFile) -> None:
     with writer_pair("tcp4") as (writer, peer):
         batch = IOBatch()
@@ -280,3 +364,35 @@ async def test_tf_write_behind_is_what_done_means() -> None:
         operation = writer.write(batch_of(b"abc"))
         assert operation.status is WriteStatus.DONE
         assert await read(peer, 3) == b"abc"
+
+
+# Other calls
+
+
+@both_loops
+async def test_wsarecv_is_sock_recv_while_a_write_waits() -> None:
+    with full_writer() as (writer, peer):
+        operation = writer.write(batch_of(b"abc"))
+        peer.sock.send(b"reply")
+        assert await asyncio.get_running_loop().sock_recv(writer.sock, 10) == b"reply"
+        assert await peer.read(3) == b"abc"
+        assert await operation == 3
+
+
+@both_loops
+async def test_acceptex_is_sock_accept_of_a_non_blocking_listener() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        with socket.create_connection(listener.getsockname()) as client:
+            sock, address = await asyncio.get_running_loop().sock_accept(listener)
+            with sock:
+                assert address == client.getsockname()
+                assert await BatchWriter(sock).write(batch_of(b"abc")) == 3
+
+
+@both_loops
+async def test_connectex_is_sock_connect() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as sock:
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, listener.getsockname())
+        assert await BatchWriter(sock).write(batch_of(b"abc")) == 3

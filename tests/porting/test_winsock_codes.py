@@ -77,14 +77,16 @@ async def test_wsaeafnosupport_is_a_type_error_or_eafnosupport() -> None:
 
 
 @both_loops
-async def test_wsaeconnaborted_is_econnaborted_or_etimedout() -> None:
-    for name in ("ECONNABORTED", "ETIMEDOUT"):
+async def test_wsaeconnaborted_is_econnaborted_or_etimedout_or_epipe() -> None:
+    for name in ("ECONNABORTED", "ETIMEDOUT", "EPIPE"):
         await scripted_failure(name)
 
 
 @both_loops
-@pytest.mark.parametrize("kind", ["stream", "datagram"])
-async def test_wsaeconnreset_is_econnreset_or_econnrefused_on_a_datagram_socket(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["stream", "ended stream", "datagram"])
+async def test_wsaeconnreset_is_econnreset_once_then_epipe_or_for_a_datagram_econnrefused(
+    kind: str,
+) -> None:
     """The peer resets the stream. No socket is bound to the destination port."""
     if kind == "stream":
         with stream_pair("tcp4") as (sock, peer):
@@ -92,6 +94,14 @@ async def test_wsaeconnreset_is_econnreset_or_econnrefused_on_a_datagram_socket(
             sock.send(b"never read")
             peer.close()
             assert await failure(sock) == errno.ECONNRESET
+            assert await failure(sock) == errno.EPIPE
+    elif kind == "ended stream":
+        with stream_pair("tcp4") as (sock, peer):
+            sock.setblocking(False)
+            peer.shutdown(socket.SHUT_WR)
+            sock.send(b"never read")
+            peer.close()
+            assert await failure(sock) == errno.EPIPE
     else:
         with udp() as sock, udp() as closed:
             sock.connect(closed.getsockname())
@@ -258,3 +268,7 @@ async def test_wsa_operation_aborted_is_ecanceled_or_cancelled_error() -> None:
         with pytest.raises(OSError, match="canceled") as raised:
             await closed
         assert raised.value.errno == errno.ECANCELED
+    with scripted_writer(2, OSError(errno.ENOBUFS, "scripted")) as (writer, _):
+        operations = [writer.write(batch_of(b"abc")) for _ in range(2)]
+        await asyncio.wait(operations)
+        assert statuses(operations) == [WriteStatus.ERROR, WriteStatus.ABORTED]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from contextlib import suppress
 
 import pytest
 
@@ -50,11 +51,11 @@ async def test_socket_error_is_an_exception_without_an_operation() -> None:
 @both_loops
 async def test_immediate_error_ends_the_operation_and_its_callback_is_called() -> None:
     seen: list[WriteOperation] = []
-    with scripted_writer(OSError(errno.ENOBUFS, "scripted")) as (writer, _):
-        operation = writer.write(batch_of(b"abc"), on_complete=seen.append)
-        assert operation.status is WriteStatus.ERROR
+    with scripted_writer(2, OSError(errno.ENOBUFS, "scripted")) as (writer, _):
+        operations = [writer.write(batch_of(b"abc"), on_complete=seen.append) for _ in range(2)]
+        assert statuses(operations) == [WriteStatus.ERROR, WriteStatus.ABORTED]
         await turns()
-        assert seen == [operation]
+        assert seen == operations
 
 
 @both_loops
@@ -79,6 +80,8 @@ async def test_fwait_true_is_await() -> None:
     with full_writer() as (writer, peer):
         operation = writer.write(batch_of(b"abc"))
         reading = asyncio.create_task(peer.read(3))
+        done, _ = await asyncio.wait([operation], timeout=0)
+        assert (done, operation.done()) == (set(), False)
         assert await operation == 3
         assert await reading == b"abc"
 
@@ -136,6 +139,32 @@ async def test_getqueuedcompletionstatus_is_get_of_a_queue() -> None:
 
 
 @both_loops
+async def test_its_dwmilliseconds_is_a_timeout_around_get() -> None:
+    queue: asyncio.Queue[WriteOperation] = asyncio.Queue()
+    with full_writer() as (writer, peer):
+        operation = writer.write(batch_of(b"abc"), on_complete=queue.put_nowait)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0):
+                await queue.get()
+        assert not operation.done()
+        await peer.read(3)
+        assert await queue.get() is operation
+
+
+@both_loops
+async def test_getqueuedcompletionstatusex_is_get_nowait_until_the_queue_is_empty() -> None:
+    queue: asyncio.Queue[WriteOperation] = asyncio.Queue()
+    with writer_pair() as (writer, _):
+        operations = [writer.write(batch_of(b"a"), on_complete=queue.put_nowait) for _ in range(3)]
+        ended = [await queue.get()]
+        await turns()
+        with suppress(asyncio.QueueEmpty):
+            while True:
+                ended.append(queue.get_nowait())
+        assert ended == operations
+
+
+@both_loops
 async def test_completion_key_is_user_info_of_the_writer() -> None:
     with writer_pair(user_info="key") as (writer, _):
         assert writer.write(batch_of(b"abc")).user_info == "key"
@@ -161,6 +190,14 @@ async def test_no_completion_on_success_is_a_callback_added_only_if_not_done() -
             await operation
             await turns()
     assert len(seen) == 1
+    lost = OSError(errno.ENOBUFS, "scripted")
+    with scripted_writer(lost, lost) as (writer, _):
+        operation = writer.write(batch_of(b"abc"))
+        assert operation.status is WriteStatus.ERROR
+        with pytest.raises(OSError, match="scripted"):
+            await writer.drain()
+        assert isinstance(writer.write(batch_of(b"abc")).exception(), OSError)
+        await writer.drain()
 
 
 # Order and number of operations
