@@ -52,18 +52,20 @@ async def send_to_stream(writer: asyncio.StreamWriter, batch: IOBatch) -> int:
     Raises:
         OSError: a copy of batch.error, which is an error of the stream, such as
             ConnectionResetError, or of a file.
-        BrokenPipeError: as OSError: the stream is closed, or was closed during the call.
+        BrokenPipeError: as OSError: the stream is closed, or was closed during the call. asyncio
+            closes a stream whose connection is lost, so a reset may be reported in this way.
         TruncatedFileError: as OSError: a file ended before its range did.
         asyncio.CancelledError: the task was cancelled.
         RuntimeError: a call on the batch is in progress, as during its hooks and callbacks; or the
             transport is sending a file for another caller.
         TypeError: batch is not an IOBatch.
+        AttributeError: writer is not a StreamWriter.
 
     After each of them batch.bytessent counts the bytes that the stream has taken, and the rest is
     still in the batch. If batch.error is None, another call can continue. There is one exception:
-    if an error or a cancellation stops loop.sendfile, it is unknown how many bytes of its range
-    were sent. The batch counts none of them, and the transport is aborted: nothing may follow a
-    truncated body.
+    if an error or a cancellation stops loop.sendfile, it is unknown how many bytes were sent of
+    the part (at most 2 MiB of a range) that was being sent. The batch counts the parts before it,
+    and no byte of this one; and the transport is aborted: nothing may follow a truncated body.
 
     Source: StreamWriter.drain, loop.sendfile.
     """

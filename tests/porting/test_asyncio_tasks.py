@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 from typing import TYPE_CHECKING
 
 import pytest
@@ -52,7 +53,18 @@ async def test_asyncio_timeout_seconds_is_a_timeout_of_write_or_cancels() -> Non
 
 
 @both_loops
-async def test_asyncio_wait_for_drain_s_is_a_timeout_and_the_batch_holds_the_rest() -> None:
+async def test_asyncio_wait_for_drain_s_is_the_same_or_a_timeout_of_the_write() -> None:
+    with full_writer(high_water=1) as (writer, peer):
+        operation = writer.write(batch_of(b"abc"))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(writer.drain(), 0)
+        assert not operation.done()
+        assert writer.write(batch_of(b"def"), timeout=0).status is WriteStatus.TIMEOUT
+        assert await peer.read(3) == b"abc"
+
+
+@both_loops
+async def test_a_timeout_part_way_aborts_later_writes_until_the_rest_is_posted_or_reset() -> None:
     content = data(1_000_000)
     with writer_pair(buffers=4096) as (writer, peer):
         operation = writer.write(batch_of(content), timeout=0)
@@ -61,6 +73,21 @@ async def test_asyncio_wait_for_drain_s_is_a_timeout_and_the_batch_holds_the_res
         sent = operation.bytes_transferred
         assert await read(peer, sent) == content[:sent]
         assert 0 < sent == len(content) - operation.batch.bytesleft
+        assert writer.write(batch_of(b"abc")).status is WriteStatus.ABORTED
+        await writer.drain()
+        assert not writer.write(operation.batch).done()
+    for end in ("timeout", "cancellation"):
+        with writer_pair(buffers=4096) as (writer, _):
+            operation = writer.write(batch_of(content), timeout=0 if end == "timeout" else None)
+            operation.cancel()
+            assert operation.cancelled() == (end == "cancellation")
+            if end == "timeout":
+                with pytest.raises(TimeoutError):
+                    await writer.drain()
+            assert writer.write(batch_of(b"abc")).status is WriteStatus.ABORTED
+            await writer.drain()
+            operation.batch.reset()
+            assert writer.write(batch_of(content)).status is WriteStatus.PENDING
 
 
 @both_loops
@@ -117,21 +144,30 @@ async def test_task_cancel_in_send_to_stream_leaves_the_rest_in_the_batch() -> N
 
 
 @both_loops
-async def test_asyncio_shield_coroutine_keeps_the_operation() -> None:
+@pytest.mark.parametrize("way", ["shield", "wait"])
+async def test_asyncio_shield_coroutine_keeps_the_operation_and_logs_its_error_unlike_asyncio_wait(
+    way: str,
+) -> None:
+    loop = asyncio.get_running_loop()
+    logged: list[str] = []
+    loop.set_exception_handler(lambda _, context: logged.append(context["message"]))
     with full_writer() as (writer, peer):
         operation = writer.write(batch_of(b"abc"))
 
-        async def wait() -> int:
-            return await asyncio.shield(operation)
+        async def wait() -> None:
+            await (asyncio.shield(operation) if way == "shield" else asyncio.wait([operation]))
 
         task = asyncio.create_task(wait())
         await turns()
         task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        await asyncio.wait([task])
         assert not operation.done()
-        await peer.read(3)
-        assert await operation == 3
+        peer.sock.close()
+        await asyncio.wait([operation])
+        await turns()
+        del task
+        gc.collect()
+    assert logged == (["Task exception was never retrieved"] if way == "shield" else [])
 
 
 @both_loops
@@ -140,6 +176,8 @@ async def test_asyncio_create_task_coroutine_is_write_itself() -> None:
         operation = writer.write(batch_of(b"abc"))
         future = asyncio.ensure_future(operation)
         assert asyncio.isfuture(future)
+        with pytest.raises(TypeError):
+            await asyncio.create_task(operation)  # type: ignore[arg-type]
         assert await peer.read(3) == b"abc"
         assert operation.done()
         assert await future == 3
