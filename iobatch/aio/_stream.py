@@ -58,8 +58,8 @@ async def send_to_stream(writer: asyncio.StreamWriter, batch: IOBatch) -> int:
         asyncio.CancelledError: the task was cancelled.
         RuntimeError: a call on the batch is in progress, as during its hooks and callbacks; or the
             transport is sending a file for another caller.
-        TypeError: batch is not an IOBatch.
-        AttributeError: writer is not a StreamWriter.
+        TypeError: batch is not an IOBatch; or writer is not a StreamWriter, but a transport, for
+            example.
 
     After each of them batch.bytessent counts the bytes that the stream has taken, and the rest is
     still in the batch. If batch.error is None, another call can continue. There is one exception:
@@ -70,8 +70,8 @@ async def send_to_stream(writer: asyncio.StreamWriter, batch: IOBatch) -> int:
     Source: StreamWriter.drain, loop.sendfile.
     """
     core = core_of(batch)
+    is_tls = _has_tls(writer)
     read_limit = READ_LIMIT
-    is_tls = writer.get_extra_info("sslcontext") is not None
     probe = PageCacheProbe()
     while core.activity or core.release_pending:  # no call follows the last test: see rule 2
         core.check_idle()
@@ -112,6 +112,18 @@ async def send_to_stream(writer: asyncio.StreamWriter, batch: IOBatch) -> int:
         core.activity = IDLE
     batch.raise_for_error()
     return core.sent - start
+
+
+def _has_tls(writer: asyncio.StreamWriter) -> bool:
+    """Return whether the transport of a stream is one of TLS.
+
+    Raises:
+        TypeError: writer is not a StreamWriter.
+
+    """
+    if not hasattr(writer, "drain"):
+        raise TypeError(f"writer must be a StreamWriter, not {type(writer).__name__!r}")
+    return writer.get_extra_info("sslcontext") is not None
 
 
 async def _drain(writer: asyncio.StreamWriter, *, is_tls: bool) -> None:
