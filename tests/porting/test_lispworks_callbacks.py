@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import threading
+import zlib
 from typing import TYPE_CHECKING, Any
 
 from iobatch.aio import BatchWriter, CancellationType, WriteStatus
+from iobatch.filters import Filter
 from tests.support.aio import statuses
 from tests.support.batches import batch_of
 from tests.support.fakes import again
@@ -16,6 +18,8 @@ from tests.support.manpages import covered, subjects
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from iobatch.aio import WriteOperation
 
 PAGE = "iobatch-lispworks.7", "Callbacks and status"
 DONE, TIMEOUT, CANCELLED = WriteStatus.DONE, WriteStatus.TIMEOUT, WriteStatus.CANCELLED
@@ -86,6 +90,11 @@ async def test_number_of_bytes_written_is_exact_and_the_rest_can_be_sent() -> No
         assert writer.timeout == 0
         assert await writer.write(op.batch, timeout=None) == 4
         assert sock.taken == b"abcdef"
+    with writer_pair(through=Filter(zlib.compressobj())) as (writer, _):
+        assert await writer.write_buffer(bytes(50_000), calls.callback("filtered")) == 50_000
+        await turns()
+        assert calls[1:] == [("filtered", bytes(50_000), 50_000, DONE)]
+        writer.close()
 
 
 @both_loops
@@ -187,7 +196,7 @@ async def test_write_after_a_partial_one_is_aborted_until_the_rest_was_posted() 
 
 
 @both_loops
-async def test_resume_with_start_follows_a_reset() -> None:
+async def test_resume_with_start_follows_a_reset_or_is_a_write_without_callback() -> None:
     with scripted_writer(2, again(), again(), timeout=0) as (writer, sock):
         ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
@@ -203,3 +212,11 @@ async def test_resume_with_start_follows_a_reset() -> None:
         op = writer.write_buffer(b"abcdef", resume, start=1)
         assert await ended == 5
         assert sock.taken == b"bcdef"
+    calls = Calls()
+    with scripted_writer(2, again(), timeout=0) as (writer, _):
+        op = writer.write_buffer(b"abc", calls.callback("callback"))
+        await turns()
+        done: asyncio.Future[WriteOperation] = asyncio.get_running_loop().create_future()
+        rest = writer.write(op.batch, timeout=None, on_complete=done.set_result)
+        assert (await done, rest.bytes_transferred) == (rest, 1)
+        assert (len(calls), writer.status) == (1, TIMEOUT)

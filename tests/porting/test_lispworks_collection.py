@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,6 +13,9 @@ from tests.support.batches import batch_of
 from tests.support.loops import LOOPS, both_loops, new_loop, read, turns, writer_pair
 from tests.support.manpages import covered, subjects
 from tests.support.sockets import PATIENCE, receive, stream_pair
+
+if TYPE_CHECKING:
+    from iobatch.aio import WriteOperation
 
 PAGE = "iobatch-lispworks.7", "Collection"
 
@@ -111,7 +115,7 @@ async def test_apply_in_wait_state_collection_process_is_call_soon_threadsafe() 
 
 
 @both_loops
-async def test_write_from_another_process_is_call_soon_threadsafe() -> None:
+async def test_write_from_another_process_is_run_coroutine_threadsafe() -> None:
     loop = asyncio.get_running_loop()
     idents: list[int] = []
 
@@ -119,7 +123,18 @@ async def test_write_from_another_process_is_call_soon_threadsafe() -> None:
         idents.append(threading.get_ident())
 
     with writer_pair() as (writer, peer):
-        await asyncio.to_thread(loop.call_soon_threadsafe, writer.write_buffer, b"abc", callback)
+
+        async def post() -> WriteOperation:
+            return writer.write_buffer(b"abc", callback, timeout=PATIENCE)
+
+        def write() -> WriteOperation:
+            return asyncio.run_coroutine_threadsafe(post(), loop).result(PATIENCE)
+
+        op = await asyncio.to_thread(write)
+        assert await op == 3
         assert await read(peer, 3) == b"abc"
         await turns()
         assert idents == [threading.get_ident()]
+        writer.close()
+        with pytest.raises(OSError, match="closed"):
+            await asyncio.to_thread(write)

@@ -12,7 +12,15 @@ from iobatch.aio import BatchWriter, CancellationType, WriteStatus
 from tests.support.aio import statuses
 from tests.support.batches import batch_of
 from tests.support.fakes import again
-from tests.support.loops import both_loops, full_writer, read, scripted_writer, turns, writer_pair
+from tests.support.loops import (
+    both_loops,
+    end_reading,
+    full_writer,
+    read,
+    scripted_writer,
+    turns,
+    writer_pair,
+)
 from tests.support.manpages import covered, subjects
 
 PAGE = "iobatch-lispworks.7", "Abort and close"
@@ -94,8 +102,10 @@ async def test_abort_without_an_operation_returns_false() -> None:
 async def test_async_io_state_abort_and_close_is_terminal() -> None:
     with full_writer() as (writer, _):
         op = writer.write_buffer(b"abc", ignore)
+        reading = asyncio.create_task(read(writer.sock, 1))
+        await turns()
         assert writer.cancel(CancellationType.TERMINAL)
-        writer.sock.close()
+        await end_reading(reading, writer.sock)
         assert op.status is CANCELLED
         with pytest.raises(OSError, match="closed"):
             writer.write_buffer(b"abc", ignore)
@@ -105,8 +115,10 @@ async def test_async_io_state_abort_and_close_is_terminal() -> None:
 async def test_close_async_io_state_is_close_of_both() -> None:
     with full_writer() as (writer, _):
         op = writer.write_buffer(b"abc", ignore)
+        reading = asyncio.create_task(read(writer.sock, 1))
+        await turns()
         writer.close()
-        writer.sock.close()
+        await end_reading(reading, writer.sock)
         assert op.status is ABORTED
 
 

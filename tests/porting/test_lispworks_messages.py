@@ -14,7 +14,7 @@ from iobatch.filters import TLS, Filter
 from tests.support.batches import batch_of
 from tests.support.loops import both_loops, turns
 from tests.support.manpages import covered, subjects
-from tests.support.sockets import receive_all, stream_pair
+from tests.support.sockets import receive, receive_all, stream_pair
 from tests.support.tls import tls_contexts
 
 if TYPE_CHECKING:
@@ -73,12 +73,17 @@ async def serve(
     authority: trustme.CA,
     client: Callable[[ssl.SSLSocket], bytes],
     then: bytes = b"",
+    first: bytes = b"",
 ) -> bytes:
-    """Send "encrypted" over TLS, end TLS, and send plain bytes; return what the client returns."""
+    """Send plain bytes, "encrypted" over TLS, end TLS, and send plain bytes.
+
+    Return what the client returns.
+    """
     loop = asyncio.get_running_loop()
     server_context, client_context = tls_contexts(authority)
 
     def run(sock: socket.socket) -> bytes:
+        assert receive(sock, len(first)) == first
         with client_context.wrap_socket(
             sock, server_hostname="localhost", suppress_ragged_eofs=False
         ) as conn:
@@ -87,6 +92,8 @@ async def serve(
     with stream_pair() as (sock, theirs):
         sock.setblocking(False)
         receiving = asyncio.create_task(asyncio.to_thread(run, theirs))
+        async with BatchWriter(sock) as plain:
+            plain.write(batch_of(first))
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         sslobject = server_context.wrap_bio(incoming, outgoing, server_side=True)
         tls = TLS(sslobject, incoming, outgoing)
@@ -107,7 +114,24 @@ async def serve(
 
 @both_loops
 async def test_async_io_state_attach_ssl_is_a_filter_with_tls(authority: trustme.CA) -> None:
-    assert await serve(authority, receive_all) == b"encrypted"
+    assert await serve(authority, receive_all, first=b"plain") == b"encrypted"
+
+
+def test_ssl_side_is_server_side(authority: trustme.CA) -> None:
+    server, client = tls_contexts(authority)
+    assert server.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True).server_side
+    assert not client.wrap_bio(
+        ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname="localhost"
+    ).server_side
+
+
+def test_tlsext_host_name_is_server_hostname(authority: trustme.CA) -> None:
+    _, context = tls_contexts(authority)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    sslobject = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with pytest.raises(ssl.SSLWantReadError):
+        sslobject.do_handshake()
+    assert b"localhost" in outgoing.read()
 
 
 @both_loops
@@ -120,6 +144,15 @@ async def test_handshake_timeout_is_asyncio_timeout(authority: trustme.CA) -> No
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0):
                 tls.receive(await asyncio.get_running_loop().sock_recv(sock, 65536))
+
+
+@both_loops
+async def test_async_io_state_handshake_is_receive_and_flush(authority: trustme.CA) -> None:
+    def version(conn: ssl.SSLSocket) -> bytes:
+        receive_all(conn)
+        return str(conn.version()).encode()
+
+    assert (await serve(authority, version)).startswith(b"TLS")
 
 
 @both_loops

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import array
+import functools
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -10,6 +12,9 @@ from iobatch.aio import WriteStatus
 from tests.support.batches import batch_of
 from tests.support.loops import both_loops, full_writer, read, turns, writer_pair
 from tests.support.manpages import covered, subjects
+
+if TYPE_CHECKING:
+    from iobatch.aio import BatchWriter
 
 PAGE = "iobatch-lispworks.7", "Write"
 
@@ -89,6 +94,15 @@ async def test_user_info_is_kept_for_later_operations() -> None:
         writer.write_buffer(b"abc", ignore, user_info="mine")
         assert writer.user_info == "mine"
         assert writer.write_buffer(b"abc", ignore).user_info == "mine"
+        seen: list[tuple[object, object]] = []
+
+        def callback(value: object, writer: BatchWriter, *_: object) -> None:
+            seen.append((value, writer.user_info))
+
+        for value in "AB":
+            writer.write_buffer(b"abc", functools.partial(callback, value), user_info=value)
+        await turns()
+        assert seen == [("A", "B"), ("B", "B")]
 
 
 @both_loops

@@ -20,6 +20,7 @@ from iobatch.aio import BatchWriter, WriteOperation, WriteStatus
 from tests.porting.test_winsock_buffers import PAGE as BUFFERS
 from tests.porting.test_winsock_codes import PAGE as CODES
 from tests.porting.test_winsock_completion import PAGE as COMPLETION
+from tests.porting.test_winsock_receiving import PAGE as RECEIVING
 from tests.support.batches import IOV_MAX, batch_of, data
 from tests.support.fakes import again
 from tests.support.loops import both_loops, full_writer, read, scripted_writer, turns, writer_pair
@@ -39,7 +40,7 @@ PAGE = (
 
 def test_the_tests_here_and_the_rows_of_the_tables_correspond_in_order() -> None:
     assert covered(globals(), *PAGE) == subjects(*PAGE)
-    modules = (PAGE, COMPLETION, BUFFERS, CODES)
+    modules = (PAGE, COMPLETION, BUFFERS, RECEIVING, CODES)
     assert subjects(PAGE[0]) == [each for page in modules for each in subjects(*page)]
 
 

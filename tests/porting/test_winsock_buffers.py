@@ -16,7 +16,15 @@ from iobatch.aio import BatchWriter, WriteStatus
 from tests.support.aio import statuses
 from tests.support.batches import batch_of, data
 from tests.support.fakes import again
-from tests.support.loops import both_loops, full_writer, read, scripted_writer, turns, writer_pair
+from tests.support.loops import (
+    both_loops,
+    end_reading,
+    full_writer,
+    read,
+    scripted_writer,
+    turns,
+    writer_pair,
+)
 from tests.support.manpages import covered, subjects
 from tests.support.sockets import PATIENCE, is_silent
 
@@ -31,7 +39,6 @@ PAGE = (
     "Messages",
     "Buffers, cancellation and closing",
     "TransmitFile",
-    "Other calls",
 )
 
 
@@ -103,7 +110,7 @@ async def test_tp_element_eop_is_the_end_of_a_batch() -> None:
 
 
 @both_loops
-async def test_lifetime_of_a_buffer_ends_when_its_last_byte_was_sent() -> None:
+async def test_lifetime_of_a_buffer_ends_when_it_was_sent_or_reset() -> None:
     """The buffer is free although the operation is pending."""
     released: list[str] = []
     buffer = bytearray(b"abc")
@@ -118,6 +125,12 @@ async def test_lifetime_of_a_buffer_ends_when_its_last_byte_was_sent() -> None:
         await peer.read(3)
         buffer.clear()
         assert (released, operation.done()) == (["abc"], False)
+    with full_writer() as (writer, _):
+        batch.addbuf(b"def", on_release=lambda: released.append("def"))
+        operation = writer.write(batch, timeout=0)
+        assert (operation.status, released) == (WriteStatus.TIMEOUT, ["abc"])
+        operation.batch.reset()
+        assert released == ["abc", "def"]
 
 
 @both_loops
@@ -143,10 +156,14 @@ async def test_cancelioex_s_overlapped_is_cancel_of_the_operation() -> None:
 
 @both_loops
 async def test_cancelioex_s_null_is_cancel_of_the_writer() -> None:
-    with full_writer() as (writer, _):
+    with full_writer() as (writer, peer):
         operations = [writer.write(batch_of(b"abc")) for _ in range(3)]
+        reading = asyncio.create_task(read(writer.sock, 3))
+        await turns()
         assert writer.cancel()
         assert statuses(operations) == [WriteStatus.CANCELLED] * 3
+        peer.sock.send(b"def")
+        assert await reading == b"def"
     with scripted_writer(2, again()) as (writer, sock):
         operations = [writer.write(batch_of(b"abc")) for _ in range(2)]
         assert writer.cancel()
@@ -171,10 +188,12 @@ async def test_error_not_found_is_false() -> None:
 async def test_closesocket_aborts_the_pending_operations(first: str) -> None:
     with full_writer() as (writer, _):
         operations = [writer.write(batch_of(b"abc")) for _ in range(3)]
+        reading = asyncio.create_task(read(writer.sock, 1))
+        await turns()
         if first == "writer":
             writer.close()
             assert statuses(operations) == [WriteStatus.ABORTED] * 3
-        writer.sock.close()
+        await end_reading(reading, writer.sock)
         async with asyncio.timeout(PATIENCE):
             await asyncio.wait(operations)
         assert statuses(operations) == [WriteStatus.ABORTED] * 3
@@ -331,6 +350,8 @@ async def test_range_beyond_the_file_is_a_truncated_file_error(make_file: MakeFi
         assert (operation.status, operation.bytes_transferred) == (WriteStatus.ERROR, 7)
         assert is_silent(peer)
         operation.batch.reset()
+        batch.addfile(make_file(b"abc"), 5)
+        assert await writer.write(batch) == 0
 
 
 @both_loops
@@ -364,35 +385,3 @@ async def test_tf_write_behind_is_what_done_means() -> None:
         operation = writer.write(batch_of(b"abc"))
         assert operation.status is WriteStatus.DONE
         assert await read(peer, 3) == b"abc"
-
-
-# Other calls
-
-
-@both_loops
-async def test_wsarecv_is_sock_recv_while_a_write_waits() -> None:
-    with full_writer() as (writer, peer):
-        operation = writer.write(batch_of(b"abc"))
-        peer.sock.send(b"reply")
-        assert await asyncio.get_running_loop().sock_recv(writer.sock, 10) == b"reply"
-        assert await peer.read(3) == b"abc"
-        assert await operation == 3
-
-
-@both_loops
-async def test_acceptex_is_sock_accept_of_a_non_blocking_listener() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.setblocking(False)
-        with socket.create_connection(listener.getsockname()) as client:
-            sock, address = await asyncio.get_running_loop().sock_accept(listener)
-            with sock:
-                assert address == client.getsockname()
-                assert await BatchWriter(sock).write(batch_of(b"abc")) == 3
-
-
-@both_loops
-async def test_connectex_is_sock_connect() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as sock:
-        sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, listener.getsockname())
-        assert await BatchWriter(sock).write(batch_of(b"abc")) == 3

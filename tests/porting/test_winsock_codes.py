@@ -95,6 +95,12 @@ async def test_wsaeconnreset_is_econnreset_once_then_epipe_or_for_a_datagram_eco
             peer.close()
             assert await failure(sock) == errno.ECONNRESET
             assert await failure(sock) == errno.EPIPE
+        with scripted_writer(2, ConnectionResetError(errno.ECONNRESET, "scripted")) as (writer, _):
+            partial, later = (writer.write(batch_of(b"abc")) for _ in range(2))
+            await asyncio.wait([partial])
+            assert statuses([partial, later]) == [WriteStatus.ERROR, WriteStatus.ABORTED]
+            partial.batch.reset()
+            assert await writer.write(later.batch) == 3
     elif kind == "ended stream":
         with stream_pair("tcp4") as (sock, peer):
             sock.setblocking(False)

@@ -13,6 +13,7 @@ from tests.support.aio import statuses
 from tests.support.batches import batch_of, data
 from tests.support.loops import both_loops, full_writer, read, scripted_writer, turns, writer_pair
 from tests.support.manpages import covered, subjects
+from tests.support.sockets import PATIENCE
 
 PAGE = ("iobatch-winsock.7", "Return values and results", "Order and number of operations")
 
@@ -152,6 +153,20 @@ async def test_its_dwmilliseconds_is_a_timeout_around_get() -> None:
 
 
 @both_loops
+async def test_its_worker_threads_call_run_coroutine_threadsafe() -> None:
+    loop = asyncio.get_running_loop()
+    queue: asyncio.Queue[WriteOperation] = asyncio.Queue()
+
+    def worker() -> WriteOperation:
+        return asyncio.run_coroutine_threadsafe(queue.get(), loop).result(PATIENCE)
+
+    with writer_pair() as (writer, _):
+        workers = [asyncio.create_task(asyncio.to_thread(worker)) for _ in range(2)]
+        operations = {writer.write(batch_of(b"a"), on_complete=queue.put_nowait) for _ in workers}
+        assert {*await asyncio.gather(*workers)} == operations
+
+
+@both_loops
 async def test_getqueuedcompletionstatusex_is_get_nowait_until_the_queue_is_empty() -> None:
     queue: asyncio.Queue[WriteOperation] = asyncio.Queue()
     with writer_pair() as (writer, _):
@@ -168,6 +183,7 @@ async def test_getqueuedcompletionstatusex_is_get_nowait_until_the_queue_is_empt
 async def test_completion_key_is_user_info_of_the_writer() -> None:
     with writer_pair(user_info="key") as (writer, _):
         assert writer.write(batch_of(b"abc")).user_info == "key"
+        assert writer.write(batch_of(b"abc"), user_info="context").user_info == "context"
 
 
 @both_loops
@@ -243,10 +259,14 @@ async def test_nested_routines_never_run_and_a_routine_may_post() -> None:
 async def test_wsasend_in_several_threads_is_posting_through_the_loop() -> None:
     loop = asyncio.get_running_loop()
     with writer_pair() as (writer, peer):
-        post = [loop.call_soon_threadsafe, writer.write]
-        await asyncio.gather(
-            *(asyncio.to_thread(*post, batch_of(bytes([byte]) * 3)) for byte in range(8))
-        )
+
+        async def post(byte: int) -> WriteOperation:
+            return writer.write(batch_of(bytes([byte]) * 3))
+
+        def send(byte: int) -> None:
+            asyncio.run_coroutine_threadsafe(post(byte), loop).result(PATIENCE)
+
+        await asyncio.gather(*(asyncio.to_thread(send, byte) for byte in range(8)))
         received = await read(peer, 24)
     pieces = [received[start : start + 3] for start in range(0, 24, 3)]
     assert sorted(pieces) == [bytes([byte]) * 3 for byte in range(8)]

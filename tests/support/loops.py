@@ -110,6 +110,26 @@ async def read(sock: socket.socket, nbytes: int) -> bytes:
     return bytes(received)
 
 
+async def end_reading(reading: asyncio.Task[bytes], sock: socket.socket) -> None:
+    """End a task that reads before its socket is closed.
+
+    Another socket with the same number can then receive.
+    """
+    fd = sock.fileno()
+    reading.cancel()
+    await asyncio.wait([reading])
+    assert reading.cancelled()
+    sock.close()
+    with stream_pair() as ends:
+        assert fd in {each.fileno() for each in ends}
+        for ours, theirs in (ends, ends[::-1]):
+            ours.setblocking(False)
+            receiving = asyncio.create_task(read(ours, 3))
+            await turns()
+            theirs.send(b"new")
+            assert await receiving == b"new"
+
+
 @contextmanager
 def scripted_writer(*script: Action, **options: Any) -> Iterator[tuple[BatchWriter, Scripted]]:
     """Yield a writer on a scripted socket.
