@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import selectors
 import socket
 import ssl
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from iobatch import IOB_AGAIN, IOB_DONE, IOB_ERROR, IOBatch, iob_write
+from iobatch.filters import Chunked, Filter
 from tests.support.batches import batch_of, data
 from tests.support.drivers import pump
-from tests.support.sockets import PATIENCE, stream_pair
+from tests.support.http import unchunk
+from tests.support.sockets import PATIENCE, receive_all, stream_pair
 from tests.support.tls import tls_contexts
 from tests.support.write import LARGE
 
@@ -109,6 +114,35 @@ def test_16_mib_arrive_over_tls_at_a_slow_reader(
             assert iob_write(conn, batch, ssl.SSLSocket.send) == IOB_DONE
     assert received == wanted
     assert results - {IOB_DONE} == {IOB_AGAIN, 1}
+
+
+def test_filter_over_ssl_socket_send_goes_through_its_tls(authority: trustme.CA) -> None:
+    server, client = tls_contexts(authority)
+    batch = batch_of(content := data(LARGE))
+    with stream_pair("tcp4", buffers=30_000) as (one, other):
+        one.setblocking(False)
+        other.setblocking(False)
+        with (
+            server.wrap_socket(one, server_side=True, do_handshake_on_connect=False) as conn,
+            client.wrap_socket(
+                other, server_hostname="localhost", do_handshake_on_connect=False
+            ) as peer,
+            ThreadPoolExecutor(1) as pool,
+            selectors.DefaultSelector() as selector,
+        ):
+            handshake(conn, peer)
+            peer.setblocking(True)
+            received = pool.submit(receive_all, peer)
+            body = Filter(zlib.compressobj(wbits=31), Filter(Chunked(), ssl.SSLSocket.send))
+            selector.register(conn, body.wants)
+            while code := (iob_write(conn, batch, body) or body.finish(conn)):
+                assert code != IOB_ERROR
+                if code == IOB_AGAIN:
+                    selector.modify(conn, body.wants)
+                    assert selector.select(PATIENCE)
+            conn.setblocking(True)
+            conn.shutdown(socket.SHUT_WR)
+            assert gzip.decompress(unchunk(received.result(PATIENCE))) == content
 
 
 def test_closed_tls_peer_is_a_permanent_error(authority: trustme.CA) -> None:
