@@ -44,7 +44,7 @@ def test_the_tests_here_and_the_rows_of_the_tables_correspond_in_order() -> None
 # Functions
 
 
-def test_iob_new_makes_an_empty_batch() -> None:
+def test_iob_new_iob_init_make_an_empty_batch() -> None:
     assert not IOBatch()
 
 
@@ -218,7 +218,11 @@ def test_io_receivefd_is_recv_fds(make_file: MakeFile) -> None:
     with stream_pair() as (ours, theirs):
         socket.send_fds(ours, [b"x"], [make_file(b"passed")])
         message, [fd], _, _ = socket.recv_fds(theirs, 1, 1)
+        ours.close()
+        assert socket.recv_fds(theirs, 1, 1)[1] == []
     assert (message, os.pread(fd, 10, 0)) == (b"x", b"passed")
+    assert os.get_inheritable(fd)
+    os.set_inheritable(fd, False)
     os.close(fd)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
 import ssl
 from concurrent.futures import ThreadPoolExecutor
 from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector, EpollSelector
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -22,7 +24,11 @@ from iobatch import (
 from tests.support.batches import batch_of
 from tests.support.manpages import covered, example, subjects
 from tests.support.sockets import PATIENCE, clog, receive, stream_pair
+from tests.support.tls import tls_contexts
 from tests.support.write import Sink
+
+if TYPE_CHECKING:
+    import trustme
 
 PAGE = ("iobatch-libowfat.7", "Callbacks", "Event loop")
 
@@ -128,13 +134,15 @@ def test_writes_64k_then_returns_minus_1_is_the_default_limit() -> None:
 # Event loop
 
 
-def test_io_nonblock_makes_a_full_socket_return_minus_1() -> None:
+def test_io_nonblock_io_block_choose_whether_a_full_socket_returns_minus_1() -> None:
     with stream_pair(buffers=4096) as (ours, _theirs):
         ours.setblocking(False)
         batch = batch_of(bytes(1 << 20))
         while (code := iob_send(ours, batch)) > 0:
             pass
         assert code == IOB_AGAIN
+        ours.setblocking(True)
+        assert ours.gettimeout() is None
 
 
 def test_io_fd_is_not_needed_to_send() -> None:
@@ -146,36 +154,53 @@ def test_io_fd_is_not_needed_to_send() -> None:
 def test_io_wantread_io_wantwrite_is_register_or_modify() -> None:
     with stream_pair() as (ours, theirs), DefaultSelector() as selector:
         theirs.send(b"abc")
-        selector.register(ours, EVENT_WRITE, "data")
-        assert [events for _, events in selector.select()] == [EVENT_WRITE]
-        with pytest.raises(KeyError):
-            selector.register(ours, EVENT_READ, "data")
-        selector.modify(ours, EVENT_READ | EVENT_WRITE, "data")
-        [(key, events)] = selector.select()
-        assert (key.data, events) == ("data", EVENT_READ | EVENT_WRITE)
-        assert selector.modify(ours, EVENT_READ).data is None
+        for event, wanted in ((EVENT_WRITE, EVENT_WRITE), (EVENT_READ, EVENT_READ | EVENT_WRITE)):
+            if ours in selector.get_map():
+                with pytest.raises(KeyError):
+                    selector.register(ours, event)
+                selector.modify(ours, selector.get_key(ours).events | event)
+            else:
+                selector.register(ours, event)
+            assert [events for _, events in selector.select()] == [wanted]
 
 
 def test_io_dontwantread_io_dontwantwrite_is_modify_or_unregister() -> None:
     with stream_pair() as (ours, theirs), EpollSelector() as selector:
         selector.register(ours, EVENT_READ | EVENT_WRITE, "data")
-        selector.modify(ours, EVENT_READ, "data")
-        assert selector.select(0) == []
-        selector.modify(ours, 0, "data")
-        theirs.close()
-        for _ in range(2):
-            assert [events for _, events in selector.select()] == [0]
-        selector.unregister(ours)
+        for event in (EVENT_WRITE, EVENT_READ):
+            key = selector.get_key(ours)
+            if events := key.events & ~event:
+                assert selector.modify(ours, events).data is None
+                assert selector.select(0) == []
+            else:
+                selector.modify(ours, 0, "data")
+                theirs.close()
+                for _ in range(2):
+                    assert [events for _, events in selector.select()] == [0]
+                selector.unregister(ours)
         assert selector.select(0) == []
 
 
-def test_io_wait_is_select() -> None:
-    with stream_pair(buffers=4096) as (ours, theirs), DefaultSelector() as selector:
-        filler = clog(ours)
-        selector.register(ours, EVENT_WRITE)
-        assert selector.select(0) == []
-        receive(theirs, filler)
-        assert selector.select()
+def test_io_wait_is_select_which_a_signal_ends_by_a_wakeup_descriptor_only() -> None:
+    signals: list[int] = []
+
+    def handle(number: int, _frame: object) -> None:
+        signals.append(number)
+        if len(signals) == 3:
+            signal.set_wakeup_fd(wakes.fileno())
+
+    with stream_pair() as (wakes, woken), DefaultSelector() as selector:
+        wakes.setblocking(False)
+        selector.register(woken, EVENT_READ)
+        before = signal.signal(signal.SIGALRM, handle)
+        signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
+        try:
+            assert selector.select()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGALRM, before)
+    assert len(signals) > 3
 
 
 def test_io_waituntil_is_select_with_seconds_from_now() -> None:
@@ -196,7 +221,7 @@ def test_io_check_is_select_without_a_wait() -> None:
         assert selector.select(0) == []
 
 
-def test_io_canread_io_canwrite_are_the_events_of_a_socket_that_is_returned_again() -> None:
+def test_io_canread_io_canwrite_are_events_to_skip_if_closed_or_unregistered_meanwhile() -> None:
     with stream_pair() as (ours, theirs), DefaultSelector() as selector:
         theirs.send(b"abc")
         selector.register(ours, EVENT_READ | EVENT_WRITE)
@@ -207,15 +232,37 @@ def test_io_canread_io_canwrite_are_the_events_of_a_socket_that_is_returned_agai
             assert iob_send(key.fileobj, batch, limit=1) == 1
         ours.recv(3)
         assert [events for _, events in selector.select()] == [EVENT_WRITE]
+    seen: list[socket.socket] = []
+    with (
+        stream_pair() as (one, other),
+        stream_pair() as (third, _),
+        DefaultSelector() as selector,
+    ):
+        connections = {one: "one", other: "other", third: "third"}
+        for sock in connections:
+            selector.register(sock, EVENT_WRITE)
+        for key, _ in selector.select():
+            sock = key.fileobj
+            if sock not in connections or sock not in selector.get_map():
+                continue
+            seen.append(sock)
+            closed, unregistered = (each for each in (one, other, third) if each is not sock)
+            selector.unregister(closed)
+            del connections[closed]
+            closed.close()
+            selector.unregister(unregistered)
+    assert len(seen) == 1
 
 
-def test_io_setcookie_io_getcookie_is_the_data_of_a_key() -> None:
-    batch = batch_of(b"abc")
+def test_io_setcookie_io_getcookie_are_items_of_a_dict_since_a_key_loses_its_data() -> None:
     with stream_pair() as (ours, _theirs), DefaultSelector() as selector:
-        selector.register(ours, EVENT_WRITE, batch)
-        [(key, _)] = selector.select()
-        assert key.data is batch
-        assert selector.get_key(ours).data is batch
+        connections = {ours: "cookie"}
+        selector.register(ours, EVENT_WRITE, "data")
+        selector.unregister(ours)
+        with pytest.raises(KeyError):
+            selector.get_key(ours)
+        assert selector.register(ours, EVENT_WRITE).data is None
+        assert [connections[key.fileobj] for key, _ in selector.select()] == ["cookie"]
 
 
 def test_io_timeout_is_a_deadline_in_the_data() -> None:
@@ -236,7 +283,7 @@ def test_io_timeouted_compares_each_deadline_with_the_clock() -> None:
         assert receive(theirs, 3) == content
 
 
-def test_io_tryread_is_recv() -> None:
+def test_io_tryread_is_recv_and_of_an_sslsocket_has_another_error(authority: trustme.CA) -> None:
     with stream_pair() as (ours, theirs):
         ours.setblocking(False)
         with pytest.raises(BlockingIOError):
@@ -245,6 +292,26 @@ def test_io_tryread_is_recv() -> None:
         assert ours.recv(10) == b"abc"
         theirs.close()
         assert ours.recv(10) == b""
+    server, client = tls_contexts(authority)
+    with (
+        stream_pair() as (ours, theirs),
+        DefaultSelector() as selector,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        accepted = pool.submit(server.wrap_socket, theirs, server_side=True)
+        with client.wrap_socket(ours, server_hostname="localhost") as conn:
+            with accepted.result(PATIENCE) as peer:
+                peer.send(b"abcdef")
+                conn.settimeout(PATIENCE)
+                assert conn.recv(3) == b"abc"
+                conn.setblocking(False)
+                selector.register(conn, EVENT_READ)
+                assert (conn.pending(), selector.select(0)) == (3, [])
+                assert conn.recv(10) == b"def"
+                with pytest.raises(ssl.SSLWantReadError) as caught:
+                    conn.recv(10)
+            assert not isinstance(caught.value, BlockingIOError)
+            selector.unregister(conn)
 
 
 def test_io_waitread_is_recv_of_a_blocking_socket() -> None:
@@ -254,16 +321,26 @@ def test_io_waitread_is_recv_of_a_blocking_socket() -> None:
         assert received.result(PATIENCE) == b"abc"
 
 
-def test_io_close_is_unregister_and_close() -> None:
-    with DefaultSelector() as selector:
-        sock, _peer = socket.socketpair()
-        with _peer:
-            selector.register(sock, EVENT_WRITE)
-            fd = sock.fileno()
-            sock.close()
-            with socket.socket(fileno=os.dup2(_peer.fileno(), fd)) as following:
-                with pytest.raises(KeyError):
-                    selector.register(following, EVENT_WRITE)
-                selector.unregister(fd)
+def test_io_close_is_unregister_if_registered_and_close() -> None:
+    with DefaultSelector() as selector, stream_pair() as (sock, peer):
+        selector.register(sock, EVENT_WRITE)
+        for _ in range(2):
+            if sock in selector.get_map():
+                selector.unregister(sock)
+        selector.register(sock, EVENT_WRITE)
+        fd = sock.fileno()
+        sock.close()
+        with socket.socket(fileno=os.dup2(peer.fileno(), fd)) as following:
+            with pytest.raises(KeyError):
                 selector.register(following, EVENT_WRITE)
-                selector.unregister(following)
+            selector.unregister(fd)
+            selector.register(following, EVENT_WRITE)
+            selector.unregister(following)
+
+
+def test_io_finishandshutdown_is_close_of_the_selector() -> None:
+    with stream_pair() as (ours, _theirs):
+        selector = DefaultSelector()
+        selector.register(ours, EVENT_WRITE)
+        selector.close()
+        assert selector.get_map() is None
