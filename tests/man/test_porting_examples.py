@@ -137,4 +137,7 @@ async def test_example_of_asyncio_answers_with_a_header_and_a_file(
         else:
             answering = asyncio.create_task(names["answer_socket"](ours, tmp_path / "file"))
         assert await read(peer, len(header) + 200_000) == header + data(200_000)
+        peer.shutdown(socket.SHUT_WR)
         await answering
+        ours.close()
+        assert await asyncio.get_running_loop().sock_recv(peer, 1) == b""

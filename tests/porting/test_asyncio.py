@@ -130,23 +130,34 @@ async def test_resume_writing_is_no_callback_but_the_end_of_drain() -> None:
 
 
 @both_loops
-async def test_close_is_the_end_of_async_with() -> None:
-    with writer_pair(buffers=4096) as (writer, peer):
+async def test_close_is_the_end_of_async_with_and_a_close_after_reading_on() -> None:
+    loop = asyncio.get_running_loop()
+    with writer_pair("tcp4", buffers=4096) as (writer, peer):
+        peer.send(b"unread")
         reading = asyncio.create_task(read(peer, 50_000))
         async with writer:
             operation = writer.write(batch_of(bytes(50_000)))
             assert not operation.done()
         assert operation.status is WriteStatus.DONE
-        writer.sock.close()
+        writer.sock.shutdown(socket.SHUT_WR)
         await reading
-        assert await asyncio.get_running_loop().sock_recv(peer, 1) == b""
+        assert await loop.sock_recv(peer, 1) == b""
+        peer.close()
+        while await loop.sock_recv(writer.sock, 65536):
+            pass
+        writer.sock.close()
 
 
 @both_loops
 async def test_abort_is_close_of_writer_and_socket() -> None:
     with full_writer() as (writer, peer):
         operations = [writer.write(batch_of(b"abc")) for _ in range(2)]
+        reading = asyncio.create_task(asyncio.get_running_loop().sock_recv(writer.sock, 1))
+        await turns()
         writer.close()
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
         writer.sock.close()
         assert statuses(operations) == [WriteStatus.ABORTED] * 2
         await peer.clear()
@@ -312,6 +323,18 @@ async def test_stream_wait_closed_stays() -> None:
         writer.close()
         await writer.wait_closed()
         assert await read(peer, 3) == b"abc"
+
+
+@both_loops
+async def test_stream_transport_abort_does_not_wait_after_a_cancelled_send_to_stream() -> None:
+    async with stream(buffers=4096) as (writer, peer):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0):
+                await send_to_stream(writer, batch_of(bytes(2_000_000)))
+        writer.transport.abort()
+        await writer.wait_closed()
+        peer.setblocking(True)
+        assert len(receive_all(peer)) < 2_000_000
 
 
 @both_loops

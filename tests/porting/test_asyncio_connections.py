@@ -36,8 +36,20 @@ async def test_asyncio_start_server_is_sock_accept_of_a_non_blocking_listener() 
             client.setblocking(False)
             sock, _ = await loop.sock_accept(listener)
             with sock:
+                assert not sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 assert await BatchWriter(sock).write(batch_of(b"abc")) == 3
             assert await read(client, 3) == b"abc"
+    accepted: asyncio.Future[bool] = loop.create_future()
+
+    async def connected(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        sock = writer.get_extra_info("socket")
+        accepted.set_result(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0)
+        writer.close()
+
+    async with await asyncio.start_server(connected, "127.0.0.1", 0) as server:
+        with socket.create_connection(server.sockets[0].getsockname()):
+            assert await accepted
 
 
 @both_loops

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import socket
+from io import BytesIO, UnsupportedOperation
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -121,14 +122,16 @@ async def test_file_shorter_than_count_is_a_truncated_file_error(make_file: Make
 
 
 @both_loops
-async def test_file_tell_after_an_error_is_a_count_and_does_not_move(make_file: MakeFile) -> None:
+async def test_file_tell_after_an_error_is_a_count_of_all_bytes(make_file: MakeFile) -> None:
     fd = make_file(b"abc")
     os.lseek(fd, 1, os.SEEK_SET)
     with writer_pair() as (writer, _):
-        operation = writer.write(range_of(fd, 0, 5))
+        batch = batch_of(b"header")
+        batch.addfile(fd, 0, 5)
+        operation = writer.write(batch)
         with pytest.raises(TruncatedFileError):
             await operation
-        assert operation.bytes_transferred == 3
+        assert operation.bytes_transferred == len(b"header") + 3
     async with stream() as (stream_writer, _):
         batch = range_of(fd, 0, 5)
         with pytest.raises(TruncatedFileError):
@@ -145,8 +148,15 @@ def refuse_sendfile(patch: pytest.MonkeyPatch) -> None:
 
 
 @both_loops
-async def test_fallback_true_is_always_so(make_file: MakeFile) -> None:
+async def test_fallback_true_is_always_so_for_a_descriptor(make_file: MakeFile) -> None:
     content = data(LARGE)
+    memory = BytesIO(content)
+    with pytest.raises(UnsupportedOperation):
+        IOBatch().addfile(memory)
+    with writer_pair() as (writer, peer):
+        operation = writer.write(batch_of(memory.getbuffer()))
+        assert await read(peer, LARGE) == content
+        assert await operation == LARGE
     with writer_pair() as (writer, peer), pytest.MonkeyPatch.context() as patch:
         refuse_sendfile(patch)
         operation = writer.write(range_of(make_file(content)))

@@ -324,6 +324,24 @@ async def test_batchwriter_transport_is_a_runtime_error_when_it_must_wait() -> N
 
 
 @both_loops
+async def test_batchwriter_on_a_duplicate_works_beside_the_streams_reader() -> None:
+    with stream_pair("tcp4", buffers=4096) as (ours, peer):
+        peer.setblocking(False)
+        reader, writer = await asyncio.open_connection(sock=ours.dup())
+        ours.close()
+        with writer.get_extra_info("socket").dup() as sock:
+            async with BatchWriter(sock) as batch_writer:
+                operation = batch_writer.write(batch_of(data(1_000_000)))
+                assert not operation.done()
+                peer.send(b"reply")
+                assert await reader.readexactly(5) == b"reply"
+                assert await read(peer, 1_000_000) == data(1_000_000)
+        writer.close()
+        await writer.wait_closed()
+        assert await asyncio.get_running_loop().sock_recv(peer, 1) == b""
+
+
+@both_loops
 async def test_send_to_stream_streamreader_work_together() -> None:
     with stream_pair("tcp4", buffers=4096) as (ours, peer):
         reader, writer = await asyncio.open_connection(sock=ours.dup())
@@ -340,6 +358,10 @@ async def test_send_to_stream_streamreader_work_together() -> None:
 @both_loops
 async def test_send_to_stream_stream_write_come_between_or_raise(make_file: MakeFile) -> None:
     async with stream(buffers=4096) as (writer, peer):
+        writer.write(b"before, ")
+        await send_to_stream(writer, batch_of(b"batch, "))
+        writer.write(b"after")
+        assert await read(peer, 20) == b"before, batch, after"
         sending = asyncio.create_task(send_to_stream(writer, batch_of(bytes(1_000_000))))
         await turns()
         writer.write(b"x")
