@@ -425,6 +425,7 @@ def core_of(batch: IOBatch) -> BatchCore:
 
     """
     try:
-        return batch._core  # noqa: SLF001 # as a friend of the class
+        # This function is the one friend of the class.
+        return batch._core  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
     except AttributeError:
         raise TypeError(f"batch must be an IOBatch, not {type(batch).__name__!r}") from None
