@@ -28,7 +28,7 @@ class TLS:
     sslobject.version() returns a str. Until then it returns None, nothing can be written, and the
     filter wants to read. The messages of a handshake, and alerts, go out with the next write or by
     drain() of the filter (with a BatchWriter, by flush() of the writer): call it after each
-    receive(), even if that has raised.
+    receive() of the handshake, and after one that has raised.
 
     The close_notify of the peer ends what the peer sends. In TLS 1.3 writing goes on, and finish()
     of the filter sends our close_notify. TLS 1.2 closes both directions: after receive() has raised

@@ -201,8 +201,8 @@ class BatchWriter:
                 writer's; None: the socket itself. It must lead to the writer's. All bytes through a
                 Filter of its own are one stream: end it by finish(through=...) before bytes of
                 another pipeline.
-            exactly: the number of bytes to send; the rest stays in the operation's batch. Not for
-                messages.
+            exactly: the number of bytes to send, counted before the filters; the rest stays in the
+                operation's batch. Not for messages.
             ancdata: the ancillary data of one message, as for sendmsg(2).
             address: the destination of one message; None: the connected one.
             timeout: the most seconds until the operation is done; None: no bound; `...`: the
@@ -391,10 +391,10 @@ class BatchWriter:
     def flush(self, *, through: Through | EllipsisType = ...) -> WriteOperation:
         """Post a push of what the filters hold: Filter.drain, in the order of posting.
 
-        Await it after each receive() of TLS, even if that has raised: it sends the messages that
-        TLS makes by itself, such as those of a handshake or an alert. The operation has no bytes of
-        its own. It is done when they are sent. It ends no stream: bytes inside a compressor stay
-        there.
+        Await it after each receive() of the TLS handshake, and after one that has raised: it sends
+        the messages that TLS makes by itself, such as those of the handshake or an alert. The
+        operation has no bytes of its own. It is done when they, and the writes before it, are sent.
+        It ends no stream: bytes inside a compressor stay there.
 
         Args:
             through: the pipeline to push; `...`: the writer's.

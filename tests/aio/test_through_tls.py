@@ -87,6 +87,40 @@ async def test_file_over_tls_arrives_whole_and_finish_sends_close_notify(
 
 
 @both_loops
+async def test_flush_that_is_posted_and_not_awaited_lets_a_reader_beside_a_write_go_on(
+    contexts: Contexts,
+) -> None:
+    """The client reads only after it has sent everything."""
+    server_context, client_context = contexts
+    content = data(1 << 20)
+
+    def send_then_receive(sock: socket.socket) -> bytes:
+        with client_context.wrap_socket(sock, server_hostname="localhost") as conn:
+            conn.sendall(content)
+            return receive_all(conn)
+
+    with stream_pair("tcp4", buffers=16_384) as (ours, theirs):
+        ours.setblocking(False)
+        client = asyncio.create_task(asyncio.to_thread(send_then_receive, theirs))
+        server = TLSServer(ours, server_context)
+        await server.handshake()
+        async with BatchWriter(ours, through=Filter(server.tls)) as writer:
+            operation = writer.write(batch_of(content))
+            received = bytearray()
+            while len(received) < len(content):
+                received += server.tls.receive(
+                    await asyncio.get_running_loop().sock_recv(ours, 1 << 16)
+                )
+                flushing = writer.flush()
+                if len(received) < len(content):
+                    assert not flushing.done()  # awaiting it would wait forever
+            await operation
+            await writer.finish()
+        assert await client == content
+        assert received == content
+
+
+@both_loops
 async def test_write_before_the_handshake_fails_and_keeps_its_bytes(contexts: Contexts) -> None:
     """The filter must read the client's messages, and a BatchWriter does not read."""
     server_context, client_context = contexts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -57,9 +58,19 @@ async def test_example_of_libevent_flushes_each_message_and_ends_the_stream() ->
 
 
 @both_loops
-async def test_example_of_asio_echoes_on_each_connection_until_its_end() -> None:
+async def test_example_of_asio_echoes_on_each_connection_until_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first call to accept a connection fails."""
     names = example("iobatch-asio.7")
     loop = asyncio.get_running_loop()
+    accept = loop.sock_accept
+
+    async def fail(_: socket.socket) -> None:
+        monkeypatch.setattr(loop, "sock_accept", accept)
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(loop, "sock_accept", fail)
     with socket.socket() as listener, socket.socket() as one, socket.socket() as other:
         listener.bind(("127.0.0.1", 0))
         listener.listen()

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
-from iobatch.aio import BatchWriter
+from iobatch.aio import BatchWriter, WriteOperation
 from tests.support.batches import batch_of
 from tests.support.loops import LOOPS, both_loops, new_loop, read, turns, writer_pair
 from tests.support.manpages import covered, subjects
-from tests.support.sockets import PATIENCE, receive, stream_pair
+from tests.support.sockets import PATIENCE, clog, receive, receive_all, stream_pair
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
 PAGE = "iobatch-asio.7", "Threads"
@@ -58,6 +58,17 @@ def test_io_context_run_is_run_or_run_forever(loop_name: str) -> None:
         send_in_a_loop(ours, b"abc", loop_name)
         assert receive(theirs, 3) == b"abc"
 
+    async def post_only(sock: socket.socket) -> WriteOperation:
+        return BatchWriter(sock).write(batch_of(b"abc"))
+
+    with stream_pair(buffers=4096) as (ours, theirs):
+        filler = clog(ours)
+        with asyncio.Runner(loop_factory=lambda: new_loop(loop_name)) as runner:
+            op = runner.run(post_only(ours))
+        ours.shutdown(socket.SHUT_WR)
+        assert len(receive_all(theirs)) == filler
+        assert op.batch.bytesleft == 3
+
 
 @pytest.mark.parametrize("loop_name", LOOPS)
 def test_io_context_stop_is_stop(loop_name: str) -> None:
@@ -72,6 +83,16 @@ def test_io_context_stop_is_stop(loop_name: str) -> None:
         loop.run_forever()
         loop.close()
         assert receive(theirs, 3) == b"abc"
+
+    async def main() -> None:
+        asyncio.get_running_loop().stop()
+        await asyncio.get_running_loop().create_future()
+
+    with (
+        asyncio.Runner(loop_factory=lambda: new_loop(loop_name)) as runner,
+        pytest.raises(RuntimeError, match="before Future completed"),
+    ):
+        runner.run(main())
 
 
 @both_loops

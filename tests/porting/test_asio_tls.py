@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,10 +16,9 @@ from tests.support.batches import batch_of
 from tests.support.loops import both_loops
 from tests.support.manpages import covered, subjects
 from tests.support.sockets import receive_all, stream_pair
-from tests.support.tls import tls_contexts
+from tests.support.tls import MemoryClient, tls_contexts
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Iterator
 
     import trustme
@@ -38,11 +38,13 @@ class Server:
         self.tls = TLS(self.sslobject, incoming, outgoing)
         self.writer = BatchWriter(sock, through=Filter(self.tls))
 
-    async def shake_hands(self) -> None:
+    async def shake_hands(self) -> bytes:
         loop = asyncio.get_running_loop()
+        plain = b""
         while not self.sslobject.version():
-            self.tls.receive(await loop.sock_recv(self.sock, 65536))
+            plain = self.tls.receive(await loop.sock_recv(self.sock, 65536))
             await self.writer.flush()
+        return plain
 
 
 class Client(Server):
@@ -105,6 +107,20 @@ async def test_async_handshake_server_is_receive_and_flush(authority: trustme.CA
         assert server.sslobject.version()
         await server.writer.finish()
         assert (await version).decode() == server.sslobject.version()
+    context, client_context = tls_contexts(authority, ssl.TLSVersion.TLSv1_3)
+    client_context.check_hostname = False
+    with stream_pair() as (ours, theirs):
+        ours.setblocking(False)
+        server = Server(ours, context)
+        memory = MemoryClient(theirs, client_context)
+
+        def greet() -> None:
+            memory.tls.do_handshake()
+            memory.tls.write(b"GET")  # one segment with the end of the handshake
+
+        greeting = asyncio.create_task(asyncio.to_thread(memory.drive, greet, 1 << 16))
+        assert await server.shake_hands() == b"GET"
+        await greeting
 
 
 @contextmanager
@@ -177,6 +193,26 @@ async def test_async_shutdown_is_finish_and_does_not_wait_for_the_peer(
             with pytest.raises(ssl.SSLZeroReturnError):
                 server.tls.receive(await loop.sock_recv(server.sock, 65536))
         assert await received == b""
+
+
+@both_loops
+async def test_ssl_stream_truncated_is_ssl_eof_error_of_receive(authority: trustme.CA) -> None:
+    def client(conn: ssl.SSLSocket) -> bytes:
+        received = conn.recv(3)
+        conn.shutdown(socket.SHUT_WR)
+        return received
+
+    with connection(authority, client) as (server, received):
+        await server.shake_hands()
+        await server.writer.write(batch_of(b"abc"))
+        loop = asyncio.get_running_loop()
+        while data := await loop.sock_recv(server.sock, 65536):
+            server.tls.receive(data)
+        assert not server.tls.ended
+        with pytest.raises(ssl.SSLEOFError):
+            server.tls.receive(data)
+        assert server.tls.ended
+        assert await received == b"abc"
 
 
 @both_loops

@@ -5,22 +5,26 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import ssl
 from typing import TYPE_CHECKING
 
 import pytest
 
-from iobatch import IOB_AGAIN, IOBatch, TruncatedFileError, iob_write
+from iobatch import IOB_AGAIN, IOB_DONE, IOBatch, TruncatedFileError, iob_write
 from iobatch.aio import BatchWriter, WriteOperation, WriteStatus, send_to_stream
 from iobatch.filters import Filter
 from tests.support.batches import batch_of, data
+from tests.support.fakes import Scripted
 from tests.support.filters import Identity
 from tests.support.loops import both_loops, full_writer, read, turns, writer_pair
 from tests.support.manpages import covered, subjects
 from tests.support.sockets import stream_pair
+from tests.support.tls import TLSClient, tls_contexts
 
 if TYPE_CHECKING:
+    import trustme
+
     from tests.support.batches import MakeFile
-    from tests.support.tls import TLSClient
 
 PAGE = ("iobatch-libevent.7", "bufferevent", "Events")
 
@@ -204,6 +208,17 @@ async def test_bufferevent_free_is_close_and_aborts() -> None:
 
 
 @both_loops
+async def test_shutdown_fd_shut_wr_follows_the_last_operation() -> None:
+    content = data(100_000)
+    with writer_pair(buffers=4096) as (writer, peer):
+        reading = asyncio.create_task(read(peer, len(content)))
+        await writer.write(batch_of(content))
+        writer.sock.shutdown(socket.SHUT_WR)
+        assert await reading == content
+        assert await asyncio.get_running_loop().sock_recv(peer, 1) == b""
+
+
+@both_loops
 async def test_bufferevent_set_max_single_write_is_limit() -> None:
     with writer_pair(limit=4) as (writer, peer):
         operation = writer.write(batch_of(b"abcdef"))
@@ -219,6 +234,37 @@ async def test_bufferevent_openssl_socket_new_is_a_filter_with_tls(tls_client: T
         assert tls_client.sslobject.read(10) == b"abc"
 
 
+def test_bufferevent_openssl_filter_new_is_a_filter_before_another_one(
+    authority: trustme.CA,
+) -> None:
+    with Scripted() as sock:
+        underlying = Filter(Identity())
+        client = TLSClient(authority, then=underlying)
+        client.shake_hands()
+        before = underlying.bytessent
+        assert iob_write(sock, batch_of(b"abc"), client.filter) == 3
+        assert client.filter.drain(sock) == IOB_DONE
+        assert underlying.bytessent - before == len(sock.taken)
+        client.incoming.write(bytes(sock.taken))
+        assert client.sslobject.read(10) == b"abc"
+
+
+def test_bufferevent_ssl_accepting_is_server_side(authority: trustme.CA) -> None:
+    context, _ = tls_contexts(authority)
+    assert context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True).server_side
+
+
+def test_bufferevent_ssl_connecting_is_server_hostname(authority: trustme.CA) -> None:
+    _, context = tls_contexts(authority)
+    sslobject = context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname="localhost")
+    assert not sslobject.server_side
+
+
+def test_allow_dirty_shutdown_is_to_catch_ssl_eof_error(tls_client: TLSClient) -> None:
+    with pytest.raises(ssl.SSLEOFError):
+        tls_client.tls.receive(b"")
+
+
 @both_loops
 async def test_ssl_shutdown_is_finish(tls_client: TLSClient) -> None:
     with writer_pair(through=tls_client.filter) as (writer, peer):
@@ -228,9 +274,17 @@ async def test_ssl_shutdown_is_finish(tls_client: TLSClient) -> None:
 
 
 @both_loops
-async def test_socket_connect_hostname_is_open_connection() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        _reader, writer = await asyncio.open_connection("localhost", listener.getsockname()[1])
+async def test_socket_connect_hostname_is_sock_connect_or_open_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as sock:
+        port = listener.getsockname()[1]
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, ("localhost", port))
+        peer, _ = listener.accept()
+        with peer:
+            async with BatchWriter(sock) as batch_writer:
+                batch_writer.write(batch_of(b"abc"))
+            assert peer.recv(10) == b"abc"
+        _reader, writer = await asyncio.open_connection("localhost", port)
         peer, _ = listener.accept()
         with peer:
             assert await send_to_stream(writer, batch_of(b"abc")) == 3
