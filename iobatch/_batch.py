@@ -428,4 +428,6 @@ def core_of(batch: IOBatch) -> BatchCore:
         # This function is the one friend of the class.
         return batch._core  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
     except AttributeError:
+        if isinstance(batch, IOBatch):
+            raise  # the __init__ of a subclass has not called that of IOBatch
         raise TypeError(f"batch must be an IOBatch, not {type(batch).__name__!r}") from None

@@ -24,7 +24,7 @@ __all__ = ["COMPILED", "compiled", "compiled_methods", "connect", "load", "speed
 
 
 def load() -> ModuleType | None:
-    """Return the compiled module, or None if pure Python is to be used."""
+    """Return the compiled module, or None for pure Python."""
     if os.environ.get("IOBATCH_PURE"):
         return None
     try:

@@ -91,6 +91,7 @@ class TLS:
             Plain text that came before the error is returned first, and the next call raises. Each
             later call raises the same error. Nothing more can be written, except after close_notify
             in TLS 1.3.
+            TypeError: data does not support the buffer protocol; nothing has changed.
 
         """
         plain = b"" if self.ended else self._decrypt(data)

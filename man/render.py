@@ -111,6 +111,8 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     try:
         main(arguments.folder)
+    except subprocess.CalledProcessError as exc:
+        sys.exit(f"man/render.py: {exc}")
     except OSError as exc:
         missing = "mandoc is not installed (Debian: apt-get install mandoc)"
         sys.exit(f"man/render.py: {missing if exc.filename == 'mandoc' else exc}")

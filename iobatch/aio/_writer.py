@@ -74,8 +74,8 @@ class BatchWriter:
     Raises:
         ValueError: sock is blocking, or has a timeout; limit or high_water is below 1; a timeout is
             negative or NaN.
-        TypeError: sock is not a socket object, or is a TLS socket and through is None; a timeout
-            is not a number of seconds.
+        TypeError: sock is not a socket object, or is a TLS socket and through is None; limit or
+            high_water is not an int; a timeout is not a number of seconds.
         OverflowError: a timeout doesn't fit a float.
         RuntimeError: no loop is running.
 
@@ -115,7 +115,7 @@ class BatchWriter:
         if through is None and hasattr(sock, "do_handshake"):
             raise TypeError("a TLS socket needs through=ssl.SSLSocket.send")
         check_through(through)
-        if high_water < 1:
+        if index(high_water) < 1:
             raise ValueError(f"high_water must be at least 1, not {high_water}")
         if limit is None:
             limit = SEND_LIMIT if through is None else WRITE_LIMIT
@@ -587,5 +587,15 @@ class BatchWriter:
 
 
 def _copy_ancdata(ancdata: Iterable[tuple[int, int, Buffer]]) -> list[tuple[int, int, bytes]]:
-    """Return a copy of ancillary data. It is small, and the caller may change it."""
-    return [(index(level), index(kind), bytes(memoryview(data))) for level, kind, data in ancdata]
+    """Return a copy of ancillary data. It is small, and the caller may change it.
+
+    Raises:
+        TypeError: ancdata has other items than tuples of two ints and a buffer.
+
+    """
+    try:
+        return [
+            (index(level), index(kind), bytes(memoryview(data))) for level, kind, data in ancdata
+        ]
+    except ValueError as exc:  # another number of items
+        raise TypeError(f"ancdata must have tuples of two ints and a buffer: {exc}") from None

@@ -94,6 +94,9 @@ async def test_writer_refuses_blocking_and_tls_sockets_and_bad_limits() -> None:
         ):
             with pytest.raises(ValueError, match=r"at least 1|negative"):
                 BatchWriter(sock, **options)
+        for options in ({"limit": 1.5}, {"high_water": None}):
+            with pytest.raises(TypeError, match="integer"):
+                BatchWriter(sock, **options)
         context = ssl.create_default_context()
         with (
             context.wrap_socket(sock, server_hostname="x", do_handshake_on_connect=False) as conn,

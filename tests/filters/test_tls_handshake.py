@@ -8,7 +8,7 @@ import ssl
 import threading
 from contextlib import suppress
 from selectors import EVENT_READ, EVENT_WRITE
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -187,3 +187,14 @@ def test_failed_handshake_is_the_error_even_if_the_peer_is_gone(
         assert iob_write(sock, batch_of(b"data"), client.filter) == IOB_ERROR
     assert_refused(sock, client.filter, ssl.SSLError, "HTTP_REQUEST")
     assert len(sock.calls) == 1
+
+
+def test_receive_refuses_what_has_no_buffer_and_changes_nothing(authority: trustme.CA) -> None:
+    server, _ = tls_contexts(authority)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = TLS(server.wrap_bio(incoming, outgoing, server_side=True), incoming, outgoing)
+    wrong: Any = ""
+    with pytest.raises(TypeError, match="bytes-like"):
+        tls.receive(wrong)
+    assert not tls.ended
+    assert not incoming.eof
