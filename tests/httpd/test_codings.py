@@ -257,6 +257,16 @@ def test_client_with_small_buffers_gets_the_whole_coded_body(address: Address) -
         assert gzip.decompress(response.read()) == prose(3 << 20, seed=3 << 20)
 
 
+def is_coded_and_forgotten(address: Address) -> bool:
+    """Return whether a response is coded, and no compressor is in use after the next response.
+
+    The client can read the last byte of a response before the server has dropped its compressor.
+    """
+    headers, _ = fetch(address, "/3145728.txt", "gzip")
+    fetch(address, "/3145728.txt", "identity")
+    return "Content-Encoding" in headers and not sink._coders
+
+
 def test_responses_go_uncoded_while_slow_clients_hold_all_compressors(
     address: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,7 +280,4 @@ def test_responses_go_uncoded_while_slow_clients_hold_all_compressors(
             headers, body = fetch(address, "/3145728.txt", "gzip")
             assert "Content-Encoding" not in headers
             assert body == prose(3 << 20, seed=3 << 20)
-        assert any(
-            fetch(address, "/3145728.txt", "gzip")[0]["Content-Encoding"] and not sink._coders
-            for _ in range(1000)
-        )
+        assert any(is_coded_and_forgotten(address) for _ in range(1000))
