@@ -214,7 +214,8 @@ class Filter:
             IOB_DONE (0): no filter holds bytes; the end of the pipeline has accepted every byte.
             IOB_AGAIN (-1): wait until sock is ready for `wants`, and call again. A filter that is
                 full answers so even if it has moved some of its bytes on.
-            IOB_ERROR (-3): `error` is the reason. No later call moves anything.
+            IOB_ERROR (-3): `error` is the reason. A full filter may have sent bytes that it held
+                before another failed. No later call moves anything.
 
         Raises:
             Exception: any exception except OSError, of a transform or of the callback at the end.

@@ -197,6 +197,7 @@ class PipelineMachine(StreamMachine):
 
     def push(self, step: Callable[[], int], drawn: dict[str, Any]) -> int | None:
         before, accepted = self.moved(), self.wire.accepted
+        held = any(each.bytesleft for each in self.filters)
         code = self.call(step, **drawn)
         moved = self.moved() - before
         if code is not None:
@@ -205,8 +206,9 @@ class PipelineMachine(StreamMachine):
             assert not any(each.bytesleft for each in self.filters)
             assert self.wire.accepted == len(self.own_recorder.output)
         if code == IOB_ERROR:
-            # Bytes may have moved to a later filter. Only the alert of an SSLError is sent.
-            assert self.wire.accepted == accepted or self.alert
+            # Bytes may have moved to a later filter. A full one sends what it holds before it takes
+            # more, and fails then. Otherwise only the alert of an SSLError is sent.
+            assert self.wire.accepted == accepted or held or self.alert
         return code
 
     @step(lambda self: not (self.failed or self.queue or self.begun), codecs=CODECS)
