@@ -55,12 +55,8 @@ class Transform(Protocol):
     def flush(self) -> Buffer:
         """End the stream, and return the rest of the output.
 
-        Only Filter.finish calls it: once, and again only after SSLWantReadError. After it has
-        returned, the filter calls no method of the transform.
-
-        Raises:
-            SSLWantReadError: the transform must read first.
-
+        Only Filter.finish calls it: once, and again only after it has raised SSLWantReadError,
+        because it must read first. After it has returned, no method of the transform is called.
         """
 
 

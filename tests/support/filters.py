@@ -5,11 +5,12 @@ from __future__ import annotations
 import select
 import subprocess
 import sys
+import zlib
 from selectors import EVENT_WRITE
 from typing import TYPE_CHECKING, Any
 
 from iobatch import IOB_AGAIN, IOB_DONE, IOB_ERROR, IOBatch, iob_write
-from iobatch.filters import Filter
+from iobatch.filters import Chunked, Filter
 from tests.support.batches import batch_of, check_invariants, data
 from tests.support.fakes import Scripted, again
 from tests.support.sockets import PATIENCE
@@ -30,6 +31,21 @@ def run_program(*command: str, stdin: bytes = b"") -> bytes:
     return subprocess.run(
         command, input=stdin, capture_output=True, timeout=PATIENCE, check=True
     ).stdout
+
+
+def codec(then: Filter | None) -> Filter:
+    """Return the codings of a response: gzip, then chunks."""
+    return Filter(zlib.compressobj(wbits=31), Filter(Chunked(), then))
+
+
+class Xor:
+    """A transform that can be seen in its output, as that of TLS can."""
+
+    def compress(self, data: Any) -> bytes:
+        return bytes(byte ^ 0x55 for byte in memoryview(data).cast("B"))
+
+    def flush(self) -> bytes:
+        return b"\0"  # for close_notify
 
 
 class Identity:

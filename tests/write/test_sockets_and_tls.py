@@ -9,6 +9,7 @@ import socket
 import ssl
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,6 +24,8 @@ from tests.support.tls import tls_contexts
 from tests.support.write import LARGE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import trustme
 
     from tests.support.batches import MakeFile
@@ -57,11 +60,29 @@ def handshake(*sides: ssl.SSLSocket) -> None:
     raise AssertionError("the handshake did not complete")
 
 
+@contextmanager
+def tls_pair(
+    authority: trustme.CA, version: ssl.TLSVersion | None = None, *, buffers: int | None = None
+) -> Iterator[tuple[ssl.SSLSocket, ssl.SSLSocket]]:
+    """Yield the server's and the client's non-blocking socket after the handshake."""
+    server, client = tls_contexts(authority, version)
+    with stream_pair("tcp4", buffers=buffers) as (one, other):
+        one.setblocking(False)
+        other.setblocking(False)
+        with (
+            server.wrap_socket(one, server_side=True, do_handshake_on_connect=False) as conn,
+            client.wrap_socket(
+                other, server_hostname="localhost", do_handshake_on_connect=False
+            ) as peer,
+        ):
+            handshake(conn, peer)
+            yield conn, peer
+
+
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_16_mib_arrive_over_tls_at_a_slow_reader(
     make_file: MakeFile, version: ssl.TLSVersion, authority: trustme.CA
 ) -> None:
-    server, client = tls_contexts(authority, version)
     content = data(16 * 1024 * 1024)
     wanted = bytearray()
     batch = IOBatch()
@@ -75,90 +96,65 @@ def test_16_mib_arrive_over_tls_at_a_slow_reader(
             wanted += content
     received = bytearray()
     results = set()
-    with stream_pair("tcp4", buffers=30_000) as (one, other):
-        one.setblocking(False)
-        other.setblocking(False)
-        with (
-            server.wrap_socket(one, server_side=True, do_handshake_on_connect=False) as conn,
-            client.wrap_socket(
-                other, server_hostname="localhost", do_handshake_on_connect=False
-            ) as peer,
-            selectors.DefaultSelector() as selector,
-        ):
-            handshake(conn, peer)
-            selector.register(conn, selectors.EVENT_WRITE)
-            selector.register(peer, selectors.EVENT_READ)
-            buffer = bytearray(1 << 16)
-            while len(received) < len(wanted):
-                events = selector.select(PATIENCE)
-                assert events, "neither side makes progress"
-                for key, _ in events:
-                    if key.fileobj is conn:
-                        nbytes = iob_write(conn, batch, ssl.SSLSocket.send)
-                        results.add(min(nbytes, 1))
-                        assert nbytes != IOB_ERROR, batch.error
-                        if nbytes == IOB_DONE:
-                            selector.unregister(conn)
-                        else:
-                            selector.modify(conn, batch.wants)
-                        continue
-                    try:
-                        count = peer.recv_into(buffer)
-                    except ssl.SSLWantReadError:
-                        continue
+    with (
+        tls_pair(authority, version, buffers=30_000) as (conn, peer),
+        selectors.DefaultSelector() as selector,
+    ):
+        selector.register(conn, selectors.EVENT_WRITE)
+        selector.register(peer, selectors.EVENT_READ)
+        buffer = bytearray(1 << 16)
+        while len(received) < len(wanted):
+            events = selector.select(PATIENCE)
+            assert events, "neither side makes progress"
+            for key, _ in events:
+                if key.fileobj is conn:
+                    nbytes = iob_write(conn, batch, ssl.SSLSocket.send)
+                    results.add(min(nbytes, 1))
+                    assert nbytes != IOB_ERROR, batch.error
+                    if nbytes == IOB_DONE:
+                        selector.unregister(conn)
+                    else:
+                        selector.modify(conn, batch.wants)
+                    continue
+                try:
+                    count = peer.recv_into(buffer)
+                except ssl.SSLWantReadError:
+                    continue
+                received += buffer[:count]
+                while peer.pending():
+                    count = peer.recv_into(buffer)
                     received += buffer[:count]
-                    while peer.pending():
-                        count = peer.recv_into(buffer)
-                        received += buffer[:count]
-            # The peer may have read everything before iob_write was called once more.
-            assert iob_write(conn, batch, ssl.SSLSocket.send) == IOB_DONE
+        # The peer may have read everything before iob_write was called once more.
+        assert iob_write(conn, batch, ssl.SSLSocket.send) == IOB_DONE
     assert received == wanted
     assert results - {IOB_DONE} == {IOB_AGAIN, 1}
 
 
 def test_filter_over_ssl_socket_send_goes_through_its_tls(authority: trustme.CA) -> None:
-    server, client = tls_contexts(authority)
     batch = batch_of(content := data(LARGE))
-    with stream_pair("tcp4", buffers=30_000) as (one, other):
-        one.setblocking(False)
-        other.setblocking(False)
-        with (
-            server.wrap_socket(one, server_side=True, do_handshake_on_connect=False) as conn,
-            client.wrap_socket(
-                other, server_hostname="localhost", do_handshake_on_connect=False
-            ) as peer,
-            ThreadPoolExecutor(1) as pool,
-            selectors.DefaultSelector() as selector,
-        ):
-            handshake(conn, peer)
-            peer.setblocking(True)
-            received = pool.submit(receive_all, peer)
-            body = Filter(zlib.compressobj(wbits=31), Filter(Chunked(), ssl.SSLSocket.send))
-            selector.register(conn, body.wants)
-            while code := (iob_write(conn, batch, body) or body.finish(conn)):
-                assert code != IOB_ERROR
-                if code == IOB_AGAIN:
-                    selector.modify(conn, body.wants)
-                    assert selector.select(PATIENCE)
-            conn.setblocking(True)
-            conn.shutdown(socket.SHUT_WR)
-            assert gzip.decompress(unchunk(received.result(PATIENCE))) == content
+    with (
+        tls_pair(authority, buffers=30_000) as (conn, peer),
+        ThreadPoolExecutor(1) as pool,
+        selectors.DefaultSelector() as selector,
+    ):
+        peer.setblocking(True)
+        received = pool.submit(receive_all, peer)
+        body = Filter(zlib.compressobj(wbits=31), Filter(Chunked(), ssl.SSLSocket.send))
+        selector.register(conn, body.wants)
+        while code := (iob_write(conn, batch, body) or body.finish(conn)):
+            assert code != IOB_ERROR
+            if code == IOB_AGAIN:
+                selector.modify(conn, body.wants)
+                assert selector.select(PATIENCE)
+        conn.setblocking(True)
+        conn.shutdown(socket.SHUT_WR)
+        assert gzip.decompress(unchunk(received.result(PATIENCE))) == content
 
 
 def test_closed_tls_peer_is_a_permanent_error(authority: trustme.CA) -> None:
-    server, client = tls_contexts(authority)
-    with stream_pair() as (one, other):
-        one.setblocking(False)
-        other.setblocking(False)
-        with (
-            server.wrap_socket(one, server_side=True, do_handshake_on_connect=False) as conn,
-            client.wrap_socket(
-                other, server_hostname="localhost", do_handshake_on_connect=False
-            ) as peer,
-        ):
-            handshake(conn, peer)
-            peer.close()
-            batch = batch_of(data(1000))
-            results = [iob_write(conn, batch, ssl.SSLSocket.send) for _ in range(3)]
+    with tls_pair(authority) as (conn, peer):
+        peer.close()
+        batch = batch_of(data(1000))
+        results = [iob_write(conn, batch, ssl.SSLSocket.send) for _ in range(3)]
     assert results[-1] == IOB_ERROR
     assert isinstance(batch.error, OSError)
