@@ -7,7 +7,8 @@ import functools
 import gc
 import importlib.util
 import inspect
-from contextlib import asynccontextmanager, contextmanager, suppress
+import os
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -119,8 +120,13 @@ async def end_reading(reading: asyncio.Task[bytes], sock: socket.socket) -> None
     reading.cancel()
     await asyncio.wait([reading])
     assert reading.cancelled()
-    sock.close()
-    with stream_pair() as ends:
+    with ExitStack() as stack:
+        # The next descriptor has the lowest free number: take those below this one.
+        while (taken := os.open(os.devnull, os.O_RDONLY)) < fd:
+            stack.callback(os.close, taken)
+        os.close(taken)
+        sock.close()
+        ends = stack.enter_context(stream_pair())
         assert fd in {each.fileno() for each in ends}
         for ours, theirs in (ends, ends[::-1]):
             ours.setblocking(False)
