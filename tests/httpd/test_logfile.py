@@ -37,6 +37,14 @@ def opened(process: subprocess.Popen[str], path: Path) -> int:
     return sum(path in open_files(pid) for pid in (process.pid, *children(process.pid)))
 
 
+def wait_until_rotated(
+    process: subprocess.Popen[str], log: Path, old: Path, processes: int
+) -> None:
+    """Wait until all processes have opened the new log, and then closed the old one."""
+    while opened(process, log) < processes or opened(process, old):
+        os.sched_yield()
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_lines_after_sighup_are_in_the_new_file(site: Path, tmp_path: Path, workers: int) -> None:
     log, old = tmp_path / "log", tmp_path / "old"
@@ -45,9 +53,7 @@ def test_lines_after_sighup_are_in_the_new_file(site: Path, tmp_path: Path, work
             get(address_of(url), f"/1?{i}")
         processes = 1 if workers == 1 else 1 + workers
         rotate(process, log, old)
-        while opened(process, log) < processes:
-            os.sched_yield()
-        assert not opened(process, old)
+        wait_until_rotated(process, log, old, processes)
         for i in range(20, 40):
             get(address_of(url), f"/1?{i}")
         process.terminate()
@@ -87,8 +93,7 @@ def test_worker_that_is_started_after_sighup_writes_to_the_new_file(
         while opened(process, log) < 3:
             os.sched_yield()
         rotate(process, log, old)
-        while opened(process, log) < 3:
-            os.sched_yield()
+        wait_until_rotated(process, log, old, 3)
         killed = children(process.pid)[0]
         os.kill(killed, signal.SIGKILL)
         while killed in children(process.pid) or opened(process, log) < 3:
