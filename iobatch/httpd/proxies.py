@@ -26,6 +26,8 @@ Address = IPv4Address | IPv6Address
 UNIX = "unix"
 # Longer clients are malformed, so those that are kept take little memory. In bytes.
 MAX_NODE = 100
+# The bits that all IPv4-mapped addresses share (RFC 4291 2.5.5.2).
+_MAPPED_BITS = 96
 
 # A parameter of Forwarded (RFC 7239 4).
 _PAIR = rb"""([!#$%&'*+.^_`|~\w-]++)=([!#$%&'*+.^_`|~\w-]++|"(?:[^"\\]|\\.)*+")"""
@@ -60,7 +62,14 @@ def parse_proxy(text: str) -> Proxy:
         ValueError: it is neither an address, nor a network, nor UNIX.
 
     """
-    return UNIX if text == UNIX else ip_network(text)
+    if text == UNIX:
+        return UNIX
+    network = ip_network(text)
+    if isinstance(network, IPv6Network) and network.prefixlen >= _MAPPED_BITS:
+        mapped = network.network_address.ipv4_mapped
+        if mapped is not None:  # peers with such an address are compared by the IPv4 one
+            return IPv4Network((mapped, network.prefixlen - _MAPPED_BITS))
+    return network
 
 
 @define(frozen=True)

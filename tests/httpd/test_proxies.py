@@ -7,6 +7,7 @@ import pwd
 import socket
 import subprocess
 from http.client import HTTPConnection
+from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
 import pytest
@@ -64,6 +65,25 @@ http {{
 )
 def test_proxy_is_trusted_by_its_address_or_network(peer: bytes, *, trusted: bool) -> None:
     assert PROXIES.trusts(peer) is trusted
+
+
+@pytest.mark.parametrize(
+    ("proxy", "same"),
+    [
+        ("::ffff:10.0.0.1", "10.0.0.1"),
+        ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+        ("::ffff:0:0/96", "0.0.0.0/0"),
+    ],
+)
+def test_ipv4_mapped_proxy_is_that_of_ipv4(proxy: str, same: str) -> None:
+    assert parse_proxy(proxy) == parse_proxy(same)
+    assert TrustedProxies([parse_proxy(proxy)]).trusts(b"10.0.0.1")
+    assert TrustedProxies([parse_proxy(proxy)]).trusts(b"::ffff:10.0.0.1")
+
+
+@pytest.mark.parametrize("proxy", ["::/0", "::fffe:0:0/95", "::/96"])
+def test_network_that_is_not_all_mapped_is_one_of_ipv6(proxy: str) -> None:
+    assert str(parse_proxy(proxy)) == str(ip_network(proxy))
 
 
 def test_peers_of_unix_sockets_are_trusted_only_if_named() -> None:
