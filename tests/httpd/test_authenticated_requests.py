@@ -27,7 +27,6 @@ from tests.support.httpd import (
     SMALL,
     Address,
     address_of,
-    children,
     exchange,
     get,
     new_server,
@@ -35,6 +34,7 @@ from tests.support.httpd import (
     program,
     receive_head,
     serving,
+    started_workers,
 )
 from tests.support.passwords import Password, basic, request, users, verify
 from tests.support.sockets import PATIENCE, is_silent, receive
@@ -223,7 +223,7 @@ def test_curl_fetches_a_file_with_the_right_password_only(
             assert result.stdout == status
             if status == "200":
                 assert (tmp_path / "file").read_bytes() == data(1024, seed=1024)
-        assert len(children(process.pid)) == (2 if options else 0)
+        started_workers(process, 2 if options else 0)
 
 
 WARNING = "iobatch.httpd: warning: passwords go over plain HTTP, which others can read; see --tls\n"

@@ -15,7 +15,7 @@ import pytest
 from iobatch.httpd import listeners
 from iobatch.httpd.listeners import listen, urls
 from tests.support.batches import data
-from tests.support.httpd import LARGE, SMALL, address_of, children, get, program, run_httpd
+from tests.support.httpd import LARGE, SMALL, address_of, get, program, run_httpd, started_workers
 from tests.support.sockets import PATIENCE, receive
 
 if TYPE_CHECKING:
@@ -114,8 +114,8 @@ def test_unix_socket_replaces_an_unserved_one_and_is_removed_at_the_end(
         old.bind(os.fspath(path))
     with program(site, "--unix", str(path), "--workers", workers) as (process, url):
         assert url == f"http+unix:{path}"
-        while workers != "1" and len(children(process.pid)) < int(workers):
-            os.sched_yield()
+        if workers != "1":
+            started_workers(process, int(workers))
         result = subprocess.run(
             [curl, "-fsS", "-H", "Connection: close", "--unix-socket", path]
             + ["http://x/1024"] * 10,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.httpd import address_of, children, get, program, run_httpd
+from tests.support.httpd import address_of, children, get, program, run_httpd, started_workers
 from tests.support.programs import open_files
 from tests.support.sockets import PATIENCE
 
@@ -110,8 +110,8 @@ def test_log_that_cannot_be_opened_anew_goes_on_in_the_old_file(
     folder.mkdir()
     options = "--log-file", str(folder / "log"), "--workers", str(workers)
     with program(site, *options, stderr=subprocess.PIPE) as (process, url):
-        while workers > 1 and len(children(process.pid)) < workers:
-            os.sched_yield()
+        if workers > 1:
+            started_workers(process, workers)
         folder.rename(renamed)
         process.send_signal(signal.SIGHUP)
         assert process.stderr is not None

@@ -16,7 +16,7 @@ import pytest
 
 from iobatch.httpd import output
 from iobatch.httpd.output import MAX_WAITING, Output, open_log, report
-from tests.support.httpd import SMALL, address_of, children, exchange, get, program
+from tests.support.httpd import SMALL, address_of, children, exchange, get, program, started_workers
 from tests.support.sockets import PATIENCE, receive, receive_all
 
 if TYPE_CHECKING:
@@ -91,8 +91,7 @@ def test_workers_are_replaced_when_no_diagnostic_can_be_written(site: Path) -> N
     os.close(reading)
     with program(site, "--workers", "2", stderr=writing) as (process, url):
         for _ in "12":
-            while len(before := children(process.pid)) < 2:
-                os.sched_yield()
+            before = started_workers(process, 2)
             os.kill(before[0], signal.SIGKILL)
             while len(children(process.pid)) < 2 or before[0] in children(process.pid):
                 assert process.poll() is None

@@ -18,11 +18,11 @@ from tests.support.httpd import (
     COMMAND,
     SMALL,
     address_of,
-    children,
     get,
     program,
     receive_head,
     slow_client,
+    started_workers,
 )
 from tests.support.programs import environment
 from tests.support.sockets import PATIENCE, receive
@@ -89,8 +89,8 @@ def test_inherited_socket_is_served(site: Path, workers: str) -> None:
             assert address_of(url) == address
             for _ in range(20):
                 assert get(address, "/1").status == 200
-            while workers == "2" and len(children(process.pid)) < 2:
-                os.sched_yield()
+            if workers == "2":
+                started_workers(process, 2)
             process.terminate()
             assert process.wait(PATIENCE) == 0
 

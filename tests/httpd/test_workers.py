@@ -16,7 +16,7 @@ import pytest
 
 from iobatch.httpd.workers import Supervisor, _Worker
 from tests.support.batches import data
-from tests.support.httpd import COMMAND, address_of, children, get, program, run_httpd
+from tests.support.httpd import COMMAND, address_of, get, program, run_httpd, started_workers
 from tests.support.sockets import PATIENCE
 
 # Runs the program in a process whose second and fourth fork fail.
@@ -73,8 +73,7 @@ def test_workers_share_a_port_and_a_killed_one_is_replaced(site: Path) -> None:
         address = address_of(url)
         for _ in range(20):
             assert get(address, "/1024").body == data(1024, seed=1024)
-        before = children(process.pid)
-        assert len(before) == 3
+        before = started_workers(process, 3)
         second = run_httpd(site, "--workers", "2", "--port", str(address[1]))
         assert second.returncode == 1
         assert "Address already in use" in second.stderr
@@ -121,8 +120,7 @@ def test_line_that_the_supervisor_has_not_written_is_written_once(site: Path) ->
         stderr=writing,
     ) as process:
         os.close(writing)
-        while len(children(process.pid)) < 2:
-            os.sched_yield()
+        started_workers(process, 2)
         process.terminate()
         with os.fdopen(reading, "rb") as reader:
             assert reader.read().count(b"Serving") == 1
@@ -161,13 +159,10 @@ def test_worker_that_cannot_be_forked_is_tried_again_later(site: Path) -> None:
         assert match
         failure = "iobatch.httpd: can't start a worker: no more processes\n"
         assert process.stderr.readline() == failure
-        while len(children(process.pid)) < 2:
-            os.sched_yield()
-        os.kill(children(process.pid)[0], signal.SIGKILL)
+        os.kill(started_workers(process, 2)[0], signal.SIGKILL)
         assert process.stderr.readline() == DIED
         assert process.stderr.readline() == failure
-        while len(children(process.pid)) < 2:
-            os.sched_yield()
+        started_workers(process, 2)
         assert get(address_of(match[1]), "/1").status == 200
         process.terminate()
         assert process.wait(PATIENCE) == 0
@@ -179,10 +174,9 @@ def test_workers_end_when_the_supervisor_is_killed(site: Path) -> None:
         assert get(address_of(url), "/1").status == 200
         with ExitStack() as stack:
             # The descriptor of a process becomes readable when the process ends (pidfd_open(2)).
-            fds = [os.pidfd_open(pid) for pid in children(process.pid)]
+            fds = [os.pidfd_open(pid) for pid in started_workers(process, 2)]
             for fd in fds:
                 stack.callback(os.close, fd)
-            assert len(fds) == 2
             process.kill()
             for fd in fds:
                 assert select.select([fd], [], [], PATIENCE)[0]

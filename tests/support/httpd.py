@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import socket
@@ -205,6 +206,18 @@ def run_httpd(*args: str | Path, **kwargs: Any) -> subprocess.CompletedProcess[s
 def children(pid: int) -> list[int]:
     """Return the process ids of a process's children."""
     return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def started_workers(process: subprocess.Popen[Any], number: int) -> list[int]:
+    """Return the process ids of a server's workers when all have started.
+
+    The URL is printed, and the first worker serves, before the last one is forked.
+    """
+    while len(workers := children(process.pid)) < number:
+        assert process.poll() is None
+        os.sched_yield()
+    assert len(workers) == number
+    return workers
 
 
 def address_of(url: str) -> Address:
