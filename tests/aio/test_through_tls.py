@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from iobatch.aio import BatchWriter, WriteStatus
 from iobatch.filters import TLS, Filter
 from tests.support.batches import batch_of, data
 from tests.support.loops import both_loops
-from tests.support.sockets import receive_all, stream_pair
+from tests.support.sockets import PATIENCE, receive_all, stream_pair
 from tests.support.tls import tls_contexts
 
 if TYPE_CHECKING:
@@ -90,13 +91,15 @@ async def test_file_over_tls_arrives_whole_and_finish_sends_close_notify(
 async def test_flush_that_is_posted_and_not_awaited_lets_a_reader_beside_a_write_go_on(
     contexts: Contexts,
 ) -> None:
-    """The client reads only after it has sent everything."""
+    """The client reads only after the server has received everything."""
     server_context, client_context = contexts
     content = data(1 << 20)
+    all_received = threading.Event()
 
     def send_then_receive(sock: socket.socket) -> bytes:
         with client_context.wrap_socket(sock, server_hostname="localhost") as conn:
             conn.sendall(content)
+            assert all_received.wait(PATIENCE)
             return receive_all(conn)
 
     with stream_pair("tcp4", buffers=16_384) as (ours, theirs):
@@ -111,9 +114,8 @@ async def test_flush_that_is_posted_and_not_awaited_lets_a_reader_beside_a_write
                 received += server.tls.receive(
                     await asyncio.get_running_loop().sock_recv(ours, 1 << 16)
                 )
-                flushing = writer.flush()
-                if len(received) < len(content):
-                    assert not flushing.done()  # awaiting it would wait forever
+                assert not writer.flush().done()  # awaiting it would wait forever
+            all_received.set()
             await operation
             await writer.finish()
         assert await client == content
