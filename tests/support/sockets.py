@@ -108,15 +108,33 @@ def is_silent(peer: socket.socket) -> bool:
 
 
 def clog(sock: socket.socket) -> int:
-    """Make a socket non-blocking and fill its buffers; return how many bytes it accepted."""
+    """Make a socket non-blocking and fill its buffers; return how many bytes it accepted.
+
+    They stay full until the peer reads. TCP accepts more bytes whenever earlier ones are
+    acknowledged, which may be 40 ms later, so its buffers are filled until the peer's window is
+    closed.
+    """
     sock.setblocking(False)
     count = 0
     filler = bytes(4096)
-    for size in (4096, 1):
-        with suppress(BlockingIOError):
-            while True:
-                count += sock.send(filler[:size])
-    return count
+    while True:
+        is_final = _takes_no_more(sock)
+        for size in (4096, 1):
+            with suppress(BlockingIOError):
+                while True:
+                    count += sock.send(filler[:size])
+        if is_final:
+            return count
+        os.sched_yield()
+
+
+def _takes_no_more(sock: socket.socket) -> bool:
+    """Return whether nothing leaves a socket's send buffer until the peer reads."""
+    if sock.family == socket.AF_UNIX:
+        return True
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 232)
+    # struct tcp_info (linux/tcp.h): tcpi_unacked and tcpi_snd_wnd.
+    return struct.unpack_from("=I200xI", info, 24) == (0, 0)
 
 
 def fd_count() -> int:
