@@ -51,7 +51,7 @@ def test_handler_of_a_signal_finds_the_batch_in_use(lib: Any) -> None:
     with stream_pair() as (one, peer):
         filler = clog(one)
         one.setblocking(True)
-        with alarm(handler):
+        with alarm(handler, one):
             assert lib.iob_send(one, batch) == 5
         assert lib.iob_send(one, batch) == 5
         check_invariants(batch)

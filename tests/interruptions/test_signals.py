@@ -40,7 +40,7 @@ def test_deadline_raised_by_a_handler_leaves_iob_sendall(
     with stream_pair() as (sock, peer):
         batch = IOBatch()
         batch.addbuf(content)
-        with pytest.raises(error, match="deadline"), alarm(deadline):
+        with pytest.raises(error, match="deadline"), alarm(deadline, sock):
             iob_sendall(sock, batch, callback)
         counted = callback is None and is_compiled(iob_send)
         if not counted:
@@ -81,7 +81,7 @@ def test_count_is_unknown_or_exact_whatever_the_batch_holds(
             batch.addfile(make_file(content[:start]), 0, start)
         for offset in range(start, len(content), size):
             batch.addbuf(memoryview(content)[offset : offset + size])
-        with pytest.raises(ZeroDivisionError), alarm(handler):
+        with pytest.raises(ZeroDivisionError), alarm(handler, sock):
             send(sock, batch, limit=None)
         sock.shutdown(socket.SHUT_WR)
         received = receive_all(peer)
@@ -104,7 +104,7 @@ def test_ctrl_c_during_a_send_leaves_the_count_unknown_or_exact(
         sock.setblocking(True)
         batch = IOBatch()
         batch.addbuf(b"waits")
-        with pytest.raises(KeyboardInterrupt), alarm(signal.default_int_handler):
+        with pytest.raises(KeyboardInterrupt), alarm(signal.default_int_handler, sock):
             send(sock, batch)
         if is_compiled(send):
             assert (batch.error, batch.bytesleft) == (None, 5)
@@ -126,6 +126,6 @@ def test_send_resumes_after_a_handler_that_returns() -> None:
         def handler(_number: int, _frame: object) -> None:
             received.append(pool.submit(receive, peer, len(content)))
 
-        with alarm(handler):
+        with alarm(handler, sock):
             assert iob_sendall(sock, batch) == len(content)
         assert received[0].result(PATIENCE) == content

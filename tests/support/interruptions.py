@@ -11,11 +11,14 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import re
 import signal
 import socket
 import sys
+import threading
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -174,14 +177,29 @@ def drain(peer: socket.socket) -> bytes:
 
 
 @contextmanager
-def alarm(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Have SIGALRM arrive after 50 ms, while the block waits in a system call."""
+def alarm(handler: Callable[[int, FrameType | None], None], sock: socket.socket) -> Iterator[None]:
+    """Have SIGALRM arrive once the block waits in a system call on a socket."""
     before = signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    ended = threading.Event()
+    thread = threading.get_ident()
+    # The number of the system call that a thread waits in, and its arguments; or "running".
+    state = Path(f"/proc/self/task/{threading.get_native_id()}/syscall")
+    waits = re.compile(rf"\d+ {sock.fileno():#x} ")
+
+    def send_signal() -> None:
+        while not ended.is_set():
+            if waits.match(state.read_text()):
+                signal.pthread_kill(thread, signal.SIGALRM)
+                return
+            os.sched_yield()
+
+    sender = threading.Thread(target=send_signal)
+    sender.start()
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        ended.set()
+        sender.join()
         signal.signal(signal.SIGALRM, before)
 
 
