@@ -17,7 +17,7 @@ from tests.support.batches import batch_of
 from tests.support.fakes import again
 from tests.support.loops import both_loops, full_writer, scripted_writer, writer_pair
 from tests.support.manpages import covered, subjects
-from tests.support.sockets import clog, stream_pair
+from tests.support.sockets import clog, refusing_udp, reset, stream_pair, wait_for_error
 
 if TYPE_CHECKING:
     from iobatch.aio import WriteOperation
@@ -145,8 +145,8 @@ async def test_shut_down_is_broken_pipe_error() -> None:
 async def test_connection_reset_is_connection_reset_error() -> None:
     with stream_pair("tcp4") as (ours, theirs):
         ours.setblocking(False)
-        ours.send(b"never read")
-        theirs.close()
+        reset(theirs)
+        wait_for_error(ours)
         error = await failure(ours)
         assert (type(error), error.errno) == (ConnectionResetError, errno.ECONNRESET)
 
@@ -158,10 +158,10 @@ async def test_connection_aborted_is_connection_aborted_error() -> None:
 
 @both_loops
 async def test_connection_refused_is_connection_refused_error() -> None:
-    with udp() as ours, udp() as closed:
-        ours.connect(closed.getsockname())
-        closed.close()
+    with udp() as ours, refusing_udp() as refusing:
+        ours.connect(refusing.getsockname())
         ours.send(b"x")
+        wait_for_error(ours)
         error = await failure(ours)
         assert (type(error), error.errno) == (ConnectionRefusedError, errno.ECONNREFUSED)
 

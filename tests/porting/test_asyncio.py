@@ -32,7 +32,7 @@ from tests.support.loops import (
 )
 from tests.support.manpages import covered, subjects
 from tests.support.sockets import receive as receive_exactly
-from tests.support.sockets import receive_all, stream_pair
+from tests.support.sockets import receive_all, stream_pair, wait_for_error
 from tests.support.sockets import reset as reset_connection
 from tests.support.tls import TLSClient, tls_contexts
 
@@ -176,6 +176,7 @@ async def test_connection_lost_exc_is_raised_by_await() -> None:
     ):
         with writer_pair("tcp4") as (writer, peer):
             reset_connection(peer)
+            wait_for_error(writer.sock)
             await turns()
             await writer.drain()
             with pytest.raises(ConnectionResetError):

@@ -18,7 +18,7 @@ from tests.support.fakes import patch_os
 from tests.support.loops import both_loops, full_writer, new_loop, read, stream, turns, writer_pair
 from tests.support.manpages import covered, subjects
 from tests.support.pagecache import SMALL, slow_disk
-from tests.support.sockets import PATIENCE, stream_pair
+from tests.support.sockets import PATIENCE, refusing_udp, stream_pair, wait_for_error
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -73,13 +73,13 @@ async def test_loop_sock_sendto_sock_data_addr_is_write_with_an_address() -> Non
 
 @both_loops
 async def test_datagramtransport_sendto_is_write_and_its_errors_are_the_operations() -> None:
-    with udp() as sock, udp() as closed:
-        address = closed.getsockname()
-        closed.close()
+    with udp() as sock, refusing_udp() as refusing:
+        address = refusing.getsockname()
         writer = BatchWriter(sock)
         assert await writer.write(batch_of(b"abc"), address=address) == 3
         sock.connect(address)
         sock.send(b"x")
+        wait_for_error(sock)
         with pytest.raises(ConnectionRefusedError):
             await writer.write(batch_of(b"abc"))
 

@@ -15,6 +15,7 @@ from tests.support.batches import batch_of
 from tests.support.fakes import again
 from tests.support.loops import both_loops, full_writer, read, scripted_writer, turns, writer_pair
 from tests.support.manpages import covered, subjects
+from tests.support.sockets import reset, wait_for_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -166,8 +167,8 @@ async def test_write_status_timeout_is_timeout() -> None:
 async def test_write_status_eof_is_an_error_of_the_connection() -> None:
     for kind, expected in [("socketpair", BrokenPipeError), ("tcp4", ConnectionResetError)]:
         with writer_pair(kind) as (writer, peer):
-            writer.sock.send(b"never read")
-            peer.close()
+            reset(peer)
+            wait_for_error(writer.sock)
             op = writer.write_buffer(b"abc", lambda *_: None)
             await asyncio.wait([op])
             assert (op.status, type(op.error)) == (ERROR, expected)

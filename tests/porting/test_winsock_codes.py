@@ -18,7 +18,7 @@ from tests.support.batches import batch_of
 from tests.support.fakes import again
 from tests.support.loops import both_loops, full_writer, scripted_writer, writer_pair
 from tests.support.manpages import covered, subjects
-from tests.support.sockets import stream_pair
+from tests.support.sockets import refusing_udp, reset, stream_pair, wait_for_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,12 +87,12 @@ async def test_wsaeconnaborted_is_econnaborted_or_etimedout_or_epipe() -> None:
 async def test_wsaeconnreset_is_econnreset_once_then_epipe_or_for_a_datagram_econnrefused(
     kind: str,
 ) -> None:
-    """The peer resets the stream. No socket is bound to the destination port."""
+    """The peer resets the stream. No socket takes datagrams at the destination port."""
     if kind == "stream":
         with stream_pair("tcp4") as (sock, peer):
             sock.setblocking(False)
-            sock.send(b"never read")
-            peer.close()
+            reset(peer)
+            wait_for_error(sock)
             assert await failure(sock) == errno.ECONNRESET
             assert await failure(sock) == errno.EPIPE
         with scripted_writer(2, ConnectionResetError(errno.ECONNRESET, "scripted")) as (writer, _):
@@ -105,14 +105,14 @@ async def test_wsaeconnreset_is_econnreset_once_then_epipe_or_for_a_datagram_eco
         with stream_pair("tcp4") as (sock, peer):
             sock.setblocking(False)
             peer.shutdown(socket.SHUT_WR)
-            sock.send(b"never read")
-            peer.close()
+            reset(peer)
+            wait_for_error(sock)
             assert await failure(sock) == errno.EPIPE
     else:
-        with udp() as sock, udp() as closed:
-            sock.connect(closed.getsockname())
-            closed.close()
+        with udp() as sock, refusing_udp() as refusing:
+            sock.connect(refusing.getsockname())
             sock.send(b"x")
+            wait_for_error(sock)
             assert await failure(sock) == errno.ECONNREFUSED
 
 

@@ -74,6 +74,15 @@ def _has_ipv6() -> bool:
     return True
 
 
+@contextmanager
+def refusing_udp() -> Iterator[socket.socket]:
+    """Yield a UDP socket to whose address datagrams are refused, and which keeps the port taken."""
+    with socket.socket(type=socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.connect(sock.getsockname())  # takes datagrams from itself only
+        yield sock
+
+
 def receive(peer: Any, nbytes: int) -> bytes:
     """Read exactly nbytes; fail if no further byte arrives within PATIENCE seconds."""
     fd = peer if isinstance(peer, int) else peer.fileno()
@@ -100,6 +109,13 @@ def reset(sock: socket.socket) -> None:
     """Close a TCP socket so that its connection is reset; close another one as usual."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
+
+
+def wait_for_error(sock: socket.socket) -> None:
+    """Wait until a reset of the connection, or an ICMP error, has arrived."""
+    poll = select.poll()
+    poll.register(sock, 0)  # POLLERR and POLLHUP are always reported
+    assert poll.poll(PATIENCE * 1000), "no error has arrived"
 
 
 def is_silent(peer: socket.socket) -> bool:
