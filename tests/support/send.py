@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import socket
 import struct
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from iobatch import COPY_LIMIT, IOBatch, iob_send
@@ -25,6 +26,19 @@ SIOCOUTQNSD = 0x894B  # linux/sockios.h
 def unsent(sock: socket.socket) -> int:
     """Return how many bytes TCP has accepted and not yet sent."""
     return int(struct.unpack("i", fcntl.ioctl(sock, SIOCOUTQNSD, bytes(4)))[0])
+
+
+def is_held_back(sock: socket.socket, nbytes: int, since: float) -> bool:
+    """Return whether TCP holds `nbytes` bytes back, or did until 0.2 s passed, its limit.
+
+    Args:
+        sock: the socket.
+        nbytes: the number of bytes that it has accepted and not sent.
+        since: when the call that gave them to it began (time.monotonic).
+
+    """
+    # A timer counts ticks, and may be a tick early.
+    return unsent(sock) == nbytes or monotonic() - since > 0.15
 
 
 def get_cork(sock: socket.socket) -> int:
