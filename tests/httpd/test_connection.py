@@ -7,7 +7,6 @@ import gc
 import http.client
 import os
 import socket
-import struct
 import weakref
 from select import EPOLLIN
 from threading import Thread
@@ -32,7 +31,7 @@ from tests.support.httpd import (
     serving,
     slow_client,
 )
-from tests.support.sockets import PATIENCE, receive
+from tests.support.sockets import PATIENCE, receive, reset, wait_for_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -130,8 +129,8 @@ def test_step_without_input_waits_for_it(site: Path) -> None:
 
 def test_connection_that_the_client_resets_is_over(site: Path) -> None:
     with open_connection(site, "tcp4") as (connection, theirs):
-        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        theirs.close()
+        reset(theirs)
+        wait_for_error(connection.sock)
         assert connection.step(0.0) == CLOSE
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import re
 import socket
 import ssl
+import struct
 import subprocess
 import sys
+import termios
 from contextlib import contextmanager
 from pathlib import Path
 from signal import SIGTERM
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     import trustme
+    from typing_extensions import Buffer
 
     from iobatch.httpd.files import ServedFile
 
@@ -133,6 +137,25 @@ def listing_of(
     return page
 
 
+class _Client(socket.socket):
+    """A client whose bytes have arrived at its peer, which reads none meanwhile, after sendall().
+
+    TCP may deliver them later than that, even over loopback.
+    """
+
+    peer: socket.socket
+
+    def sendall(self, data: Buffer, flags: int = 0, /) -> None:
+        expected = self._count_unread() + memoryview(data).nbytes
+        super().sendall(data, flags)
+        while self._count_unread() < expected:
+            os.sched_yield()
+
+    def _count_unread(self) -> int:
+        """Return the number of bytes in the peer's receive buffer."""
+        return int(struct.unpack("i", fcntl.ioctl(self.peer, termios.FIONREAD, bytes(4)))[0])
+
+
 @contextmanager
 def open_connection(
     directory: Path, kind: str = "unix", *, now: float = 0.0, **settings: Any
@@ -152,11 +175,13 @@ def open_connection(
     with stream_pair("tcp4" if small else kind, buffers=4096 if small else None) as (ours, theirs):
         ours.setblocking(False)
         connection = Connection(ours, files, configured, now + configured.timeout)
-        try:
-            yield connection, theirs
-        finally:
-            connection.close()
-            files.close()
+        with _Client(fileno=theirs.detach()) as client:
+            client.peer = ours
+            try:
+                yield connection, client
+            finally:
+                connection.close()
+                files.close()
 
 
 def run_step(connection: Connection, now: float) -> int:
