@@ -28,6 +28,14 @@ def unsent(sock: socket.socket) -> int:
     return int(struct.unpack("i", fcntl.ioctl(sock, SIOCOUTQNSD, bytes(4)))[0])
 
 
+def transmitted(sock: socket.socket) -> int:
+    """Return how many bytes TCP has sent. They may not have arrived yet."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 216)
+    # struct tcp_info (linux/tcp.h): tcpi_bytes_sent and tcpi_bytes_retrans.
+    sent, repeated = struct.unpack_from("=QQ", info, 200)
+    return int(sent - repeated)
+
+
 def is_held_back(sock: socket.socket, nbytes: int, since: float) -> bool:
     """Return whether TCP holds `nbytes` bytes back, or did until 0.2 s passed, its limit.
 
