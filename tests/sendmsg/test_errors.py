@@ -13,7 +13,7 @@ import pytest
 from iobatch import IOB_ERROR, IOBatch, TruncatedFileError, iob_send, iob_sendmsg
 from tests.support.batches import check_invariants, data
 from tests.support.fakes import Scripted, log_preads
-from tests.support.sockets import is_silent, receive, stream_pair
+from tests.support.sockets import is_silent, receive, refusing_udp, stream_pair, wait_for_error
 
 if TYPE_CHECKING:
     from tests.support.batches import MakeFile
@@ -95,13 +95,12 @@ def test_sparse_file_of_300_mib_is_emsgsize_without_a_read(
 
 def test_refused_datagram_fails_the_next_message() -> None:
     """The ICMP error that answers a datagram is reported by the next send (udp(7))."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
-            other.bind(("127.0.0.1", 0))
-            one.connect(other.getsockname())
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one, refusing_udp() as refusing:
+        one.connect(refusing.getsockname())
         batch = IOBatch()
         batch.addbuf(b"first")
         assert iob_sendmsg(one, batch) == 5
+        wait_for_error(one)
         batch.addbuf(b"second")
         assert iob_sendmsg(one, batch) == IOB_ERROR
     assert isinstance(batch.error, ConnectionRefusedError)
