@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from tests.support.batches import MakeFile
 
 LARGE = READ_LIMIT + COPY_LIMIT
+TCP_CLOSE = 7  # linux/tcp_states.h; the first byte of TCP_INFO is the state
 
 
 @both_loops
@@ -281,6 +282,9 @@ async def test_lost_connection_under_tls_raises(size: int) -> None:
         # A reset, of which the server's loop has not heard when the send begins.
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.close()
+        connection = sending.get_extra_info("socket")
+        while connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != TCP_CLOSE:
+            os.sched_yield()
         with pytest.raises(ConnectionError):
             await send_to_stream(sending, batch_of(bytes(size)))
         sending.close()
