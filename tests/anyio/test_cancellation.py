@@ -97,8 +97,13 @@ async def test_every_await_can_be_cancelled_and_a_second_call_sends_the_rest(
 async def test_send_that_expires_continues_where_it_stopped() -> None:
     content = data(500_000)
     batch = batch_of(content)
+
+    def expire(awaited: str) -> None:
+        if awaited == "wait_writable":
+            scope.deadline = anyio.current_time()
+
     with nonblocking_pair(buffers=4096) as (sock, peer):
-        with anyio.move_on_after(0.01) as scope:
+        with anyio.CancelScope() as scope, watched_awaits(expire):
             await send_batch(sock, batch)
         assert scope.cancelled_caught
         sent = batch.bytessent

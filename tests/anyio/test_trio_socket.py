@@ -17,7 +17,7 @@ from iobatch.filters import Chunked, Filter
 from tests.support.anyio import read
 from tests.support.batches import batch_of, data
 from tests.support.fakes import patch_os
-from tests.support.sockets import clog, fd_count, is_silent, receive, stream_pair
+from tests.support.sockets import fd_count, is_silent, receive, stream_pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -151,10 +151,8 @@ def test_two_sends_over_a_trio_socket_are_refused(pair: Pair) -> None:
     sock, _peer = pair
 
     async def main() -> None:
-        with socket.socket(fileno=socket.dup(sock.fileno())) as plain:
-            clog(plain)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(send_batch, sock, batch_of(b"first"))
+            nursery.start_soon(send_batch, sock, batch_of(data(500_000)))
             await wait_all_tasks_blocked()
             with pytest.raises(anyio.BusyResourceError):
                 await send_batch(sock, batch_of(b"second"))
@@ -169,17 +167,25 @@ def test_default_timeout_of_sockets_does_not_make_the_send_wait(
     """The loop would stand still until the timeout."""
     sock, _peer = pair
     batch = batch_of(data(500_000))
+    timeouts: set[float | None] = set()
+
+    def callback(target: socket.socket, view: memoryview) -> int:
+        timeouts.add(target.gettimeout())
+        return target.send(view)
 
     async def main() -> None:
-        with trio.move_on_after(0.01):
-            await send_batch(sock, batch)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send_batch, sock, batch, callback)
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
 
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(100)
+    socket.setdefaulttimeout(1)
     try:
         trio.run(main)
     finally:
         socket.setdefaulttimeout(before)
+    assert timeouts == {0}
     assert 0 < batch.bytessent < 500_000
 
 
