@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from contextlib import suppress
-from threading import Thread
+from threading import Lock, Thread
 from time import sleep
 
 from attrs import define, field
@@ -46,6 +46,10 @@ class Output:
     # A diagnostic of the thread, which resume() reports. So the diagnostics have one writer.
     _failure: str = field(init=False, default="")
     _thread: Thread = field(init=False, factory=Thread)
+    # The thread has found nothing more to write, and ends. Another one writes what is added now.
+    _ending: bool = field(init=False, default=False)
+    # Held while the thread begins to end, and while another one is started.
+    _lock: Lock = field(init=False, factory=Lock)
 
     def __bool__(self) -> bool:
         return bool(self._pieces or self._failure)
@@ -68,10 +72,12 @@ class Output:
     def resume(self) -> None:
         """Write all pieces, in the thread."""
         self._report_failure()
-        if self._pieces and not self._thread.is_alive():
-            self._thread = Thread(target=self._run, daemon=True)
-            with suppress(RuntimeError):  # the system has no room for a thread
-                self._thread.start()
+        with self._lock:
+            if self._pieces and (self._ending or not self._thread.is_alive()):
+                self._ending = False
+                self._thread = Thread(target=self._run, daemon=True)
+                with suppress(RuntimeError):  # the system has no room for a thread
+                    self._thread.start()
 
     def finish(self) -> None:
         """Wait until everything is written, but not for longer than PATIENCE_AT_END."""
@@ -85,6 +91,7 @@ class Output:
         self._pieces.clear()
         self._begun = False
         self._failure = ""
+        self._lock = Lock()  # the parent's thread may have held it
 
     def _report_failure(self) -> None:
         if self._failure:
@@ -92,6 +99,15 @@ class Output:
             report(failure)
 
     def _run(self) -> None:
+        while True:
+            self._write_pieces()
+            with self._lock:
+                # The rest of a piece that can't be written stays.
+                if len(self._pieces) == self._begun:
+                    self._ending = True
+                    return
+
+    def _write_pieces(self) -> None:
         pieces = self._pieces
         while pieces:
             if pieces[0] == _REOPEN:

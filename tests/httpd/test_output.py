@@ -226,6 +226,33 @@ def test_terminal_that_another_program_made_non_blocking_gets_everything(
     assert [int(line) for line in received.splitlines()] == list(range(100))
 
 
+def test_piece_that_is_added_while_the_thread_ends_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The thread has looked for more, and is still alive."""
+    ending, ended = Event(), Event()
+    run = Thread.run
+
+    def end_late(self: Thread) -> None:
+        run(self)
+        ending.set()
+        assert ended.wait(PATIENCE)
+
+    monkeypatch.setattr(Thread, "run", end_late)
+    reading, writing = os.pipe()
+    out = Output(writing)
+    out.write(b"first ")
+    out.resume()
+    assert ending.wait(PATIENCE)
+    out.write(b"second")
+    out.resume()
+    assert receive(reading, 12) == b"first second"
+    ended.set()
+    wait_until_written(out)
+    os.close(reading)
+    os.close(writing)
+
+
 def test_output_that_finds_no_room_for_a_thread_is_written_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
