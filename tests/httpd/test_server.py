@@ -75,8 +75,8 @@ def test_server_without_descriptors_tries_to_accept_once_a_tick(site: Path) -> N
                     served.sendall(SMALL)
                     receive_head(served)
                     receive(served, 1)
-                ticks = (monotonic() - start) / TICK
-            assert 1 <= len(times) <= 2 + ticks
+        ticks = (monotonic() - start) / TICK  # the server may have tried up to here
+        assert 1 <= len(times) <= 2 + ticks
 
 
 def test_accepted_socket_has_tcp_nodelay(site: Path) -> None:
