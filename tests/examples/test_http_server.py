@@ -67,7 +67,7 @@ def test_http_server_answers_others_while_a_client_does_not_read(tmp_path: Path)
     with (
         serving(tmp_path) as (_, port),
         socket.create_connection((HOST, port), PATIENCE) as stalled,
-        httpx.Client(base_url=f"http://{HOST}:{port}", trust_env=False) as client,
+        httpx.Client(base_url=f"http://{HOST}:{port}", trust_env=False, timeout=PATIENCE) as client,
     ):
         stalled.sendall(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n" * 3)
         assert client.get("/large").content == LARGE
