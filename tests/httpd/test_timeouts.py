@@ -6,6 +6,8 @@ import select
 import socket
 from contextlib import ExitStack
 from select import EPOLLIN, EPOLLOUT
+from signal import SIGTERM
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from tests.support.httpd import (
     LARGE,
     SMALL,
+    new_server,
     open_connection,
     prose,
     run_step,
@@ -27,12 +30,17 @@ if TYPE_CHECKING:
 
 
 def test_silent_client_and_unfinished_request_are_closed_after_the_timeout(site: Path) -> None:
-    with serving(site, timeout=0.01) as (_, address), ExitStack() as stack:
+    with new_server(site, timeout=0.01) as (server, address, stop), ExitStack() as stack:
         clients = []
         for sent in (b"", b"\r\n", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost"):
             sock = stack.enter_context(socket.create_connection(address, PATIENCE))
             sock.sendall(sent)
             clients.append(sock)
+        # Unread bytes would reset a connection. The server reads these before its first timeout.
+        thread = Thread(target=server.run)
+        thread.start()
+        stack.callback(thread.join, PATIENCE)
+        stack.callback(stop.send, bytes([SIGTERM, SIGTERM]))
         for sock in clients:
             assert sock.recv(1) == b""
 
