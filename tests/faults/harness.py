@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tests.faults import scenarios
 from tests.faults.shim import KINDS, MOST_RESULTS, NO_LIMIT, SHORTS, SIGNAL, TRANSFERS, Fault, Shim
+from tests.support.sockets import open_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
@@ -278,10 +279,6 @@ def all_faults(scenario: Scenario, results: dict[str, list[int]], *, ends: bool)
         for nth in sorted({1, len(each)}) if ends else range(1, len(each) + 1):
             for kind in scenario.kinds(call, each[nth - 1]):
                 yield Fault(call, nth, kind)
-
-
-def open_descriptors() -> set[str]:
-    return {path.name for path in Path("/proc/self/fd").iterdir()}
 
 
 def describe(exc: BaseException) -> str:
