@@ -8,6 +8,7 @@ import ssl
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from tests.support.filters import (
     write_while_taken,
 )
 from tests.support.sockets import PATIENCE, stream_pair
-from tests.support.tls import TLS_VERSIONS, TLSClient, tls_contexts
+from tests.support.tls import TLS_VERSIONS, MemoryClient, TLSClient, tls_contexts
 
 if TYPE_CHECKING:
     import socket
@@ -200,19 +201,17 @@ def test_alert_after_close_notify_is_ignored(half_closed: TLSClient, sock: Scrip
 
 
 def half_close(sock: socket.socket, context: ssl.SSLContext, request: bytes) -> bytes:
-    """Send a request and close_notify through a real TLS socket, then receive the answer."""
-    with context.wrap_socket(sock, server_hostname="localhost", suppress_ragged_eofs=False) as conn:
-        conn.sendall(request)
-        conn.setblocking(False)
-        # It sends close_notify; one that waits would take the answer for an error.
-        with suppress(ssl.SSLWantReadError):
-            conn.unwrap()
-        conn.settimeout(PATIENCE)
-        received = bytearray()
-        with suppress(ssl.SSLZeroReturnError):  # both sides have sent close_notify
-            while piece := conn.recv(1 << 16):
-                received += piece
-        return bytes(received)
+    """Send a request and close_notify, then receive the answer."""
+    sock.settimeout(PATIENCE)
+    client = MemoryClient(sock, context, "localhost")
+    client.drive(client.tls.do_handshake, 1 << 16)
+    while request:
+        request = request[client.drive(partial(client.tls.write, request), 1 << 16) :]
+    # That of an SSLSocket takes the answer for an error if it has arrived by then.
+    with suppress(ssl.SSLWantReadError):
+        client.tls.unwrap()
+    sock.sendall(client.outgoing.read())
+    return client.read_all()
 
 
 def test_client_that_half_closes_gets_a_whole_answer_over_a_socket(authority: trustme.CA) -> None:

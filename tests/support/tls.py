@@ -81,10 +81,12 @@ class TLSClient:
 class MemoryClient:
     """A client that decides which bytes of TLS go into each send."""
 
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+    def __init__(
+        self, sock: socket.socket, context: ssl.SSLContext, hostname: str = "127.0.0.1"
+    ) -> None:
         self.sock = sock
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname="127.0.0.1")
+        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname=hostname)
 
     def drive(self, step: Callable[[], Any], size: int) -> Any:
         """Call `step` until TLS needs no more input; send its output in pieces of `size` bytes."""
