@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import signal
 import socket
 import struct
@@ -18,7 +17,7 @@ from tests.support.drivers import pump
 from tests.support.fakes import SYSTEM_CALLS, Scripted, patch_os, script_sendfile
 from tests.support.programs import run_python
 from tests.support.send import LARGE, failing_sendfile, get_cork, make_response, send_repeatedly
-from tests.support.sockets import PATIENCE, stream_pair
+from tests.support.sockets import stream_pair, wait_for_error
 
 if TYPE_CHECKING:
     from tests.support.batches import MakeFile
@@ -87,9 +86,7 @@ def test_reset_connection_is_connection_reset_error(
     with stream_pair("tcp4") as (one, other):
         other.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         other.close()
-        poll = select.poll()
-        poll.register(one, 0)  # errors are always reported
-        assert poll.poll(PATIENCE * 1000)
+        wait_for_error(one)
         assert step(one, batch) == IOB_ERROR
     assert isinstance(batch.error, ConnectionResetError)
     assert batch.bytesleft == size

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import select
 import selectors
-import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ import pytest
 from iobatch import COPY_LIMIT, IOB_AGAIN, IOB_DONE, IOB_ERROR, SEND_LIMIT, IOBatch, iob_send
 from tests.support.batches import data
 from tests.support.drivers import pump
+from tests.support.interruptions import alarm
 from tests.support.send import LARGE, make_response, send_repeatedly
 from tests.support.sockets import PATIENCE, clog, receive, receive_all, stream_pair
 
@@ -93,15 +93,10 @@ def test_signal_during_a_blocking_send_does_not_end_it(make_file: MakeFile, size
             # Reading begins here, so the send was waiting when the signal arrived.
             readers.append(pool.submit(receive, other, filled + size))
 
-        before = signal.signal(signal.SIGALRM, handler)
-        try:
-            signal.setitimer(signal.ITIMER_REAL, 0.05)
-            batch = IOBatch()
-            batch.addfile(make_file(content))
+        batch = IOBatch()
+        batch.addfile(make_file(content))
+        with alarm(handler, one):
             results = send_repeatedly(one, batch)
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
         assert results[-1] == IOB_DONE
         assert sum(results) == size
         (reader,) = readers

@@ -21,6 +21,7 @@ NOSIGNAL = int(socket.MSG_NOSIGNAL)
 MORE = int(socket.MSG_MORE)
 LARGE = 5 * COPY_LIMIT  # the length of a range that goes by sendfile
 SIOCOUTQNSD = 0x894B  # linux/sockios.h
+CORK_TIME = 0.2  # seconds after which TCP sends what it has held back (TCP_CORK in tcp(7))
 
 
 def unsent(sock: socket.socket) -> int:
@@ -37,7 +38,7 @@ def transmitted(sock: socket.socket) -> int:
 
 
 def is_held_back(sock: socket.socket, nbytes: int, since: float) -> bool:
-    """Return whether TCP holds `nbytes` bytes back, or did until 0.2 s passed, its limit.
+    """Return whether TCP holds `nbytes` bytes back, or did so until it had to send them.
 
     Args:
         sock: the socket.
@@ -45,8 +46,9 @@ def is_held_back(sock: socket.socket, nbytes: int, since: float) -> bool:
         since: when the call that gave them to it began (time.monotonic).
 
     """
+    count = unsent(sock)
     # A timer counts ticks, and may be a tick early.
-    return unsent(sock) == nbytes or monotonic() - since > 0.15
+    return count == nbytes or (not count and monotonic() - since > 0.9 * CORK_TIME)
 
 
 def get_cork(sock: socket.socket) -> int:

@@ -137,7 +137,7 @@ def clog(sock: socket.socket) -> int:
     count = 0
     filler = bytes(4096)
     while True:
-        is_final = _takes_no_more(sock)
+        is_final = takes_no_more(sock)
         for size in (4096, 1):
             with suppress(BlockingIOError):
                 while True:
@@ -147,7 +147,7 @@ def clog(sock: socket.socket) -> int:
         os.sched_yield()
 
 
-def _takes_no_more(sock: socket.socket) -> bool:
+def takes_no_more(sock: socket.socket) -> bool:
     """Return whether nothing leaves a socket's send buffer until the peer reads."""
     if sock.family == socket.AF_UNIX:
         return True

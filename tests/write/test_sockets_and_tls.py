@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gzip
 import os
+import select
 import selectors
 import socket
 import ssl
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,7 +20,7 @@ from iobatch.filters import Chunked, Filter
 from tests.support.batches import batch_of, data
 from tests.support.drivers import pump
 from tests.support.http import unchunk
-from tests.support.sockets import PATIENCE, receive_all, stream_pair
+from tests.support.sockets import PATIENCE, receive_all, stream_pair, wait_for_error
 from tests.support.tls import tls_contexts
 from tests.support.write import LARGE
 
@@ -48,16 +49,12 @@ def test_socket_send_and_os_write_are_callbacks(pair: Any, make_file: MakeFile) 
 def handshake(*sides: ssl.SSLSocket) -> None:
     """Complete the handshake of two non-blocking sides in one thread."""
     waiting = set(sides)
-    for _ in range(1000):
+    while waiting:
         for side in list(waiting):
-            try:
+            with suppress(ssl.SSLWantReadError):
                 side.do_handshake()
                 waiting.discard(side)
-            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                pass
-        if not waiting:
-            return
-    raise AssertionError("the handshake did not complete")
+        assert not waiting or select.select(waiting, [], [], PATIENCE)[0]
 
 
 @contextmanager
@@ -153,7 +150,8 @@ def test_filter_over_ssl_socket_send_goes_through_its_tls(authority: trustme.CA)
 
 def test_closed_tls_peer_is_a_permanent_error(authority: trustme.CA) -> None:
     with tls_pair(authority) as (conn, peer):
-        peer.close()
+        peer.close()  # it has not read the session tickets, so the connection is reset
+        wait_for_error(conn)
         batch = batch_of(data(1000))
         results = [iob_write(conn, batch, ssl.SSLSocket.send) for _ in range(3)]
     assert results[-1] == IOB_ERROR
