@@ -7,7 +7,6 @@ import errno
 import gc
 import os
 import socket
-import struct
 from contextlib import suppress
 from io import FileIO
 from typing import TYPE_CHECKING
@@ -27,7 +26,7 @@ from iobatch.aio import send_to_stream
 from iobatch.aio._stream import READ_LIMIT
 from tests.support.batches import batch_of, check_invariants, data
 from tests.support.loops import both_loops, read, stream, turns
-from tests.support.sockets import PATIENCE, receive_all
+from tests.support.sockets import PATIENCE, receive_all, reset, wait_for_error
 from tests.support.tls import tls_contexts
 
 if TYPE_CHECKING:
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from tests.support.batches import MakeFile
 
 LARGE = READ_LIMIT + COPY_LIMIT
-TCP_CLOSE = 7  # linux/tcp_states.h; the first byte of TCP_INFO is the state
 
 
 @both_loops
@@ -280,11 +278,8 @@ async def test_lost_connection_under_tls_raises(size: int) -> None:
         client = await asyncio.to_thread(connect)
         sending = await connected
         # A reset, of which the server's loop has not heard when the send begins.
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        client.close()
-        connection = sending.get_extra_info("socket")
-        while connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != TCP_CLOSE:
-            os.sched_yield()
+        reset(client)
+        wait_for_error(sending.get_extra_info("socket"))
         with pytest.raises(ConnectionError):
             await send_to_stream(sending, batch_of(bytes(size)))
         sending.close()

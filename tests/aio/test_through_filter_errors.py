@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import socket
 import ssl
-import struct
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +16,10 @@ from iobatch.filters import Filter
 from tests.support.batches import batch_of
 from tests.support.filters import Identity
 from tests.support.loops import both_loops, full_writer, is_watched, read, turns, writer_pair
-from tests.support.sockets import PATIENCE, clog, stream_pair
+from tests.support.sockets import PATIENCE, clog, reset, stream_pair
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
 
@@ -145,8 +144,7 @@ async def test_reset_by_the_peer_ends_a_write_that_waits_in_a_filter(size: int) 
         operation = writer.write(batch_of(bytes(size)))
         await turns()
         assert operation.status is WriteStatus.PENDING
-        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        theirs.close()
+        reset(theirs)
         async with asyncio.timeout(PATIENCE):
             with pytest.raises((ConnectionResetError, BrokenPipeError)):
                 await operation

@@ -6,7 +6,6 @@ import errno
 import os
 import socket
 import ssl
-import struct
 from io import FileIO
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from iobatch.anyio import send_batch
 from tests.support.anyio import nonblocking_pair, read
 from tests.support.batches import batch_of, check_invariants, data
 from tests.support.fakes import Scripted
-from tests.support.sockets import clog, stream_pair
+from tests.support.sockets import clog, reset, stream_pair
 from tests.support.tls import TLSClient, tls_contexts
 
 if TYPE_CHECKING:
@@ -146,8 +145,9 @@ async def test_peer_that_has_gone_is_an_error_of_the_batch(how: str) -> None:
             tasks.start_soon(send)
             await anyio.wait_all_tasks_blocked()
             if how == "reset":
-                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            peer.close()
+                reset(peer)
+            else:
+                peer.close()
     assert isinstance(batch.error, ConnectionError)
     assert batch.bytessent + batch.bytesleft == 500_000
     check_invariants(batch)

@@ -6,7 +6,6 @@ import gzip
 import signal
 import socket
 import ssl
-import struct
 import subprocess
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ from tests.support.batches import data
 from tests.support.examples import EXAMPLES, RESET, line_count, no_free_descriptors, running
 from tests.support.http import Response, split
 from tests.support.httpd import prose, read_all, slow_client
-from tests.support.sockets import PATIENCE, is_silent
+from tests.support.sockets import PATIENCE, is_silent, reset
 from tests.support.tls import TLS_VERSIONS
 
 if TYPE_CHECKING:
@@ -304,7 +303,6 @@ def test_body_is_coded_only_for_clients_that_accept_gzip(
 def test_asyncio_tls_server_survives_clients_that_reset_their_connections(
     tmp_path: Path, keys: Keys
 ) -> None:
-    linger = struct.pack("ii", 1, 0)
     with serving(tmp_path, keys) as (_, port):
         for request in (b"", GET_LARGE):
             with connected(port, keys) as client:
@@ -312,7 +310,7 @@ def test_asyncio_tls_server_survives_clients_that_reset_their_connections(
                     client.conn.write(request)
                     client.send()
                     assert client.sock.recv(100)
-                client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                reset(client.sock)
         [response] = ask(port, keys, GET)
     assert response.body == TEXT
 

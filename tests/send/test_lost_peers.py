@@ -6,7 +6,6 @@ import errno
 import os
 import signal
 import socket
-import struct
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +16,7 @@ from tests.support.drivers import pump
 from tests.support.fakes import SYSTEM_CALLS, Scripted, patch_os, script_sendfile
 from tests.support.programs import run_python
 from tests.support.send import LARGE, failing_sendfile, get_cork, make_response, send_repeatedly
-from tests.support.sockets import stream_pair, wait_for_error
+from tests.support.sockets import reset, stream_pair, wait_for_error
 
 if TYPE_CHECKING:
     from tests.support.batches import MakeFile
@@ -84,8 +83,7 @@ def test_reset_connection_is_connection_reset_error(
     batch = IOBatch()
     batch.addfile(make_file(data(size)))
     with stream_pair("tcp4") as (one, other):
-        other.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        other.close()
+        reset(other)
         wait_for_error(one)
         assert step(one, batch) == IOB_ERROR
     assert isinstance(batch.error, ConnectionResetError)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import socket
-import struct
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from tests.support.asgi_raw import PART, PARTS, part
 from tests.support.examples import no_free_descriptors
 from tests.support.http import split
 from tests.support.httpd import exchange, read_all, receive_head, slow_client
-from tests.support.sockets import PATIENCE, is_silent, receive
+from tests.support.sockets import PATIENCE, is_silent, receive, reset
 
 
 def resident(pid: int) -> int:
@@ -31,7 +30,7 @@ def test_application_learns_that_its_client_has_left(folder: Path, how: str) -> 
             sock.sendall(b"GET /wait HTTP/1.1\r\n\r\n")
             assert process.stdout.readline() == "http.request\n"
             if how == "reset":
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                reset(sock)
         expected = ["http.disconnect\n", "http.disconnect\n", "OSError\n"]
         assert [process.stdout.readline() for _ in expected] == expected
         [response] = split(exchange((HOST, port), HELLO))
